@@ -1,0 +1,81 @@
+"""What the house asks of a carrier, and what a carrier may say. No SMTP and no HTTP here."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Outcome(enum.StrEnum):
+    """What became of one attempt to hand a message over."""
+
+    ACCEPTED = "accepted"
+    """The carrier took it (for an email: for at least one recipient)."""
+    NEVER = "never"
+    """The carrier will not take this message, however often it is asked."""
+    NOT_NOW = "not_now"
+    """The carrier certainly did not take it, and may if asked again."""
+    UNSURE = "unsure"
+    """The carrier may have taken it: the line went dead before its answer arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """One email as a carrier gets it. `recipients` is the envelope: what is still to be handed over."""
+
+    job_id: str
+    from_name: str
+    from_address: str
+    to: tuple[str, ...]
+    cc: tuple[str, ...]
+    recipients: tuple[str, ...]
+    subject: str
+    text: str | None
+    html: str | None
+    reply_to: str | None
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sms:
+    """One text message as a carrier gets it. `to` is E.164; `segments` is what was charged."""
+
+    job_id: str
+    to: str
+    sender_id: str | None
+    text: str
+    segments: int
+
+
+Parcel = Email | Sms
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A carrier's answer to one attempt.
+
+    `reference` is the carrier's own id. `refused` and `deferred` name the recipients of an *accepted* email that
+    the carrier will never take, or not now, each with the carrier's words. `detail` is a sentence for people.
+    """
+
+    outcome: Outcome
+    detail: str = ""
+    reference: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    deferred: Mapping[str, str] = field(default_factory=dict)
+    recipients_refused: bool = False
+    """With NEVER: it was every recipient that was refused, rather than the message."""
+
+
+class Carrier(Protocol):
+    """Takes messages out of the house."""
+
+    @property
+    def honours_job_id(self) -> bool:
+        """Whether asking again with the same job id can never send twice."""
+
+    def deliver(self, parcel: Parcel) -> Receipt:
+        """Hand one message over. Never raises for what a carrier or a network does; safe to call from threads."""
+
+    def close(self) -> None:
+        """Say goodbye on kept connections."""

@@ -1,0 +1,215 @@
+"""Charges: one row a send job, and the states it goes through. No balance is touched here.
+
+    (charged) ──> sending ──> sent · failed · unknown
+                  │   ^
+                  v   │ (a new attempt)
+                 waiting          refused: never charged        bulk: stands for the messages of a bulk job
+
+A holder of a job is who made its last attempt: the attempt number fences out everybody before.
+"""
+
+import enum
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, select, update
+
+from models.messages import Kind
+from models.tables import accounts, charges, users
+
+
+class State(enum.StrEnum):
+    """Where a charge stands."""
+
+    WAITING = "waiting"
+    """Charged; the next attempt begins when it is due."""
+    SENDING = "sending"
+    """Charged; somebody holds it until the lease ends."""
+    SENT = "sent"
+    """The carrier took it."""
+    FAILED = "failed"
+    """The carrier said never, or not now too often; the credits went back."""
+    UNKNOWN = "unknown"
+    """The carrier may have taken it; still charged, until a person decides."""
+    REFUSED = "refused"
+    """Nothing was charged."""
+    BULK = "bulk"
+    """A bulk job: its messages have charges of their own."""
+
+
+OPEN = (State.WAITING, State.SENDING)
+"""States in which Postage will still do something by itself."""
+FINAL = (State.SENT, State.FAILED, State.REFUSED)
+"""States that never change again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A send job as the ledger takes it. `content` is kept until the job is final."""
+
+    job_id: str
+    task: str
+    kind: Kind
+    sender: str
+    credits: int
+    digest: str
+    content: dict[str, Any]
+    bulk_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """A charge as it stands. `payer` is None where nothing was charged; `refunded` went back to that same payer."""
+
+    job_id: str
+    task: str
+    kind: Kind
+    sender: str
+    digest: str
+    payer: str | None
+    credits: int
+    refunded: int
+    state: State
+    reason: str | None
+    detail: str | None
+    attempts: int
+    maybe_taken: bool
+    content: dict[str, Any] | None
+    recipients_refused: dict[str, str] | None
+    carrier_reference: str | None
+    bulk_id: str | None
+    created_at: datetime
+    due_at: datetime | None
+    final_at: datetime | None
+    sender_name: str | None = None
+    sender_address: str | None = None
+    fresh: bool = False
+    """Whether the caller has just made this attempt its own, and must go on with it."""
+
+
+_COLUMNS = (
+    *(charges.c[name] for name in (
+        "job_id", "task", "kind", "sender", "digest", "credits", "refunded", "state", "reason", "detail", "attempts",
+        "maybe_taken", "content", "recipients_refused", "carrier_reference", "bulk_id", "created_at", "due_at",
+        "final_at",
+    )),
+    accounts.c.owner_id.label("payer"),
+    users.c.name.label("sender_name"),
+    users.c.email.label("sender_address"),
+)  # fmt: skip
+_SELECT = select(*_COLUMNS).select_from(
+    charges.outerjoin(accounts, accounts.c.id == charges.c.account_id).outerjoin(users, users.c.id == charges.c.sender)
+)
+
+
+def _charge(row: Row[Any], *, fresh: bool = False) -> Charge:
+    return Charge(**{**row._mapping, "state": State(row.state), "fresh": fresh})  # noqa: SLF001  its public name
+
+
+def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
+    """The charges of `job_ids` as they stand, by id; unknown ids are left out."""
+    return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
+
+
+def claim(connection: Connection, job_ids: Collection[str], *, lease_until: datetime) -> list[Charge]:
+    """Begin the next attempt of those jobs that wait. Jobs that somebody else is claiming are left to them."""
+    waiting = connection.execute(
+        select(charges.c.job_id)
+        .where(charges.c.job_id.in_(job_ids), charges.c.state == State.WAITING)
+        .order_by(charges.c.job_id)
+        .with_for_update(skip_locked=True)
+    ).scalars()
+    claimed = list(waiting)
+    connection.execute(
+        update(charges)
+        .where(charges.c.job_id.in_(claimed))
+        .values(state=State.SENDING, attempts=charges.c.attempts + 1, lease_until=lease_until, due_at=None)
+    )
+    found = connection.execute(_SELECT.where(charges.c.job_id.in_(claimed)).order_by(charges.c.job_id))
+    return [_charge(row, fresh=True) for row in found]
+
+
+def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> None:
+    """Let go of jobs that were claimed but not attempted: they wait, due at once, and the attempt does not count."""
+    for charge in sorted(held, key=lambda one: one.job_id):
+        connection.execute(
+            update(charges)
+            .where(
+                charges.c.job_id == charge.job_id,
+                charges.c.attempts == charge.attempts,
+                charges.c.state == State.SENDING,
+            )
+            .values(state=State.WAITING, attempts=charges.c.attempts - 1, lease_until=None, due_at=now)
+        )
+
+
+def take_due(connection: Connection, now: datetime, look_again_at: datetime, limit: int) -> list[tuple[Kind, str]]:
+    """The jobs whose next attempt is due, longest first, as (kind, job id).
+
+    Each is put off until `look_again_at`, so that a busy queue does not get the same job over and over, and a lost
+    message is made up for.
+    """
+    due = connection.execute(
+        select(charges.c.job_id)
+        .where(charges.c.due_at <= now)
+        .order_by(charges.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).scalars()
+    taken = connection.execute(
+        update(charges)
+        .where(charges.c.job_id.in_(list(due)))
+        .values(due_at=look_again_at)
+        .returning(charges.c.kind, charges.c.job_id)
+    )
+    return sorted((row.kind, row.job_id) for row in taken)
+
+
+def expire(
+    connection: Connection, now: datetime, *, ask_again: Collection[Kind], attempts_max: int, limit: int
+) -> tuple[list[str], list[str]]:
+    """End the attempts whose lease is over: their holder is dead, and the carrier may have taken the message.
+
+    A carrier that honours the job id (its kind is in `ask_again`) is asked once more, as long as attempts are left.
+    Otherwise the job is `unknown`: it stays charged and is never sent again silently.
+
+    Returns the ids of the jobs that wait for another attempt, and of those that are unknown now.
+    """
+    expired = connection.execute(
+        select(charges.c.job_id)
+        .where(charges.c.lease_until <= now)
+        .order_by(charges.c.lease_until)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).scalars()
+    again = charges.c.kind.in_(ask_again) & (charges.c.attempts < attempts_max)
+    ended = connection.execute(
+        update(charges)
+        .where(charges.c.job_id.in_(list(expired)))
+        .values(
+            state=case((again, State.WAITING), else_=State.UNKNOWN),
+            lease_until=None,
+            due_at=case((again, now), else_=None),
+            maybe_taken=True,
+            detail="The worker that was sending this died or lost its database: the carrier may have taken it.",
+        )
+        .returning(charges.c.job_id, charges.c.state)
+    ).all()
+    waiting = [row.job_id for row in ended if row.state == State.WAITING]
+    return waiting, [row.job_id for row in ended if row.state != State.WAITING]
+
+
+def count_states(connection: Connection, bulk_id: str) -> dict[State, int]:
+    """How many messages of a bulk job stand where."""
+    found = connection.execute(
+        select(charges.c.state, func.count()).where(charges.c.bulk_id == bulk_id).group_by(charges.c.state)
+    )
+    return {State(state): count for state, count in found}
+
+
+def charged_now(connection: Connection, bulk_id: str) -> int:
+    """The credits that the messages of a bulk job have cost so far, refunds taken out."""
+    total = func.coalesce(func.sum(charges.c.credits - charges.c.refunded), 0)
+    return int(connection.execute(select(total).where(charges.c.bulk_id == bulk_id)).scalar_one())

@@ -1,0 +1,503 @@
+"""The wire contract: every object a task takes, as a frozen pydantic model. Unknown fields are refused."""
+
+import hashlib
+import html as html_escape
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, time
+from typing import Annotated, ClassVar, Literal, Self
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from models.errors import Reason, Refused
+from models.pricing import sms_segments
+
+RECIPIENTS_MAX = 100
+"""Recipients of one email: what every SMTP server must accept in one go (RFC 5321, section 4.5.3.1.8)."""
+BULK_MAX = 500
+"""Messages of one bulk job."""
+SEGMENTS_MAX = 10
+"""Segments of one text message; longer ones are cut by many carriers."""
+CREDITS_MAX = 1_000_000_000
+"""Credits of one plan or purchase: far from the 64 bits of a balance."""
+AMOUNT_MAX = 10**15
+"""Money of one plan or purchase, in minor units."""
+TEXT_MAX = 1_000_000
+HTML_MAX = 2_000_000
+"""Characters of an email's bodies; most servers end at 10 to 25 MB for the whole mail."""
+
+Kind = Literal["email", "sms"]
+KINDS: tuple[Kind, ...] = ("email", "sms")
+
+
+def _no_controls(text: str) -> str:
+    """Refuse control characters: in a line they smuggle headers, in a text they break databases (NUL) and carriers."""
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        msg = "must not contain control characters or line breaks"
+        raise ValueError(msg)
+    return text
+
+
+def _no_controls_but_breaks(text: str) -> str:
+    if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text):
+        msg = "must not contain control characters other than tab and line breaks"
+        raise ValueError(msg)
+    return text
+
+
+def _address(text: str) -> str:
+    """Check an email address (RFC 5321, RFC 6531) without asking the network. `.test` may be used (RFC 6761)."""
+    try:
+        return validate_email(text, check_deliverability=False, test_environment=True).normalized
+    except EmailNotValidError:
+        msg = "must be one email address like name@example.org"
+        raise ValueError(msg) from None
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _instant(value: object) -> object:
+    """Read an ISO 8601 date (its midnight) or date and time; without an offset it is UTC."""
+    if not isinstance(value, str):
+        msg = "must be an ISO 8601 date or time such as 2026-11-23 or 2026-11-23T10:00:00Z"
+        raise ValueError(msg)  # noqa: TRY004  pydantic turns ValueError into a refusal
+    try:
+        instant = datetime.combine(date.fromisoformat(value), time()) if len(value) == len("2026-11-23") else None
+        instant = instant or datetime.fromisoformat(value)
+        return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        msg = "must be an ISO 8601 date or time such as 2026-11-23 or 2026-11-23T10:00:00Z"
+        raise ValueError(msg) from None
+
+
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+"""An id made by a producer."""
+MessageId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}(/[0-9]{1,3})?$")]
+"""A send job's id, or that of one message of a bulk job."""
+Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]
+Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(_address)]
+Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
+PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
+"""E.164: a plus and at most 15 digits."""
+SmsFrom = Annotated[str, StringConstraints(pattern=r"^(\+?[0-9]{3,15}|[A-Za-z0-9][A-Za-z0-9 ]{0,10})$")]
+"""A number, a short code, or an alphanumeric sender of at most 11 characters (3GPP TS 23.040, section 9.1.2.5)."""
+EmailText = Annotated[
+    str, StringConstraints(min_length=1, max_length=TEXT_MAX), AfterValidator(_no_controls_but_breaks)
+]
+EmailHtml = Annotated[
+    str, StringConstraints(min_length=1, max_length=HTML_MAX), AfterValidator(_no_controls_but_breaks)
+]
+SmsText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=SEGMENTS_MAX * 160),
+    AfterValidator(_no_controls_but_breaks),
+]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+"""ISO 4217."""
+Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
+"""Money as a whole number of the currency's minor unit: 1999 with EUR is 19.99 €."""
+CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+Billing = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], Line],
+    Field(min_length=1, max_length=30),
+]
+"""Billing information: names to lines of text, such as name, address, country, tax_id."""
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$")]
+Placeholder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Value = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_no_controls_but_breaks)]
+
+OUR_HEADERS = frozenset(
+    {
+        *("from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender", "mime-version"),
+        *("return-path", "received", "dkim-signature", "authentication-results"),
+    }
+)
+"""Headers that Postage or the servers on the way write themselves; a job may not."""
+
+
+def _free_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name in headers:
+        if name.lower() in OUR_HEADERS or name.lower().startswith(("content-", "resent-", "arc-")):
+            msg = f"must not set {name}: Postage or the servers on the way write it"
+            raise ValueError(msg)
+    if len({name.lower() for name in headers}) != len(headers):
+        msg = "must name each header once"
+        raise ValueError(msg)
+    return headers
+
+
+Headers = Annotated[dict[HeaderName, Line], Field(max_length=30), AfterValidator(_free_headers)]
+
+
+class Message(BaseModel):
+    """The base of all wire objects: frozen, strict about types, closed to unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    key: ClassVar[str | None] = None
+    """The field that is the idempotency key."""
+
+    def digest(self, task: str) -> str:
+        """A SHA-256 (hex) of what the message asks for: the task and every field that was given but the key."""
+        fields = self.model_dump(mode="json", exclude_none=True, exclude={self.key} if self.key else None)
+        canonical = json.dumps([task, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Credits(Message):
+    """Whole credits of each kind."""
+
+    email: CreditCount = 0
+    sms: CreditCount = 0
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.email + self.sms == 0:
+            msg = "must hold at least one credit"
+            raise ValueError(msg)
+        return self
+
+    def of(self, kind: Kind) -> int:
+        """The credits of one kind."""
+        return self.email if kind == "email" else self.sms
+
+
+class Send(Message):
+    """What every send job has. `job_id` is always set once a message has come through the door."""
+
+    key: ClassVar[str | None] = "job_id"
+    job_id: Id | None = None
+    sender: Id
+
+
+class EmailContent(Send):
+    """The parts of an email that one and many recipients share."""
+
+    cc: Addresses | None = None
+    bcc: Addresses | None = None
+    subject: Subject
+    text: EmailText | None = None
+    html: EmailHtml | None = None
+    reply_to: Address | None = None
+    headers: Headers | None = None
+
+    @model_validator(mode="after")
+    def _has_a_body(self) -> Self:
+        if self.text is None and self.html is None:
+            msg = "must have a text, an html, or both"
+            raise ValueError(msg)
+        return self
+
+
+class SendEmail(EmailContent):
+    """`email.send`: one email to one or several recipients, which is one message and one charge."""
+
+    kind: ClassVar[Kind] = "email"
+    to: Addresses
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        if len(self.recipients()) > RECIPIENTS_MAX:
+            msg = f"must not have more than {RECIPIENTS_MAX} recipients in to, cc and bcc together"
+            raise ValueError(msg)
+        return self
+
+    def recipients(self) -> tuple[str, ...]:
+        """Everybody who gets it, each once."""
+        return tuple(dict.fromkeys([*self.to, *(self.cc or ()), *(self.bcc or ())]))
+
+    def cost(self) -> int:
+        """One email credit a recipient."""
+        return len(self.recipients())
+
+
+class SmsContent(Send):
+    """The parts of a text message that one and many recipients share."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    text: SmsText
+    from_: SmsFrom | None = Field(default=None, alias="from")
+
+
+class SendSms(SmsContent):
+    """`sms.send`: one text message."""
+
+    kind: ClassVar[Kind] = "sms"
+    to: PhoneNumber
+
+    @model_validator(mode="after")
+    def _not_too_long(self) -> Self:
+        if self.cost() > SEGMENTS_MAX:
+            msg = f"must not be longer than {SEGMENTS_MAX} segments (this takes {self.cost()})"
+            raise ValueError(msg)
+        return self
+
+    def cost(self) -> int:
+        """One SMS credit a segment."""
+        return sms_segments(self.text)
+
+
+SendOne = SendEmail | SendSms
+
+
+class EmailRecipient(Message):
+    """One recipient of a bulk email, with what fills the placeholders."""
+
+    to: Address
+    values: dict[Placeholder, Value] = Field(default_factory=dict, max_length=100)
+
+
+class SmsRecipient(Message):
+    """One recipient of a bulk text message, with what fills the placeholders."""
+
+    to: PhoneNumber
+    values: dict[Placeholder, Value] = Field(default_factory=dict, max_length=100)
+
+
+PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]{1,64})\s*\}\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Put `values` where `template` says `{{name}}`.
+
+    Raises
+    ------
+    KeyError
+        With the name of a placeholder that has no value.
+
+    """
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+class SendManyEmails(EmailContent):
+    """`email.send_many`: the same email to each recipient apart, filled with their values."""
+
+    recipients: list[EmailRecipient] = Field(min_length=1, max_length=BULK_MAX)
+
+    def each(self) -> Iterator[SendOne]:
+        """The single messages, ids `job_id/0…` left to the caller.
+
+        Raises
+        ------
+        Refused
+            `invalid_job`, naming the recipient whose values leave a placeholder open or make the message invalid.
+
+        """
+        shared = self.model_dump(exclude_none=True, exclude={"job_id", "recipients", "subject", "text", "html"})
+        for index, recipient in enumerate(self.recipients):
+            escaped = {name: html_escape.escape(value) for name, value in recipient.values.items()}
+            with _naming(index):
+                yield SendEmail(
+                    **shared,
+                    to=[recipient.to],
+                    subject=fill(self.subject, recipient.values),
+                    text=None if self.text is None else fill(self.text, recipient.values),
+                    html=None if self.html is None else fill(self.html, escaped),
+                )
+
+
+class SendManySms(SmsContent):
+    """`sms.send_many`: the same text to each recipient apart, filled with their values."""
+
+    recipients: list[SmsRecipient] = Field(min_length=1, max_length=BULK_MAX)
+
+    def each(self) -> Iterator[SendOne]:
+        """The single messages, as `SendManyEmails.each` gives them.
+
+        Raises
+        ------
+        Refused
+            `invalid_job`, naming the recipient.
+
+        """
+        shared = self.model_dump(exclude_none=True, exclude={"job_id", "recipients", "text"})
+        for index, recipient in enumerate(self.recipients):
+            with _naming(index):
+                yield SendSms(**shared, to=recipient.to, text=fill(self.text, recipient.values))
+
+
+SendMany = SendManyEmails | SendManySms
+
+
+class _naming:  # noqa: N801  reads as a statement: with _naming(index)
+    """Turn what goes wrong for one recipient of a bulk job into a refusal that names them by their place."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyError):
+            sentence = f"`recipients.{self.index}.values` lacks {error.args[0]!r}, which the message asks for."
+            raise Refused(Reason.INVALID_JOB, sentence) from None
+        if isinstance(error, ValidationError):
+            sentence = f"Filled for `recipients.{self.index}`, the message is not valid: {explain(error)}"
+            raise Refused(Reason.INVALID_JOB, sentence) from None
+
+
+class Purchase(Message):
+    """`credits.purchase`: credits bought by `buyer`, by plan or by count."""
+
+    key: ClassVar[str | None] = "order_id"
+    order_id: Id
+    buyer: Id
+    plan: Id | None = None
+    credits: Credits | None = None
+    amount: Amount | None = None
+    currency: Currency | None = None
+    credit_to: Literal["owner", "self"] = "owner"
+    billing: Billing | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_say_what(self) -> Self:
+        free = (self.credits, self.amount, self.currency)
+        if (self.plan is None) == (None in free) or (self.plan is not None and free != (None, None, None)):
+            msg = "must have either a plan, or credits with amount and currency"
+            raise ValueError(msg)
+        return self
+
+
+class SetOwner(Message):
+    """`credits.set_owner`: from now on `user` spends the credits of `owner`. Themselves ends the sharing."""
+
+    key: ClassVar[str | None] = "change_id"
+    change_id: Id
+    actor: Id
+    user: Id
+    owner: Id
+
+
+class SaveUser(Message):
+    """`users.save`: make a user, or change their name, address, role or billing information."""
+
+    user_id: Id
+    organization: Id
+    name: Line
+    email: Address
+    role: Id
+    billing: Billing | None = None
+
+
+Right = Literal["view_user_list", "edit_user"]
+
+
+class SaveRole(Message):
+    """`roles.save`: a role of an organization and the rights it holds."""
+
+    organization: Id
+    role: Id
+    rights: list[Right] = Field(max_length=10)
+
+
+class SavePlan(Message):
+    """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
+
+    plan: Id
+    name: Line
+    credits: Credits
+    price: Amount
+    currency: Currency
+
+
+class View(Message):
+    """`views.overview`, `views.orders`, `views.billing`, `views.users`: what a viewer asks to see."""
+
+    viewer: Id
+    of: Literal["owner", "self"] = "owner"
+    since: Instant | None = None
+    until: Instant | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
+class ViewUsage(View):
+    """`views.usage`: by user, day and kind, or one row a message."""
+
+    by: Literal["day", "message"] = "day"
+
+
+class ViewMessage(View):
+    """`views.message`: the answer to one send job, read back."""
+
+    job_id: MessageId
+
+
+MESSAGES: dict[str, type[Message]] = {
+    "email.send": SendEmail,
+    "sms.send": SendSms,
+    "email.send_many": SendManyEmails,
+    "sms.send_many": SendManySms,
+    "credits.purchase": Purchase,
+    "credits.set_owner": SetOwner,
+    "users.save": SaveUser,
+    "roles.save": SaveRole,
+    "plans.save": SavePlan,
+    "views.overview": View,
+    "views.usage": ViewUsage,
+    "views.orders": View,
+    "views.billing": View,
+    "views.users": View,
+    "views.message": ViewMessage,
+}
+"""Every task of the wire and the object it takes."""
+
+
+def printable(text: object, most: int = 64) -> str:
+    """`text` made safe to store and print: ASCII, no control characters, at most `most` characters."""
+    plain = str(text)[: 2 * most].encode("ascii", "backslashreplace").decode()
+    plain = "".join(character if character.isprintable() else "?" for character in plain)
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def explain(error: ValidationError, most: int = 3) -> str:
+    """What is wrong with a message, as sentences that name the fields and never repeat their values."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    sentences = []
+    for problem in problems[:most]:
+        where = ".".join(printable(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        sentences.append(f"`{where}`: {printable(what, 200)}." if where else f"The message {printable(what, 200)}.")
+    if len(problems) > most:
+        sentences.append(f"And {len(problems) - most} more.")
+    return " ".join(sentences)
+
+
+def read(task: str, given: object, *, job_id: str | None = None) -> Message:
+    """The message of `task` in the JSON object `given`; `job_id` is used by a send job that brings none.
+
+    Raises
+    ------
+    Refused
+        `invalid_job`, with what is wrong field by field.
+
+    """
+    model = MESSAGES[task]
+    if not isinstance(given, dict):
+        sentence = f"{task} takes one JSON object as its only argument."
+        raise Refused(Reason.INVALID_JOB, sentence)
+    if issubclass(model, Send) and given.get("job_id") is None:
+        given = {**given, "job_id": job_id}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise Refused(Reason.INVALID_JOB, explain(error)) from None
+    except RecursionError:
+        raise Refused(Reason.INVALID_JOB, "The message is nested too deeply.") from None

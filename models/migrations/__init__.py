@@ -1,0 +1,49 @@
+"""The schema's history (Alembic), and how to bring a database up to it."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from models.database import Database
+from models.errors import DatabaseBehindError
+
+
+def migrate(url: str) -> None:
+    """Bring the database at `url` up to the newest schema. Safe to run at any time, and by several at once."""
+    database = Database(url, pool_size=1)
+    try:
+        with database.begin() as connection:
+            if not database.is_sqlite:
+                # Two migrating at once wait for each other; the number only has to be ours.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7057461)")
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        database.close()
+
+
+def check_migrated(database: Database) -> None:
+    """Make sure that the schema is the one this code was written for.
+
+    Raises
+    ------
+    DatabaseBehindError
+        With both versions and what to run.
+
+    """
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    with database.read() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current != newest:
+        sentence = f"The database is at migration {current or 'none'}, this code needs {newest}: run `postage migrate`."
+        raise DatabaseBehindError(sentence)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config

@@ -1,0 +1,249 @@
+"""Every table, with the constraints that make a wrong state impossible to store.
+
+Two accounts a user (email, sms) are made with the user. A balance moves only together with an entry; a charge says who
+asked, who paid, how much, and what became of it. Times are UTC.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    literal_column,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC time. SQLite keeps no offset, so it is taken off on the way in and put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the database UTC."""
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give the program an aware time."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _id(name: str, *args: Any, **options: Any) -> Column[str]:  # noqa: ANN401  passed through to Column
+    return Column(name, String(64), *args, **options)
+
+
+def _key() -> Column[int]:
+    # SQLite numbers only an INTEGER primary key by itself.
+    return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+roles = Table(
+    "roles",
+    metadata,
+    _id("organization", primary_key=True),
+    _id("role", primary_key=True),
+    Column("view_user_list", Boolean, nullable=False),
+    Column("edit_user", Boolean, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    _id("id", primary_key=True),
+    _id("organization", nullable=False),
+    Column("name", String(500), nullable=False),
+    Column("email", String(320), nullable=False),
+    _id("role", nullable=False),
+    Column("billing", JSON(none_as_null=True)),
+    _id("credit_owner_id", nullable=False),
+    Column("is_owner", Boolean, nullable=False),
+    # Always true: the other half of the composite key below, so that only an owner can be pointed at.
+    Column("owner_is_owner", Boolean, nullable=False, server_default=literal_column("true")),
+    Column("created_at", Instant, nullable=False),
+    CheckConstraint("is_owner = (credit_owner_id = id)", name="owner_owns_themselves"),
+    CheckConstraint("owner_is_owner", name="owner_is_owner"),
+    UniqueConstraint("id", "is_owner", "organization"),
+    # Sharing is one level deep and stays inside one organization: chains, cycles and strangers cannot be stored.
+    ForeignKeyConstraint(
+        ["credit_owner_id", "owner_is_owner", "organization"],
+        ["users.id", "users.is_owner", "users.organization"],
+        name="fk_users_credit_owner",
+    ),
+    ForeignKeyConstraint(["organization", "role"], ["roles.organization", "roles.role"], name="fk_users_role"),
+    Index("ix_users_organization_id", "organization", "id"),
+    Index("ix_users_credit_owner_id", "credit_owner_id"),
+)
+
+plans = Table(
+    "plans",
+    metadata,
+    _id("id", primary_key=True),
+    Column("name", String(500), nullable=False),
+    Column("email", BigInteger, nullable=False),
+    Column("sms", BigInteger, nullable=False),
+    Column("price", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    CheckConstraint("email >= 0 AND sms >= 0 AND email + sms > 0", name="some_credits"),
+    CheckConstraint("price >= 0", name="price_not_negative"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _key(),
+    _id("owner_id", ForeignKey("users.id"), nullable=False),
+    Column("kind", String(5), nullable=False),
+    Column("available", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    UniqueConstraint("owner_id", "kind"),
+    CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
+    CheckConstraint("available >= 0", name="never_below_zero"),
+    # Room on the page for new versions of a row that moves all the time (heap-only updates).
+    postgresql_with={"fillfactor": 50},
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    Column("cause", String(120), nullable=False, unique=True),
+    Column("at", Instant, nullable=False),
+    CheckConstraint("amount <> 0", name="moves_something"),
+    CheckConstraint("balance_after >= 0", name="never_below_zero"),
+    CheckConstraint("seq > 0", name="counted_from_one"),
+)
+
+charges = Table(
+    "charges",
+    metadata,
+    Column("job_id", String(72), primary_key=True),
+    Column("task", String(32), nullable=False),
+    Column("kind", String(5), nullable=False),
+    _id("sender", nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("account_id", BigInteger, ForeignKey("accounts.id")),
+    Column("credits", BigInteger, nullable=False),
+    Column("refunded", BigInteger, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("reason", String(40)),
+    Column("detail", Text),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("lease_until", Instant),
+    Column("due_at", Instant),
+    Column("maybe_taken", Boolean, nullable=False),
+    Column("content", JSON(none_as_null=True)),
+    Column("recipients_refused", JSON(none_as_null=True)),
+    Column("carrier_reference", String(300)),
+    _id("bulk_id"),
+    Column("created_at", Instant, nullable=False),
+    Column("final_at", Instant),
+    CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
+    CheckConstraint(
+        "state IN ('waiting', 'sending', 'sent', 'failed', 'unknown', 'refused', 'bulk')", name="known_state"
+    ),
+    CheckConstraint("credits > 0", name="costs_something"),
+    CheckConstraint("refunded BETWEEN 0 AND credits", name="refund_within_charge"),
+    CheckConstraint("state <> 'failed' OR refunded = credits", name="failed_is_refunded"),
+    CheckConstraint("refunded = 0 OR state IN ('sent', 'failed')", name="only_final_is_refunded"),
+    CheckConstraint("(account_id IS NULL) = (state IN ('refused', 'bulk'))", name="somebody_paid"),
+    CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="lease_while_sending"),
+    CheckConstraint("(due_at IS NOT NULL) = (state = 'waiting')", name="due_while_waiting"),
+    CheckConstraint("(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))", name="final_has_its_time"),
+    # A message is kept only while something may still be done with it.
+    CheckConstraint("(content IS NOT NULL) = (state IN ('waiting', 'sending', 'unknown'))", name="content_while_open"),
+    Index("ix_charges_account_id_created_at", "account_id", "created_at"),
+    Index("ix_charges_sender_created_at", "sender", "created_at"),
+)
+Index("ix_charges_due_at", charges.c.due_at, postgresql_where=charges.c.due_at.is_not(None),
+      sqlite_where=charges.c.due_at.is_not(None))  # fmt: skip
+Index("ix_charges_lease_until", charges.c.lease_until, postgresql_where=charges.c.lease_until.is_not(None),
+      sqlite_where=charges.c.lease_until.is_not(None))  # fmt: skip
+Index("ix_charges_bulk_id", charges.c.bulk_id, postgresql_where=charges.c.bulk_id.is_not(None),
+      sqlite_where=charges.c.bulk_id.is_not(None))  # fmt: skip
+
+orders = Table(
+    "orders",
+    metadata,
+    _id("order_id", primary_key=True),
+    Column("digest", String(64), nullable=False),
+    _id("buyer_id", ForeignKey("users.id"), nullable=False),
+    _id("owner_id", ForeignKey("users.id"), nullable=False),
+    _id("plan", ForeignKey("plans.id")),
+    Column("email", BigInteger, nullable=False),
+    Column("sms", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("billing", JSON(none_as_null=True), nullable=False),
+    Column("at", Instant, nullable=False),
+    CheckConstraint("email >= 0 AND sms >= 0 AND email + sms > 0", name="some_credits"),
+    CheckConstraint("amount >= 0", name="amount_not_negative"),
+    Index("ix_orders_owner_id_at", "owner_id", "at"),
+    Index("ix_orders_buyer_id_at", "buyer_id", "at"),
+)
+
+owner_changes = Table(
+    "owner_changes",
+    metadata,
+    _id("change_id", primary_key=True),
+    Column("digest", String(64), nullable=False),
+    _id("actor_id", ForeignKey("users.id"), nullable=False),
+    _id("user_id", ForeignKey("users.id"), nullable=False),
+    _id("old_owner_id", ForeignKey("users.id"), nullable=False),
+    _id("new_owner_id", ForeignKey("users.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Index("ix_owner_changes_user_id_at", "user_id", "at"),
+)
+
+refusals = Table(
+    "refusals",
+    metadata,
+    _key(),
+    Column("task", String(32), nullable=False),
+    Column("task_id", String(255), nullable=False),
+    # The id and the person that the message named, as far as they could be read.
+    _id("key"),
+    _id("person"),
+    Column("reason", String(40), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("at", Instant, nullable=False),
+    Index("ix_refusals_at", "at"),
+    Index("ix_refusals_task_id", "task_id"),
+)
+
+APPEND_ONLY = ("entries", "owner_changes", "refusals")
+"""Tables whose rows are never changed or removed: triggers refuse it (see the migrations)."""

@@ -1,0 +1,293 @@
+"""What people may look at: overview, usage, orders, billing information, users. Reads only.
+
+A *pool* is what one credit owner pays for: by default a viewer sees the pool they spend from, with everybody's rows,
+and a reminder when it is not their own. `of: "self"` shows only what the viewer sent, bought and owns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Date, Row, Select, String, func, select
+from sqlalchemy import cast as sql_cast
+
+from models.errors import Reason, Refused
+from models.messages import KINDS, View, ViewUsage
+from models.tables import accounts, charges, orders, plans, users
+from models.users import Person, has_rights, look_up
+
+PAGE = 100
+"""Rows of one page."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """Who looks, and at whose pool."""
+
+    viewer: Person
+    owner: Person
+    view: View
+
+    @property
+    def whole_pool(self) -> bool:
+        """Whether everybody's rows are shown, or the viewer's alone."""
+        return self.view.of == "owner"
+
+    def heading(self) -> Json:
+        """The fields that overview, usage and orders have in common."""
+        return {
+            "status": "done",
+            "viewer": self.viewer.id,
+            "owner": self.owner.id,
+            "of": self.view.of,
+            "sharing": self.viewer.shares,
+            "reminder": self.reminder(),
+        }
+
+    def reminder(self) -> str | None:
+        """The sentence that tells a credit user whose credits these are."""
+        if not self.viewer.shares:
+            return None
+        owner = self.viewer.owner
+        if self.whole_pool:
+            return f"You are using the credits of {owner}: this shows everything that is charged and credited there."
+        return f"You are using the credits of {owner}: this shows only what is yours."
+
+
+def look(connection: Connection, view: View) -> Looking:
+    """Who looks, and at whose pool.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`.
+
+    """
+    viewer = look_up(connection, view.viewer)
+    owner = look_up(connection, viewer.owner) if view.of == "owner" and viewer.shares else viewer
+    return Looking(viewer, owner, view)
+
+
+def overview(connection: Connection, view: View) -> Json:
+    """Remaining credits and the plans that were bought."""
+    looking = look(connection, view)
+    balances = connection.execute(
+        select(accounts.c.kind, accounts.c.available).where(accounts.c.owner_id == looking.owner.id)
+    )
+    remaining = {kind: available for kind, available in balances}  # noqa: C416  a Row is a tuple, dict() is untyped
+    return {
+        **looking.heading(),
+        "remaining": {kind: remaining.get(kind, 0) for kind in KINDS},
+        "plans": _plans(connection, looking),
+    }
+
+
+def _plans(connection: Connection, looking: Looking) -> list[Json]:
+    bought = connection.execute(
+        select(plans.c.id, plans.c.name, func.count().label("orders"), func.max(orders.c.at).label("last_at"))
+        .join(orders, orders.c.plan == plans.c.id)
+        .where(_orders_of(looking))
+        .group_by(plans.c.id, plans.c.name)
+        .order_by(plans.c.id)
+    )
+    return [{"plan": row.id, "name": row.name, "orders": row.orders, "last_at": iso(row.last_at)} for row in bought]
+
+
+def usage(connection: Connection, view: ViewUsage) -> Json:
+    """Credits spent: by user, day and kind, or message by message. Refunds are taken out again."""
+    looking = look(connection, view)
+    shown = _charges_of(connection, looking) & _between(charges.c.created_at, view)
+    spent = func.sum(charges.c.credits - charges.c.refunded)
+    totals = connection.execute(select(charges.c.kind, spent).where(shown).group_by(charges.c.kind))
+    total = {kind: int(credits_) for kind, credits_ in totals}
+    rows, more = (_usage_by_message if view.by == "message" else _usage_by_day)(connection, shown, view)
+    return {
+        **looking.heading(),
+        "total": {kind: total.get(kind, 0) for kind in KINDS},
+        "by": view.by,
+        "rows": rows,
+        **_paging(view, more=more),
+    }
+
+
+def _usage_by_day(connection: Connection, shown: ColumnElement[bool], view: View) -> tuple[list[Json], bool]:
+    day = _day(connection, charges.c.created_at)
+    query = (
+        select(
+            charges.c.sender,
+            day.label("day"),
+            charges.c.kind,
+            func.sum(charges.c.credits - charges.c.refunded).label("credits"),
+            func.count().label("messages"),
+        )
+        .where(shown)
+        .group_by(charges.c.sender, day, charges.c.kind)
+        .order_by(day.desc(), charges.c.sender, charges.c.kind)
+    )
+    found, more = _page(connection, query, view)
+    return [
+        {
+            "user": row.sender,
+            "day": str(row.day),
+            "kind": row.kind,
+            "credits": int(row.credits),
+            "messages": row.messages,
+        }
+        for row in found
+    ], more
+
+
+def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: View) -> tuple[list[Json], bool]:
+    query = (
+        select(
+            charges.c.job_id,
+            charges.c.sender,
+            charges.c.kind,
+            (charges.c.credits - charges.c.refunded).label("credits"),
+            charges.c.state,
+            accounts.c.owner_id,
+            charges.c.created_at,
+        )
+        .join(accounts, accounts.c.id == charges.c.account_id)
+        .where(shown)
+        .order_by(charges.c.created_at.desc(), charges.c.job_id)
+    )
+    found, more = _page(connection, query, view)
+    return [
+        {
+            "job_id": row.job_id,
+            "user": row.sender,
+            "kind": row.kind,
+            "credits": row.credits,
+            "status": row.state,
+            "paid_by": row.owner_id,
+            "at": iso(row.created_at),
+        }
+        for row in found
+    ], more
+
+
+def order_history(connection: Connection, view: View) -> Json:
+    """Orders, newest first. Whose billing information an order carries is the buyer's affair and not shown."""
+    looking = look(connection, view)
+    query = (
+        select(orders)
+        .where(_orders_of(looking), _between(orders.c.at, view))
+        .order_by(orders.c.at.desc(), orders.c.order_id)
+    )
+    found, more = _page(connection, query, view)
+    return {**looking.heading(), "rows": [_order(row) for row in found], **_paging(view, more=more)}
+
+
+def _order(row: Row[*tuple[Any, ...]]) -> Json:
+    return {
+        "order_id": row.order_id,
+        "buyer": row.buyer_id,
+        "owner": row.owner_id,
+        "plan": row.plan,
+        "credits": {"email": row.email, "sms": row.sms},
+        "amount": row.amount,
+        "currency": row.currency,
+        "at": iso(row.at),
+    }
+
+
+def billing(connection: Connection, view: View) -> Json:
+    """The viewer's own billing information, never anybody else's."""
+    viewer = look_up(connection, view.viewer)
+    information = connection.execute(select(users.c.billing).where(users.c.id == viewer.id)).scalar_one()
+    return {"status": "done", "viewer": viewer.id, "billing": information}
+
+
+def user_list(connection: Connection, view: View) -> Json:
+    """The users of the viewer's organization.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`, or `not_permitted` without the right `view_user_list`.
+
+    """
+    viewer = look_up(connection, view.viewer)
+    if not has_rights(connection, viewer, "view_user_list"):
+        sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
+        raise Refused(Reason.NOT_PERMITTED, sentence)
+    query = select(users).where(users.c.organization == viewer.organization).order_by(users.c.id)
+    if view.of == "self":
+        query = query.where(users.c.credit_owner_id == viewer.id)
+    found, more = _page(connection, query, view)
+    rows = [
+        {
+            "user_id": row.id,
+            "name": row.name,
+            "email": row.email,
+            "role": row.role,
+            "owner": row.credit_owner_id,
+            "sharing": not row.is_owner,
+        }
+        for row in found
+    ]
+    return {"status": "done", "viewer": viewer.id, "rows": rows, **_paging(view, more=more)}
+
+
+def may_see_message(viewer: Person, sender: str, payer: str | None, sender_organization: str | None) -> None:
+    """Make sure that `viewer` sent the message, or spends from the pool that paid for it.
+
+    Raises
+    ------
+    Refused
+        `not_permitted` within the organization, `not_found` beyond it, where even the id is nobody's business.
+
+    """
+    if viewer.id == sender or viewer.owner == payer:
+        return
+    if sender_organization == viewer.organization:
+        sentence = "This message was sent by somebody else and paid from a pool that is not yours."
+        raise Refused(Reason.NOT_PERMITTED, sentence)
+    raise Refused(Reason.NOT_FOUND, "There is no message with this job_id.")
+
+
+def _charges_of(connection: Connection, looking: Looking) -> ColumnElement[bool]:
+    if not looking.whole_pool:
+        return (charges.c.sender == looking.viewer.id) & charges.c.account_id.is_not(None)
+    paid_from = connection.execute(select(accounts.c.id).where(accounts.c.owner_id == looking.owner.id)).scalars()
+    return charges.c.account_id.in_(list(paid_from))
+
+
+def _orders_of(looking: Looking) -> ColumnElement[bool]:
+    if looking.whole_pool:
+        return orders.c.owner_id == looking.owner.id
+    return orders.c.buyer_id == looking.viewer.id
+
+
+def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
+    """From `since` on, and before `until`."""
+    condition = column >= (view.since or datetime(1970, 1, 1, tzinfo=UTC))
+    return condition & (column < view.until) if view.until else condition
+
+
+def _day(connection: Connection, column: ColumnElement[datetime]) -> ColumnElement[Any]:
+    """The UTC day of a time."""
+    if connection.dialect.name == "sqlite":
+        return func.substr(sql_cast(column, String), 1, 10)
+    return sql_cast(func.timezone("UTC", column), Date)
+
+
+def _page(
+    connection: Connection, query: Select[*tuple[Any, ...]], view: View
+) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
+    """The rows of the page asked for, and whether there are more behind it."""
+    found = connection.execute(query.offset((view.page - 1) * PAGE).limit(PAGE + 1)).all()
+    return found[:PAGE], len(found) > PAGE
+
+
+def _paging(view: View, *, more: bool) -> Json:
+    return {"page": view.page, "more": more}
+
+
+def iso(instant: datetime | None) -> str | None:
+    """ISO 8601 in UTC, or None."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds") if instant else None

@@ -1,0 +1,97 @@
+"""What tests share: real servers, started once a test process, and a fresh migrated database for each test."""
+
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from tests.servers import PostgresServer, ValkeyServer
+
+if TYPE_CHECKING:
+    from models.database import Database
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+TEMPLATE = "template_migrated"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Give a PostgreSQL that does not wait for the disk."""
+    with PostgresServer(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """Give a Valkey on TCP that keeps nothing on disk."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(valkey: ValkeyServer) -> str:
+    """Give the URL of an empty Valkey."""
+    valkey.flush()
+    return valkey.url()
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: PostgresServer) -> PostgresServer:
+    """Give the PostgreSQL with a migrated database to copy."""
+    from models.migrations import migrate  # noqa: PLC0415  only tests with a database need it
+
+    postgres.create_database(TEMPLATE)
+    migrate(postgres.url(TEMPLATE))
+    return postgres
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a migrated SQLite file to copy."""
+    from models.migrations import migrate  # noqa: PLC0415  only tests with a database need it
+
+    file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    migrate(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that this one file is all there is to copy
+    return file
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """Give the URL of a fresh migrated SQLite file."""
+    return f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'postage.db')}"
+
+
+@pytest.fixture
+def postgres_url(migrated_postgres: PostgresServer) -> Iterator[str]:
+    """Give the URL of a fresh migrated PostgreSQL database."""
+    name = f"test_{secrets.token_hex(8)}"
+    migrated_postgres.create_database(name, template=TEMPLATE)
+    yield migrated_postgres.url(name)
+    migrated_postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Give the URL of a fresh migrated database, once of either kind."""
+    url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param])
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator["Database"]:
+    """Give a fresh migrated database, closed after the test."""
+    from models.database import Database  # noqa: PLC0415  only tests with a database need it
+
+    database = Database(database_url)
+    yield database
+    database.close()

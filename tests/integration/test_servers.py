@@ -1,0 +1,117 @@
+"""The servers that other tests stand on."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import text
+
+from models.database import Database
+from tests.servers import PostgresServer, ServerError, ValkeyServer
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path / "postgres", durable=True) as server:
+        yield server
+
+
+def query(url: str, statement: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_postgres_keeps_what_was_committed_when_it_is_killed_and_started_again(own_postgres: PostgresServer) -> None:
+    url = own_postgres.url()
+    query(url, "CREATE TABLE kept AS SELECT 7 AS number")
+    with psycopg.connect(url) as connected:
+        own_postgres.kill()
+
+        with pytest.raises(psycopg.OperationalError):
+            connected.execute("SELECT 1")
+    own_postgres.start()
+
+    assert query(url, "SELECT number FROM kept") == [(7,)]
+
+
+def test_postgres_restarts_on_the_same_url(own_postgres: PostgresServer) -> None:
+    url, pid = own_postgres.url(), own_postgres.pid
+
+    own_postgres.restart()
+
+    assert (own_postgres.url(), own_postgres.pid != pid) == (url, True)
+    assert query(url, "SELECT 1") == [(1,)]
+
+
+def test_postgres_waits_for_the_disk_only_if_it_is_durable(
+    own_postgres: PostgresServer, postgres: PostgresServer
+) -> None:
+    shown = "SELECT current_setting('fsync'), current_setting('synchronous_commit'), current_setting('TimeZone')"
+
+    assert query(own_postgres.url(), shown) == [("on", "on", "UTC")]
+    assert query(postgres.url(), shown) == [("off", "off", "UTC")]
+
+
+def test_a_postgres_database_is_a_copy_of_its_template_and_can_be_dropped_while_in_use(
+    postgres: PostgresServer,
+) -> None:
+    postgres.create_database("original")
+    query(postgres.url("original"), "CREATE TABLE copied AS SELECT 7 AS number")
+
+    postgres.create_database("copy", template="original")
+
+    assert query(postgres.url("copy"), "SELECT number FROM copied") == [(7,)]
+    with psycopg.connect(postgres.url("copy")):
+        postgres.drop_database("copy")
+    postgres.drop_database("copy")
+    postgres.drop_database("original")
+    assert query(postgres.url(), "SELECT datname FROM pg_database WHERE datname IN ('copy', 'original')") == []
+
+
+def test_a_server_that_cannot_start_says_what_its_log_says(tmp_path: Path) -> None:
+    folder = tmp_path / "postgres"
+    with PostgresServer(folder) as running:
+        second = PostgresServer(tmp_path / "second")
+        second.port = running.port
+
+        with pytest.raises(ServerError, match="Address already in use"):
+            second.start()
+
+
+def test_valkey_keeps_its_append_only_file_when_it_is_killed_and_started_again(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey", appendonly=True) as server:
+        with redis.Redis.from_url(server.url()) as client:
+            client.set("kept", 7)
+        server.kill()
+        server.start()
+
+        with redis.Redis.from_url(server.url()) as client:
+            assert client.get("kept") == b"7"
+
+
+def test_valkey_is_empty_for_each_test_that_asks_for_its_url(valkey: ValkeyServer, valkey_url: str) -> None:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.set("left", "behind")
+        assert client.dbsize() == 1
+
+        valkey.flush()
+
+        assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_each_test_gets_a_fresh_migrated_database(database: Database, time: str) -> None:
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
+        connection.execute(text("CREATE TABLE left_behind (number integer)"))
+
+
+def test_servers_listen_on_this_machine_only(postgres: PostgresServer, valkey: ValkeyServer) -> None:
+    assert query(postgres.url(), "SHOW listen_addresses") == [("127.0.0.1",)]
+    with redis.Redis.from_url(valkey.url()) as client:
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+    assert os.getpgid(postgres.pid) == postgres.pid

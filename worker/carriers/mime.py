@@ -1,0 +1,175 @@
+"""How an email is written down: headers, text and html as the bytes of one message. No network here."""
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from email.header import Header
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
+from urllib.parse import quote
+
+import idna
+
+from models.carriers import Email
+
+CRLF = "\r\n"
+LINE_MAX = 998
+"""Bytes in a line, without its CRLF (RFC 5322 section 2.1.1)."""
+FOLD_AT = 76
+"""Characters after which a header goes on in the next line (RFC 5322 section 2.1.1 recommends 78 at most)."""
+
+_WORD_MAX = 900
+_WORDS = re.compile(rf"[!-~]{{1,{_WORD_MAX}}}( [!-~]{{1,{_WORD_MAX}}})*")
+_PRINTABLE = re.compile(rf"[!-~]([ -~]{{0,{_WORD_MAX}}}[!-~])?")
+_NOT_FOR_ENVELOPES = re.compile(r"[\x00-\x20\x7f<>]")
+_HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
+_OURS = {"from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "mime-version"}
+_BODY = SMTP.clone(cte_type="7bit")
+"""Every body is written in ASCII, so that no server needs 8BITMIME."""
+
+
+def compose(email: Email) -> bytes:
+    """Write `email` as one message (RFC 5322) with CRLF line ends and no line over `LINE_MAX` bytes.
+
+    Bcc is never written. Extra headers that would double one written here (or MIME's own) are left out. Addresses
+    whose local part is not ASCII stand in the headers as UTF-8 (RFC 6532), everything else is ASCII. Dots at the
+    beginning of lines are not doubled: that belongs to the transfer (RFC 5321 section 4.5.2).
+
+    Raises
+    ------
+    ValueError
+        If an address cannot be written; see `wire_address`.
+
+    """
+    head = "".join(f"{name}: {value}{CRLF}" for name, value in _headers(email))
+    return head.encode() + _body(email).as_bytes()
+
+
+def message_id(email: Email) -> str:
+    """Make the Message-ID of `email`: the same for the same job id, another for another.
+
+    Whatever is not dot-atom text is percent-encoded, so are the percent sign itself and each dot that has no text on
+    both sides (RFC 5322 sections 3.2.3 and 3.6.4).
+    """
+    atoms = quote(email.job_id, safe="!#$&'*+-/=?^_`{|}~.")
+    local = re.sub(r"(?<![^.])\.|\.(?![^.])", "%2E", atoms)
+    return f"<{local}@{wire_address(email.from_address).rpartition('@')[2]}>"
+
+
+def wire_address(address: str) -> str:
+    """Write `address` for an envelope or a header: its domain in ASCII (IDNA, RFC 5890), its local part as it is.
+
+    Raises
+    ------
+    ValueError
+        If it has no domain, the domain is not a valid name, or a character in it would end the address early.
+
+    """
+    local, _, domain = address.rpartition("@")
+    if not local or not domain or _NOT_FOR_ENVELOPES.search(address):
+        msg = "This is not an email address."
+        raise ValueError(msg)
+    if domain.isascii():
+        return address
+    return f"{local}@{idna.encode(domain, uts46=True).decode()}"
+
+
+def needs_smtputf8(address: str) -> bool:
+    """Whether only a server with SMTPUTF8 (RFC 6531) can take `address`: its local part is not ASCII."""
+    return not address.rpartition("@")[0].isascii()
+
+
+def _headers(email: Email) -> Iterator[tuple[str, str]]:
+    yield "From", _named(email.from_name, wire_address(email.from_address))
+    yield "To", _listed(email.to) or "undisclosed-recipients:;"
+    if email.cc:
+        yield "Cc", _listed(email.cc)
+    yield "Subject", _text("Subject", email.subject)
+    yield "Date", format_datetime(datetime.now(UTC))
+    yield "Message-ID", message_id(email)
+    if email.reply_to:
+        yield "Reply-To", wire_address(email.reply_to)
+    for name, value in email.headers.items():
+        if _is_free(name):
+            yield name, _text(name, value.strip())
+
+
+def _is_free(name: str) -> bool:
+    """Whether an extra header of this name can be written and would not double one of ours."""
+    lowered = name.lower()
+    return bool(_HEADER_NAME.fullmatch(name)) and lowered not in _OURS and not lowered.startswith("content-")
+
+
+def _listed(addresses: Iterable[str]) -> str:
+    return f",{CRLF} ".join(map(wire_address, addresses))
+
+
+def _named(name: str, address: str) -> str:
+    """Write `"Name" <address>`. A long name, or one that is not ASCII, becomes encoded words, which need no quotes."""
+    clean = _one_line(name).strip()
+    if not clean:
+        return address
+    if len(clean) <= FOLD_AT - len("From: ") and _PRINTABLE.fullmatch(clean) and "=?" not in clean:
+        escaped = clean.replace("\\", r"\\").replace('"', r"\"")
+        return f'"{escaped}"{CRLF} <{address}>'
+    return f"{_encoded('From', clean)}{CRLF} <{address}>"
+
+
+def _text(name: str, value: str) -> str:
+    """Write free text as the value of header `name`: plain if that reads back the same, encoded words if not.
+
+    The standard library's own folding is not used: several of its versions lose blanks or quotes on the way, and it
+    would read encoded words into a text that merely looks like them.
+    """
+    clean = _one_line(value)
+    if not clean:
+        return ""
+    if "=?" not in clean and _WORDS.fullmatch(clean):
+        indent = " " * (len(name) + 2)
+        lines = textwrap.wrap(clean, FOLD_AT, initial_indent=indent, break_long_words=False, break_on_hyphens=False)
+        return f"{CRLF} ".join(lines).removeprefix(indent)
+    if "=?" not in clean and _PRINTABLE.fullmatch(clean):
+        return clean
+    return _encoded(name, clean)
+
+
+def _encoded(name: str, value: str) -> str:
+    """Write encoded words (RFC 2047) of at most 75 characters, each on a line of its own."""
+    return Header(value, "utf-8", maxlinelen=FOLD_AT, header_name=name).encode(linesep=CRLF)
+
+
+def _one_line(value: str) -> str:
+    """Put a blank for each control character and line break: none of them may stand in a header."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _whole(value))
+
+
+def _whole(value: str) -> str:
+    """Put a question mark for each half character (lone surrogate): no encoding can write one."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _body(email: Email) -> EmailMessage:
+    body = EmailMessage(policy=_BODY)
+    if email.text is not None or email.html is None:
+        body.set_content(**_content(email.text or "", "plain"))
+    if email.html is not None:
+        fill = body.set_content if email.text is None else body.add_alternative
+        fill(**_content(email.html, "html"))
+    return body
+
+
+def _content(text: str, subtype: str) -> dict[str, str]:
+    whole = _whole(text)
+    return {"string": whole, "subtype": subtype, "cte": _transfer_encoding(whole)}
+
+
+def _transfer_encoding(content: str) -> str:
+    """Choose: as it is where that is allowed (RFC 2045 section 2.7), else about the shorter of the ASCII encodings."""
+    lines = content.splitlines()
+    if all(line.isascii() and line.replace("\t", " ").isprintable() and len(line) <= LINE_MAX for line in lines):
+        return "7bit"
+    foreign = sum(not c.isascii() for c in content)
+    return "base64" if foreign * 5 > len(content) else "quoted-printable"

@@ -1,0 +1,16 @@
+"""A carrier that accepts everything and sends nothing: for benchmarks and first steps."""
+
+from models.carriers import Outcome, Parcel, Receipt
+
+
+class NullCarrier:
+    """Accepts every parcel at once."""
+
+    honours_job_id = True
+
+    def deliver(self, parcel: Parcel) -> Receipt:
+        """Accept `parcel`; its own job id is the reference."""
+        return Receipt(Outcome.ACCEPTED, reference=parcel.job_id)
+
+    def close(self) -> None:
+        """Nothing is kept open."""

@@ -1,0 +1,178 @@
+"""Every setting of Postage: one frozen, typed table, read once from POSTAGE_… environment variables."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import quote, urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "POSTAGE_"
+SOCKET_PATH_MAX = 100
+"""Bytes. Linux allows 108 for a unix socket's path (unix(7), sun_path), macOS 104, both with the closing zero."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message says which, why, and what to do."""
+
+
+class Settings(BaseSettings):
+    """All settings. Without any, everything is embedded under `./var`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    var: Path = Field(default=Path("var"), description="Folder of everything embedded: database, broker, outbox, logs.")
+    database_url: str | None = Field(
+        default=None, description="postgresql://user:password@host/name, or sqlite:///path. Unset: SQLite under var."
+    )
+    broker_url: str | None = Field(
+        default=None, description="redis://…, rediss://… or redis+socket://…. Unset: an own Valkey under var."
+    )
+    result_url: str | None = Field(default=None, description="Where answers of purchases and views wait; the broker.")
+    smtp_url: str = Field(
+        default="null://", description="smtp://[user:pass@]host:port, smtps://…, ?starttls=require|if-offered|never."
+    )
+    sms_url: str = Field(default="null://", description="http(s)://… of the SMS gateway, or null://.")
+
+    concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
+    database_pool: int = Field(default=10, ge=1, le=256, description="Database connections kept by one process.")
+    smtp_timeout_s: float = Field(default=20.0, gt=0, le=300, description="For each step of a mail conversation.")
+    sms_timeout_s: float = Field(default=20.0, gt=0, le=300, description="For one request to the SMS gateway.")
+
+    attempts_max: int = Field(default=8, ge=1, le=100, description="Attempts at a carrier before the credits go back.")
+    retry_base_s: float = Field(default=5.0, gt=0, le=3600, description="Longest wait before the second attempt.")
+    retry_max_s: float = Field(default=900.0, gt=0, le=86400, description="Longest wait between two attempts.")
+    lease_s: float = Field(
+        default=300.0, gt=0, le=86400, description="How long one attempt may hold a job before it counts as dead."
+    )
+    sweep_s: float = Field(default=2.0, gt=0, le=3600, description="How often beat looks for due retries.")
+
+    visibility_timeout_s: int = Field(
+        default=1800, ge=1, description="After which Redis hands an unacknowledged job to another worker."
+    )
+    result_expires_s: int = Field(default=3600, ge=1, description="How long answers of purchases and views are kept.")
+
+    flower_address: str = Field(default="127.0.0.1", description="Address Flower listens on.")
+    flower_port: int = Field(default=5555, ge=1, le=65535, description="Port Flower listens on.")
+    flower_auth: str | None = Field(default=None, description="user:password that Flower asks for.")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="json for machines, text for people; auto: text on a terminal."
+    )
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of this process.
+
+        Raises
+        ------
+        SettingsError
+            With a sentence for each variable that is unknown or wrong.
+
+        """
+        known = {PREFIX + name.upper() for name in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+        if unknown:
+            msg = f"Unknown setting {', '.join(unknown)}. The known ones are: {', '.join(sorted(known))}."
+            raise SettingsError(msg)
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError(
+                "\n".join(
+                    f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}." if e["loc"] else f"{e['msg']}."
+                    for e in error.errors()
+                )
+            ) from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("postgresql://", "postgresql+psycopg://", "sqlite:///")):
+            msg = "a database is postgresql://… or sqlite:///…"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("broker_url", "result_url")
+    @classmethod
+    def _known_broker(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "redis+socket"):
+            msg = "a broker is redis://…, rediss://… or redis+socket://…"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _known_smtp(cls, url: str) -> str:
+        if urlsplit(url).scheme not in ("smtp", "smtps", "null"):
+            msg = "a mail carrier is smtp://…, smtps://… or null://"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("sms_url")
+    @classmethod
+    def _known_sms(cls, url: str) -> str:
+        if urlsplit(url).scheme not in ("http", "https", "null"):
+            msg = "an SMS gateway is http://…, https://… or null://"
+            raise ValueError(msg)
+        return url
+
+    @model_validator(mode="after")
+    def _safe_times(self) -> Self:
+        """A job must be over before its lease is, and its lease before Redis hands the job to another worker.
+
+        No countdown is ever put into Redis (retries wait in the database), so the lease is the longest time for which
+        a message can stay unacknowledged.
+        """
+        if self.lease_s < 4 * max(self.smtp_timeout_s, self.sms_timeout_s):
+            msg = (
+                f"POSTAGE_LEASE_S ({self.lease_s:g}) must be at least four times the longest carrier timeout "
+                f"({max(self.smtp_timeout_s, self.sms_timeout_s):g}), or an attempt could outlive its lease"
+            )
+            raise ValueError(msg)
+        if self.visibility_timeout_s < 2 * self.lease_s:
+            msg = (
+                f"POSTAGE_VISIBILITY_TIMEOUT_S ({self.visibility_timeout_s}) must be at least twice POSTAGE_LEASE_S "
+                f"({self.lease_s:g}), or Redis would hand jobs that still run to a second worker"
+            )
+            raise ValueError(msg)
+        if self.retry_max_s < self.retry_base_s:
+            msg = "POSTAGE_RETRY_MAX_S must not be less than POSTAGE_RETRY_BASE_S"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL of the database, with the driver named."""
+        if self.database_url is None:
+            return f"sqlite:///{(self.var / 'postage.db').resolve()}"
+        return self.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    @property
+    def embedded_socket(self) -> Path:
+        """Where the embedded Valkey listens: under `var`, or in a private short path where `var` is too deep."""
+        inside = (self.var / "valkey" / "valkey.sock").resolve()
+        if len(os.fsencode(inside)) <= SOCKET_PATH_MAX:
+            return inside
+        import hashlib  # noqa: PLC0415  only deep folders need it
+
+        name = hashlib.sha256(os.fsencode(inside)).hexdigest()[:16]
+        return Path("/tmp") / f"postage-{os.getuid()}-{name}" / "valkey.sock"  # noqa: S108  made 0700 by its server
+
+    @property
+    def broker(self) -> str:
+        """The kombu URL of the broker."""
+        return self.broker_url or f"redis+socket://{quote(str(self.embedded_socket))}"
+
+    @property
+    def results(self) -> str:
+        """The Celery URL of the result backend."""
+        return self.result_url or self.broker
+
+
+def here() -> str:
+    """This machine's name, for worker names and greetings."""
+    return socket.gethostname()
