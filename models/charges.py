@@ -213,3 +213,14 @@ def charged_now(connection: Connection, bulk_id: str) -> int:
     """The credits that the messages of a bulk job have cost so far, refunds taken out."""
     total = func.coalesce(func.sum(charges.c.credits - charges.c.refunded), 0)
     return int(connection.execute(select(total).where(charges.c.bulk_id == bulk_id)).scalar_one())
+
+
+def bulk_payer(connection: Connection, bulk_id: str) -> str | None:
+    """Who paid for the messages of a bulk job: one owner for all, as they were charged together."""
+    query = (
+        select(accounts.c.owner_id)
+        .join(charges, charges.c.account_id == accounts.c.id)
+        .where(charges.c.bulk_id == bulk_id)
+        .limit(1)
+    )
+    return connection.execute(query).scalar()

@@ -23,7 +23,7 @@ class Patience:
         return attempts >= self.attempts_max
 
     def wait(self, attempts: int, draw: float | None = None) -> timedelta:
-        """How long to wait after the attempt numbered `attempts` (from 1). `draw` is between 0 and 1; random if None."""
+        """How long to wait after attempt number `attempts` (from 1). `draw` is between 0 and 1; random if None."""
         longest = min(self.longest_s, self.base_s * 2.0 ** min(attempts - 1, 60))
         share = random.random() if draw is None else draw  # noqa: S311  jitter is no secret
         return timedelta(seconds=longest * (0.5 + share / 2))

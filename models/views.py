@@ -12,8 +12,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Date, Row, Select, String, func, select
 from sqlalchemy import cast as sql_cast
 
+from models import charges as charging
+from models.answers import bulk_answer, iso, message_answer
+from models.charges import Charge, State
 from models.errors import Reason, Refused
-from models.messages import KINDS, View, ViewUsage
+from models.messages import KINDS, View, ViewMessage, ViewUsage
 from models.tables import accounts, charges, orders, plans, users
 from models.users import Person, has_rights, look_up
 
@@ -233,21 +236,46 @@ def user_list(connection: Connection, view: View) -> Json:
     return {"status": "done", "viewer": viewer.id, "rows": rows, **_paging(view, more=more)}
 
 
-def may_see_message(viewer: Person, sender: str, payer: str | None, sender_organization: str | None) -> None:
-    """Make sure that `viewer` sent the message, or spends from the pool that paid for it.
+def message(connection: Connection, view: ViewMessage) -> Json:
+    """The answer to one send job, for its sender and for everybody who spends from the pool that paid.
 
     Raises
     ------
     Refused
-        `not_permitted` within the organization, `not_found` beyond it, where even the id is nobody's business.
+        `unknown_user`; `not_permitted` within the organization, `not_found` beyond it, where even the id is nobody's
+        business.
 
     """
-    if viewer.id == sender or viewer.owner == payer:
+    viewer = look_up(connection, view.viewer)
+    charge = charging.read(connection, [view.job_id]).get(view.job_id)
+    if charge is None:
+        raise _no_message(view)
+    payer = charge.payer or charging.bulk_payer(connection, charge.job_id)
+    _require_concern(connection, viewer, charge, payer, view)
+    if charge.state is not State.BULK:
+        return message_answer(charge)
+    counts = charging.count_states(connection, charge.job_id)
+    return bulk_answer(charge, counts, payer, charging.charged_now(connection, charge.job_id))
+
+
+def _require_concern(
+    connection: Connection, viewer: Person, charge: Charge, payer: str | None, view: ViewMessage
+) -> None:
+    if viewer.id == charge.sender or viewer.owner == payer:
         return
-    if sender_organization == viewer.organization:
-        sentence = "This message was sent by somebody else and paid from a pool that is not yours."
-        raise Refused(Reason.NOT_PERMITTED, sentence)
-    raise Refused(Reason.NOT_FOUND, "There is no message with this job_id.")
+    sender = connection.execute(
+        select(users.c.organization, users.c.credit_owner_id).where(users.c.id == charge.sender)
+    ).one_or_none()
+    if sender is None or sender.organization != viewer.organization:
+        raise _no_message(view)
+    if payer is None and sender.credit_owner_id == viewer.owner:  # refused: nobody paid, but it was to be their pool
+        return
+    sentence = "This message was sent by somebody else and paid from a pool that is not yours."
+    raise Refused(Reason.NOT_PERMITTED, sentence)
+
+
+def _no_message(view: ViewMessage) -> Refused:
+    return Refused(Reason.NOT_FOUND, f"There is no message {view.job_id} that you may see.")
 
 
 def _charges_of(connection: Connection, looking: Looking) -> ColumnElement[bool]:
@@ -286,8 +314,3 @@ def _page(
 
 def _paging(view: View, *, more: bool) -> Json:
     return {"page": view.page, "more": more}
-
-
-def iso(instant: datetime | None) -> str | None:
-    """ISO 8601 in UTC, or None."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds") if instant else None

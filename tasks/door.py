@@ -1,0 +1,126 @@
+"""The one door every job comes through: read the message, run the use case, answer with an object, record refusals.
+
+A command answers, it never raises: a refusal is an outcome of the trade. Whatever else is raised is a fault (the
+database is gone) or a bug; it is loud, and the job is tried again, which every use case here bears.
+"""
+
+import random
+import re
+from typing import Any, cast
+
+import structlog
+from celery import Task
+from celery.worker.request import Request
+
+from models import refusals
+from models.answers import Answer
+from models.errors import Refused
+from models.messages import MESSAGES, Message, read
+from tasks.context import Context, Json
+
+log = structlog.get_logger(__name__)
+
+FAULT_RETRIES = 20
+FAULT_WAIT_S = 2.0
+FAULT_WAIT_MAX_S = 60.0
+"""After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
+
+ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+KEYS = ("job_id", "order_id", "change_id", "user_id")
+PEOPLE = ("sender", "buyer", "actor", "viewer")
+
+
+def named(given: object, fields: tuple[str, ...]) -> str | None:
+    """The first of `fields` in an object off the wire that holds a proper id; the object may be anything."""
+    if not isinstance(given, dict):
+        return None
+    values = (given.get(field) for field in fields)
+    return next((value for value in values if isinstance(value, str) and ID.fullmatch(value)), None)
+
+
+def summary(args: object) -> str:
+    """The arguments of a task as logs and events may show them: the job's id and who sent it, nothing else."""
+    given = args[0] if isinstance(args, (list, tuple)) and args else None
+    return f"(job={named(given, KEYS) or '-'}, sender={named(given, PEOPLE) or '-'})"
+
+
+class DiscreetRequest(Request):
+    """A task request that shows ids where Celery would show the arguments, whatever the producer said of them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  Celery's
+        super().__init__(*args, **options)
+        self._argsrepr = summary(self._args)  # type: ignore[attr-defined]
+        self._kwargsrepr = "{}"
+
+    def info(self, safe: bool = False) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002  Celery's
+        """What remote control (so Flower) may know of this request."""
+        return super().info(safe=True)
+
+
+class Door(Task):  # type: ignore[type-arg]
+    """The base of every task. Its `run` is called with the context and the message that was read."""
+
+    abstract = True
+    typing = False  # any arguments at all must get as far as the refusal
+    Request = "tasks.door:DiscreetRequest"
+    max_retries = FAULT_RETRIES
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Answer:  # noqa: ANN401  whatever came off the wire
+        """Answer one job."""
+        context: Context = self.app.context  # type: ignore[attr-defined]
+        given = args[0] if len(args) == 1 and not kwargs else None
+        task_id = str(self.request.id)
+        key = named(given, KEYS) or (task_id if self.name in MESSAGES else None)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task=self.name, job=key, sender=named(given, PEOPLE))
+        try:
+            fields = self._answer(context, given, task_id)
+        except Exception as fault:
+            log.exception("fault", retries=self.request.retries)
+            raise self.retry(exc=fault, countdown=_wait_s(self.request.retries or 0)) from fault
+        log.info("answered", status=fields.get("status"), reason=fields.get("reason"))
+        return Answer(fields)
+
+    def _answer(self, context: Context, given: object, task_id: str) -> Json:
+        try:
+            return cast("Json", self.run(context, self._read(given, task_id)))
+        except Refused as why:
+            return self._refuse(context, given, task_id, why)
+
+    def _read(self, given: object, task_id: str) -> Message:
+        return read(self.name, given, job_id=task_id)
+
+    def _refuse(self, context: Context, given: object, task_id: str, why: Refused) -> Json:
+        key, person = named(given, KEYS), named(given, PEOPLE)
+        context.database.transact(
+            lambda connection: refusals.record(
+                connection, task=self.name, task_id=task_id, key=key, person=person, why=why, now=context.now()
+            )
+        )
+        return self._naming_its_job(given, task_id) | {
+            "status": "refused",
+            "reason": why.reason,
+            "detail": why.detail,
+            "credits": 0,
+            "paid_by": None,
+        }
+
+    def _naming_its_job(self, given: object, task_id: str) -> Json:
+        """The id under which the producer knows the job."""
+        field = MESSAGES[self.name].key if self.name in MESSAGES else None
+        if field is None:
+            return {}
+        return {field: named(given, (field,)) or (task_id if field == "job_id" else None)}
+
+
+def _wait_s(retries: int) -> float:
+    return float(min(FAULT_WAIT_MAX_S, FAULT_WAIT_S * 2**retries) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+
+
+class InnerDoor(Door):
+    """The door of Postage's own tasks, whose objects no producer makes."""
+
+    abstract = True
+
+    def _read(self, given: object, task_id: str) -> Message:  # noqa: ARG002
+        return cast("Message", given)

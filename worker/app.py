@@ -1,0 +1,158 @@
+"""The Celery app: all wiring on one page."""
+
+import threading
+from typing import Any
+
+from celery import Celery, signals
+from kombu import Queue as KombuQueue
+
+from models.database import Database
+from models.migrations import check_migrated
+from models.retrying import Patience
+from tasks import billing, bulk, sending, upkeep, viewing
+from tasks.context import Context, Json
+from worker.carriers import open_email, open_sms
+from worker.logs import set_up_logging
+from worker.queues import ROUTES, Queue, schedule
+from worker.settings import Settings
+
+TASK_MODULES = (billing, bulk, sending, upkeep, viewing)
+"""Imported for real, so that the tasks exist; Celery's autodiscovery would look for other names."""
+
+
+class PostageApp(Celery):
+    """Celery with the settings it was made from and the context its tasks are given."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401  Celery's
+        super().__init__("postage", set_as_current=True, **options)
+        self.settings = settings
+        self._context: Context | None = None
+        self._context_lock = threading.Lock()
+
+    @property
+    def context(self) -> Context:
+        """What tasks may reach in this process: made when first asked for, so after any fork."""
+        with self._context_lock:
+            if self._context is None:
+                self._context = make_context(self)
+            return self._context
+
+    def close_context(self) -> None:
+        """Let go of every connection of this process."""
+        with self._context_lock:
+            if self._context is not None:
+                self._context.close()
+                self._context = None
+
+
+def create_app(settings: Settings) -> PostageApp:
+    """The app for these settings."""
+    app = PostageApp(settings)
+    app.conf.update(configuration(settings))
+    return app
+
+
+def make_context(app: PostageApp) -> Context:
+    """Open the database and the carriers."""
+    settings = app.settings
+    return Context(
+        database=Database(settings.database, settings.database_pool),
+        carriers={
+            "email": open_email(settings.smtp_url, settings.smtp_timeout_s),
+            "sms": open_sms(settings.sms_url, settings.sms_timeout_s),
+        },
+        enqueue=lambda task, given: enqueue(app, task, given),
+        patience=Patience(
+            attempts_max=settings.attempts_max,
+            base_s=settings.retry_base_s,
+            longest_s=settings.retry_max_s,
+            lease_s=settings.lease_s,
+        ),
+    )
+
+
+def enqueue(app: Celery, task: str, given: Json) -> None:
+    """Put a task on its queue."""
+    app.send_task(task, args=[given], argsrepr="(…)")
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration, for money: nothing is acknowledged before it is done, and nothing is pickled."""
+    transport = {
+        "visibility_timeout": settings.visibility_timeout_s,
+        # Look for jobs of dead workers every 10 s, not every 100 (kombu's default).
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 30,
+        # Without these a call to a frozen broker waits for ever.
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 30,
+    }
+    return {
+        "broker_url": settings.broker,
+        "broker_transport_options": transport,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend": settings.results,
+        "result_backend_transport_options": {"visibility_timeout": settings.visibility_timeout_s},
+        "result_expires": settings.result_expires_s,
+        # JSON alone, both ways: pickle would let whoever writes to the broker run code here.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "event_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "task_queues": [KombuQueue(queue) for queue in Queue],
+        "task_default_queue": Queue.UPKEEP,
+        "task_create_missing_queues": False,
+        "task_routes": {task: {"queue": queue} for task, queue in ROUTES.items()},
+        # A job is acknowledged when it is answered: a worker that dies leaves it to the next.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_pool": "threads",
+        "worker_concurrency": settings.concurrency,
+        # A message half handed over must not be cut off because Redis blinked.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        # For Flower. What events show of a job is its id and its sender (tasks/door.py).
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        "beat_schedule": schedule(settings.sweep_s),
+        "beat_schedule_filename": str(settings.var / "beat-schedule"),
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+@signals.setup_logging.connect
+def _use_our_logging(**_kwargs: object) -> None:
+    """Keep Celery from setting up its own: ours is set up before it starts (worker/cli.py)."""
+
+
+@signals.worker_init.connect
+def _check_database(sender: Any = None, **_kwargs: object) -> None:  # noqa: ANN401  Celery's WorkController
+    """Refuse to start on a database that is behind, with a sentence."""
+    app: PostageApp = sender.app
+    database = Database(app.settings.database, pool_size=1)
+    try:
+        check_migrated(database)
+    finally:
+        database.close()
+
+
+@signals.worker_process_init.connect
+def _set_up_child(**_kwargs: object) -> None:
+    """A forked pool child needs its own logging, and makes its own context when first asked."""
+    from celery import current_app  # noqa: PLC0415  the app of this process
+
+    set_up_logging(current_app.settings)  # type: ignore[attr-defined]
+
+
+@signals.worker_shutdown.connect
+def _say_goodbye(sender: Any = None, **_kwargs: object) -> None:  # noqa: ANN401
+    """Close connections in order."""
+    sender.app.close_context()

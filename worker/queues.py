@@ -1,0 +1,51 @@
+"""Queues, which task goes to which, and what beat asks for."""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+
+class Queue(enum.StrEnum):
+    """One queue a kind of work, so that a campaign cannot hold up a purchase or a view."""
+
+    EMAIL = "email"
+    """Single emails, and further attempts."""
+    SMS = "sms"
+    """Single text messages, and further attempts."""
+    BULK = "bulk"
+    """Bulk jobs: charged here, sent by the workers of their kind."""
+    BILLING = "billing"
+    """Purchases, changes of owner, users, roles and plans."""
+    VIEWS = "views"
+    """What people look at."""
+    UPKEEP = "upkeep"
+    """What beat asks for."""
+
+
+ROUTES: Mapping[str, Queue] = {
+    "email.send": Queue.EMAIL,
+    "email.resume": Queue.EMAIL,
+    "sms.send": Queue.SMS,
+    "sms.resume": Queue.SMS,
+    "email.send_many": Queue.BULK,
+    "sms.send_many": Queue.BULK,
+    "credits.purchase": Queue.BILLING,
+    "credits.set_owner": Queue.BILLING,
+    "users.save": Queue.BILLING,
+    "roles.save": Queue.BILLING,
+    "plans.save": Queue.BILLING,
+    "views.overview": Queue.VIEWS,
+    "views.usage": Queue.VIEWS,
+    "views.orders": Queue.VIEWS,
+    "views.billing": Queue.VIEWS,
+    "views.users": Queue.VIEWS,
+    "views.message": Queue.VIEWS,
+    "upkeep.sweep": Queue.UPKEEP,
+}
+
+
+def schedule(sweep_s: float) -> dict[str, dict[str, Any]]:
+    """Beat's table. A round that no worker has taken up by the next one is dropped, so they never pile up."""
+    return {
+        "sweep": {"task": "upkeep.sweep", "schedule": sweep_s, "args": [{}], "options": {"expires": 2 * sweep_s}},
+    }
