@@ -4,6 +4,7 @@ A command answers, it never raises: a refusal is an outcome of the trade. Whatev
 database is gone) or a bug; it is loud, and the job is tried again, which every use case here bears.
 """
 
+import logging
 import random
 import re
 from typing import Any, cast
@@ -64,6 +65,7 @@ class Door(Task):  # type: ignore[type-arg]
     typing = False  # any arguments at all must get as far as the refusal
     Request = "tasks.door:DiscreetRequest"
     max_retries = FAULT_RETRIES
+    log_level = logging.INFO
 
     def __call__(self, *args: Any, **kwargs: Any) -> Answer:  # noqa: ANN401  whatever came off the wire
         """Answer one job."""
@@ -78,7 +80,7 @@ class Door(Task):  # type: ignore[type-arg]
         except Exception as fault:
             log.exception("fault", retries=self.request.retries)
             raise self.retry(exc=fault, countdown=_wait_s(self.request.retries or 0)) from fault
-        log.info("answered", status=fields.get("status"), reason=fields.get("reason"))
+        log.log(self.log_level, "answered", status=fields.get("status"), reason=fields.get("reason"))
         return Answer(fields)
 
     def _answer(self, context: Context, given: object, task_id: str) -> Json:
@@ -121,6 +123,7 @@ class InnerDoor(Door):
     """The door of Postage's own tasks, whose objects no producer makes."""
 
     abstract = True
+    log_level = logging.DEBUG  # beat asks all the time
 
     def _read(self, given: object, task_id: str) -> Message:  # noqa: ARG002
         return cast("Message", given)

@@ -95,7 +95,7 @@ class _Server:
             raise
 
     def _await_answer(self, until: float) -> None:
-        while not self._answers():
+        while self._process is None or not self._answers():
             if self._process is None:
                 self._process = self._spawn()
             elif self._process.poll() is not None:
@@ -182,11 +182,10 @@ class ValkeyServer(_Server):
             )
 
     def _answers(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            return False
         try:
             with redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
-                return bool(client.ping())
+                # By its process id, because another server may have the port.
+                return bool(client.ping()) and client.info("server")["process_id"] == self.pid
         except redis.RedisError:
             return False
 
@@ -276,11 +275,13 @@ class PostgresServer(_Server):
         )
 
     def _answers(self) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            return False
         try:
+            # By what it writes of itself, because another server may have the port.
+            lines = (self._data / "postmaster.pid").read_text().split()
+            if lines[:1] != [str(self.pid)] or lines[-1] != "ready":
+                return False
             psycopg.connect(self.url(), connect_timeout=5).close()
-        except psycopg.OperationalError:
+        except (FileNotFoundError, psycopg.OperationalError):
             return False
         return True
 

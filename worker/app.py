@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 from celery import Celery, signals
+from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from models.database import Database
@@ -104,7 +105,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        "task_queues": [KombuQueue(queue) for queue in Queue],
+        # Each with an exchange and a key of its own name, as producers that only know the name declare it.
+        "task_queues": [KombuQueue(queue, Exchange(queue), routing_key=queue) for queue in Queue],
         "task_default_queue": Queue.UPKEEP,
         "task_create_missing_queues": False,
         "task_routes": {task: {"queue": queue} for task, queue in ROUTES.items()},

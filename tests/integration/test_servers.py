@@ -1,6 +1,10 @@
 """The servers that other tests stand on."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,17 @@ from sqlalchemy import text
 
 from models.database import Database
 from tests.servers import PostgresServer, ServerError, ValkeyServer
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+from tests.servers import PostgresServer, ValkeyServer
+
+folder = Path(sys.argv[1])
+with PostgresServer(folder / "postgres") as postgres, ValkeyServer(folder / "valkey") as valkey:
+    print(postgres.port, valkey.port, flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -23,6 +38,11 @@ def query(url: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchall() if cursor.description else []
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_postgres_keeps_what_was_committed_when_it_is_killed_and_started_again(own_postgres: PostgresServer) -> None:
@@ -72,14 +92,16 @@ def test_a_postgres_database_is_a_copy_of_its_template_and_can_be_dropped_while_
     assert query(postgres.url(), "SELECT datname FROM pg_database WHERE datname IN ('copy', 'original')") == []
 
 
-def test_a_server_that_cannot_start_says_what_its_log_says(tmp_path: Path) -> None:
-    folder = tmp_path / "postgres"
-    with PostgresServer(folder) as running:
-        second = PostgresServer(tmp_path / "second")
-        second.port = running.port
+def test_a_server_whose_port_is_taken_says_what_its_log_says(
+    tmp_path: Path, postgres: PostgresServer, valkey: ValkeyServer
+) -> None:
+    second_postgres, second_valkey = PostgresServer(tmp_path / "postgres"), ValkeyServer(tmp_path / "valkey")
+    second_postgres.port, second_valkey.port = postgres.port, valkey.port
 
-        with pytest.raises(ServerError, match="Address already in use"):
-            second.start()
+    with pytest.raises(ServerError, match="Address already in use"):
+        second_postgres.start()
+    with pytest.raises(ServerError, match="Address already in use"):
+        second_valkey.start()
 
 
 def test_valkey_keeps_its_append_only_file_when_it_is_killed_and_started_again(tmp_path: Path) -> None:
@@ -115,3 +137,19 @@ def test_servers_listen_on_this_machine_only(postgres: PostgresServer, valkey: V
     with redis.Redis.from_url(valkey.url()) as client:
         assert client.config_get("bind") == {"bind": "127.0.0.1"}
     assert os.getpgid(postgres.pid) == postgres.pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+def test_servers_end_when_the_test_process_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OTHER_PROCESS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        ports = [int(port) for port in other.stdout.readline().split()]
+        assert [listens(port) for port in ports] == [True, True]
+
+        other.kill()
+
+    until = time.monotonic() + 60
+    while any(map(listens, ports)):
+        assert time.monotonic() < until, "waited for a minute"
+        time.sleep(0.02)

@@ -1,0 +1,59 @@
+# What can be done with Postage. `make` or `make help` lists it. Needs Python 3.11 or later and a package index.
+
+PYTHON = python3
+UV = uv>=0.13.6,<0.14
+JOBS = 2
+BIN = .venv/bin
+READY = .venv/.ready
+
+# The steps of `make test` follow each other, whatever -j says.
+.NOTPARALLEL:
+.PHONY: help setup run test lint format types imports tests clean
+
+help: ## List what can be done
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## Build .venv with the exact packages of uv.lock (PYTHON=python3.12 picks another interpreter)
+
+# uv comes from the package index too, into the same .venv, and uses the interpreter that is here. The last line is
+# reached, and the stamp written, only if everything before succeeded; a change of the lock brings all of it again.
+$(READY): pyproject.toml uv.lock
+	@echo '== Setup: .venv'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Postage needs Python 3.11 or later, and " \
+		+ sys.executable + " is " + sys.version.split()[0] + ". Name another: make setup PYTHON=python3.12")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
+	@UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 $(BIN)/uv sync --frozen --quiet
+	@touch $(READY)
+
+run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it (ONCE=1: ends by itself)
+	@exec $(BIN)/postage up examples/john-peter-mary.jsonl $${ONCE:+--exit}
+
+test: lint types imports tests ## Check and test everything, ending at the first failure
+	@echo '== All of it passed.'
+
+lint: $(READY) ## Check style and format
+	@echo '== Style: ruff check'
+	@$(BIN)/ruff check
+	@echo '== Format: ruff format --check'
+	@$(BIN)/ruff format --check
+
+format: $(READY) ## Format, and mend what can be mended
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+types: $(READY) ## Check types
+	@echo '== Types: mypy'
+	@$(BIN)/mypy
+
+imports: $(READY) ## Check which room may import which
+	@echo '== Imports: lint-imports'
+	@$(BIN)/lint-imports
+
+tests: $(READY) ## Run the tests alone (JOBS=4: in four processes)
+	@echo '== Tests: pytest'
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+clean: ## Remove .venv and every cache; var/, where messages and money are, stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find worker tasks models tests -name __pycache__ -type d -prune -exec rm -rf {} +

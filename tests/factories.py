@@ -1,0 +1,112 @@
+"""People, purchases and jobs as tests need them: say what matters, the rest is filled in."""
+
+import itertools
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from models import orders, sharing, users
+from models.charges import Job
+from models.database import Database
+from models.messages import Purchase, SaveRole, SaveUser, SendEmail, SendSms, SetOwner, read
+from models.tables import accounts
+from tasks.sending import job_of
+from tests.fakes import NOON
+
+Json = dict[str, Any]
+
+BILLING = {"name": "Acme Ltd", "country": "NL"}
+_numbers = itertools.count(1)
+
+
+def save_people(database: Database, now: datetime = NOON) -> None:
+    """Make john, an admin with both rights, and the members peter and mary of `acme`, and olga, an admin of `other`.
+
+    John and olga have billing information, peter has his own, mary has none.
+    """
+    with database.begin() as connection:
+        for organization in ("acme", "other"):
+            rights: Any = ["view_user_list", "edit_user"]
+            users.save_role(connection, SaveRole(organization=organization, role="admin", rights=rights))
+            users.save_role(connection, SaveRole(organization=organization, role="member", rights=[]))
+        for person in (
+            _person("john", role="admin", billing=BILLING),
+            _person("peter", billing={"name": "Peter"}),
+            _person("mary"),
+            _person("olga", organization="other", role="admin", billing={"name": "Olga"}),
+        ):
+            users.save_user(connection, person, now)
+
+
+def _person(
+    user_id: str, *, organization: str = "acme", role: str = "member", billing: dict[str, str] | None = None
+) -> SaveUser:
+    return SaveUser(
+        user_id=user_id,
+        organization=organization,
+        name=user_id.capitalize(),
+        email=f"{user_id}@{organization}.test",
+        role=role,
+        billing=billing,
+    )
+
+
+def buy(
+    database: Database, buyer: str, *, email: int = 0, sms: int = 0, order_id: str | None = None, now: datetime = NOON
+) -> str:
+    """Buy credits for the buyer's credit owner; returns the order's id."""
+    order = purchase_order(order_id=order_id or f"order-of-test-{next(_numbers)}", buyer=buyer, email=email, sms=sms)
+    message = Purchase.model_validate(order)
+    with database.begin() as connection:
+        orders.purchase(connection, message, message.digest("credits.purchase"), now)
+    return message.order_id
+
+
+def share(database: Database, user: str, owner: str, *, actor: str = "john", now: datetime = NOON) -> None:
+    """Let `user` spend the credits of `owner` from now on."""
+    change = SetOwner(change_id=f"change-of-test-{next(_numbers)}", actor=actor, user=user, owner=owner)
+    with database.begin() as connection:
+        sharing.set_owner(connection, change, change.digest("credits.set_owner"), now)
+
+
+def balance(database: Database, owner: str, kind: str = "email") -> int:
+    """Give what an owner's account holds."""
+    with database.read() as connection:
+        available: int = connection.execute(
+            select(accounts.c.available).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+        ).scalar_one()
+        return available
+
+
+def email_job(job_id: str | None = "job-1", sender: str = "john", **fields: Any) -> Json:
+    """Give the object of `email.send`."""
+    job = {"sender": sender, "to": "ada@example.test", "subject": "Hello", "text": "Hello Ada", **fields}
+    return job if job_id is None else {"job_id": job_id, **job}
+
+
+def sms_job(job_id: str | None = "job-1", sender: str = "john", **fields: Any) -> Json:
+    """Give the object of `sms.send`."""
+    job = {"sender": sender, "to": "+31612345678", "text": "Hello Ada", **fields}
+    return job if job_id is None else {"job_id": job_id, **job}
+
+
+def purchase_order(order_id: str = "order-1", buyer: str = "john", *, email: int = 0, sms: int = 0, **fields: Any) -> Json:
+    """Give the object of `credits.purchase`, with billing information of its own."""
+    return {
+        "order_id": order_id,
+        "buyer": buyer,
+        "credits": {"email": email, "sms": sms},
+        "amount": 1000,
+        "currency": "EUR",
+        "billing": BILLING,
+        **fields,
+    }
+
+
+def ledger_job(given: Json) -> Job:
+    """Give an email's or a text message's object as the ledger takes it."""
+    task = "email.send" if "subject" in given else "sms.send"
+    message = read(task, given)
+    assert isinstance(message, SendEmail | SendSms)
+    return job_of(task, message)

@@ -1,0 +1,123 @@
+"""Stand-ins for what is outside: a carrier that records parcels, a clock that is set, a broker that only remembers."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery import Celery
+
+from models.carriers import Outcome, Parcel, Receipt
+from models.database import Database
+from models.retrying import Patience
+from tasks import billing, bulk, sending, upkeep, viewing
+from tasks.context import Context, Json
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+TASK_MODULES = (billing, bulk, sending, upkeep, viewing)
+"""Imported, so that the tasks exist."""
+
+ACCEPTED = Receipt(Outcome.ACCEPTED, reference="ref-1")
+NEVER = Receipt(Outcome.NEVER, "The carrier will not take it.")
+NOBODY = Receipt(Outcome.NEVER, "The carrier knows none of them.", recipients_refused=True)
+NOT_NOW = Receipt(Outcome.NOT_NOW, "The carrier is busy.")
+UNSURE = Receipt(Outcome.UNSURE, "The line went dead.")
+
+Scripted = Receipt | Exception | Callable[[Parcel], Receipt]
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, by: timedelta) -> None:
+        """Let time pass."""
+        self.now += by
+
+
+class FakeCarrier:
+    """A carrier that keeps what it is given and says what it was told to say, then accepts everything.
+
+    A scripted exception is raised; a scripted function is called with the parcel, and says what the carrier says.
+    """
+
+    def __init__(self, *script: Scripted, honours_job_id: bool = False) -> None:
+        self.script = list(script)
+        self.honours_job_id = honours_job_id
+        self.parcels: list[Parcel] = []
+        self.closed = False
+
+    def deliver(self, parcel: Parcel) -> Receipt:
+        """Keep the parcel, and follow the script."""
+        self.parcels.append(parcel)
+        said = self.script.pop(0) if self.script else ACCEPTED
+        if isinstance(said, Exception):
+            raise said
+        return said if isinstance(said, Receipt) else said(parcel)
+
+    def close(self) -> None:
+        """Remember that somebody said goodbye."""
+        self.closed = True
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs of all parcels, in order."""
+        return [parcel.job_id for parcel in self.parcels]
+
+
+class FakeBroker:
+    """Remembers what was enqueued as (task, object), and delivers nothing by itself."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Json]] = []
+
+    def __call__(self, task: str, given: Json) -> None:
+        self.sent.append((task, given))
+
+    def take(self) -> list[tuple[str, Json]]:
+        """All that was enqueued since the last time."""
+        sent, self.sent = self.sent, []
+        return sent
+
+
+def make_context(
+    database: Database,
+    email: FakeCarrier | None = None,
+    sms: FakeCarrier | None = None,
+    clock: Clock | None = None,
+    patience: Patience | None = None,
+) -> Context:
+    """Give a context whose `enqueue` is a FakeBroker and whose `now` is a Clock."""
+    return Context(
+        database=database,
+        carriers={"email": email or FakeCarrier(), "sms": sms or FakeCarrier()},
+        enqueue=FakeBroker(),
+        patience=patience or Patience(),
+        now=clock or Clock(),
+    )
+
+
+def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:
+    """Answer one job as a worker would, through the task's own door, but without a broker."""
+    app = Celery("fake", set_as_current=False)
+    app.context = context
+    app.finalize()
+    its_task = app.tasks[task]
+    its_task.push_request(id=task_id, retries=0)
+    try:
+        answered: Any = its_task(given)
+    finally:
+        its_task.pop_request()
+        app.close()
+    fields: Json = answered.fields
+    return fields
+
+
+def run_enqueued(context: Context) -> list[Json]:
+    """Answer all that was enqueued, as free workers would; returns the answers."""
+    broker: Any = context.enqueue
+    return [answer(context, task, given) for task, given in broker.take()]

@@ -1,0 +1,784 @@
+"""The use cases of sending, from the charge to the last settlement, on both databases and without a broker."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from models.audit import audit
+from models.carriers import Email, Outcome, Parcel, Receipt, Sms
+from models.database import Database
+from models.retrying import Patience
+from models.tables import charges, entries, refusals
+from tasks.context import Context, Json
+from tasks.sending import resume, send
+from tasks.upkeep import sweep
+from tests.factories import balance, buy, email_job, save_people, share, sms_job
+from tests.fakes import (
+    ACCEPTED,
+    NEVER,
+    NOBODY,
+    NOON,
+    NOT_NOW,
+    UNSURE,
+    Clock,
+    FakeCarrier,
+    answer,
+    make_context,
+    run_enqueued,
+)
+
+THREE = ["ada@example.test", "bob@example.test", "eve@example.test"]
+LATER = timedelta(hours=1)
+
+
+@pytest.fixture
+def stocked(database: Database) -> Database:
+    """Give a database in which john owns 10 email and 10 SMS credits, peter uses them, and olga is a stranger."""
+    save_people(database)
+    buy(database, "john", email=10, sms=10)
+    share(database, "peter", "john")
+    return database
+
+
+def later(context: Context, by: timedelta = LATER) -> list[Json]:
+    """Let time pass, sweep, and let free workers do what was enqueued."""
+    clock: Any = context.now
+    clock.forward(by)
+    sweep(context)
+    return run_enqueued(context)
+
+
+def message(context: Context, job_id: str = "job-1", viewer: str = "john") -> Json:
+    """Give the answer as it can be read back at any time."""
+    return answer(context, "views.message", {"viewer": viewer, "job_id": job_id})
+
+
+def row(database: Database, job_id: str = "job-1") -> Any:
+    with database.read() as connection:
+        return connection.execute(select(charges).where(charges.c.job_id == job_id)).one_or_none()
+
+
+def findings(database: Database) -> list[Any]:
+    with database.read() as connection:
+        return list(audit(connection, NOON))
+
+
+def test_an_email_is_handed_over_and_costs_its_owner_one_credit_a_recipient(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+
+    said = answer(context, "email.send", email_job(sender="peter", to=THREE[:1], cc=THREE[1:2], bcc=THREE[2:]))
+
+    assert said["status"] == "sent"
+    assert (said["paid_by"], said["credits"], said["attempts"]) == ("john", 3, 1)
+    assert (said["reason"], said["detail"]) == (None, None)
+    assert said["carrier_reference"] == "ref-1"
+    assert balance(stocked, "john") == 7
+    assert findings(stocked) == []
+
+
+def test_the_carrier_gets_all_that_the_job_said_and_who_sent_it(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    job = email_job(
+        sender="peter",
+        to=THREE[:1],
+        cc=THREE[1:2],
+        bcc=THREE[2:],
+        html="<p>Hello</p>",
+        reply_to="desk@example.test",
+        headers={"X-Campaign": "spring"},
+    )
+
+    answer(context, "email.send", job)
+
+    expected = Email(
+        job_id="job-1",
+        from_name="Peter",
+        from_address="peter@acme.test",
+        to=("ada@example.test",),
+        cc=("bob@example.test",),
+        recipients=tuple(THREE),
+        subject="Hello",
+        text="Hello Ada",
+        html="<p>Hello</p>",
+        reply_to="desk@example.test",
+        headers={"X-Campaign": "spring"},
+    )
+    assert carrier.parcels == [expected]
+
+
+def test_a_text_message_costs_one_credit_a_segment(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, sms=carrier)
+
+    said = answer(context, "sms.send", sms_job(text="x" * 161, **{"from": "Acme"}))
+
+    assert carrier.parcels == [Sms("job-1", "+31612345678", "Acme", "x" * 161, 2)]
+    assert (said["status"], said["credits"], said["kind"]) == ("sent", 2, "sms")
+    assert (balance(stocked, "john", "sms"), balance(stocked, "john", "email")) == (8, 10)
+
+
+def test_no_connection_is_held_and_the_charge_is_committed_while_the_carrier_is_called(stocked: Database) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def look(_: Parcel) -> Receipt:
+        pool: Any = stocked.engine.pool
+        seen.append((pool.checkedout(), row(stocked).state))
+        return ACCEPTED
+
+    answer(make_context(stocked, email=FakeCarrier(look)), "email.send", email_job())
+
+    assert seen == [(0, "sending")]
+
+
+def test_what_the_carrier_says_never_to_fails_and_the_credits_go_back(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(NEVER))
+
+    said = answer(context, "email.send", email_job(to=THREE))
+
+    assert (said["status"], said["reason"]) == ("failed", "carrier_refused")
+    assert said["detail"] == "The carrier will not take it."
+    assert (said["credits"], said["cost"], said["paid_by"]) == (0, 3, "john")
+    assert balance(stocked, "john") == 10
+    assert findings(stocked) == []
+
+
+def test_an_email_that_all_recipients_are_refused_for_fails(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(NOBODY))
+
+    said = answer(context, "email.send", email_job(to=THREE))
+
+    assert (said["status"], said["reason"], said["credits"]) == ("failed", "recipient_refused", 0)
+    assert balance(stocked, "john") == 10
+
+
+def test_a_refund_goes_to_who_paid_even_if_the_owner_changed_while_the_carrier_was_asked(stocked: Database) -> None:
+    def move_peter_away(_: Parcel) -> Receipt:
+        share(stocked, "peter", "mary")
+        return NEVER
+
+    context = make_context(stocked, email=FakeCarrier(move_peter_away))
+
+    said = answer(context, "email.send", email_job(sender="peter"))
+
+    assert (said["status"], said["paid_by"]) == ("failed", "john")
+    assert (balance(stocked, "john"), balance(stocked, "mary")) == (10, 0)
+
+
+def test_a_job_that_waits_is_settled_where_it_was_charged(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(NOT_NOW, NEVER))
+    answer(context, "email.send", email_job(sender="peter"))
+    share(stocked, "peter", "peter")
+
+    later(context)
+
+    assert (balance(stocked, "john"), balance(stocked, "peter")) == (10, 0)
+    assert message(context)["paid_by"] == "john"
+
+
+def test_recipients_that_are_refused_for_good_get_their_credits_back_and_are_named(stocked: Database) -> None:
+    partial = Receipt(Outcome.ACCEPTED, reference="ref-2", refused={THREE[1]: "550 no such user"})
+    context = make_context(stocked, email=FakeCarrier(partial))
+
+    said = answer(context, "email.send", email_job(to=THREE))
+
+    assert (said["status"], said["reason"], said["credits"]) == ("sent", "recipient_refused", 2)
+    assert said["recipients_refused"] == {THREE[1]: "550 no such user"}
+    assert balance(stocked, "john") == 8
+    assert findings(stocked) == []
+
+
+def test_recipients_that_are_put_off_alone_are_asked_again(stocked: Database) -> None:
+    partial = Receipt(Outcome.ACCEPTED, deferred={THREE[2]: "451 later"}, refused={THREE[1]: "550 never"})
+    carrier = FakeCarrier(partial, Receipt(Outcome.ACCEPTED, reference="ref-2"))
+    context = make_context(stocked, email=carrier)
+
+    first = answer(context, "email.send", email_job(to=THREE))
+    later(context)
+
+    assert (first["status"], first["credits"]) == ("retrying", 3)
+    assert [parcel.recipients for parcel in carrier.parcels] == [tuple(THREE), (THREE[2],)]
+    assert [parcel.to for parcel in carrier.parcels] == [tuple(THREE)] * 2
+    final = message(context)
+    assert (final["status"], final["credits"], final["attempts"]) == ("sent", 2, 2)
+    assert final["recipients_refused"] == {THREE[1]: "550 never"}
+    assert balance(stocked, "john") == 8
+
+
+def test_a_recipient_put_off_until_the_attempts_are_used_up_gets_the_credit_back(stocked: Database) -> None:
+    partial = Receipt(Outcome.ACCEPTED, deferred={THREE[2]: "451 later"})
+    context = make_context(stocked, email=FakeCarrier(partial, NOT_NOW), patience=Patience(attempts_max=2))
+    answer(context, "email.send", email_job(to=THREE))
+
+    later(context)
+
+    final = message(context)
+    assert (final["status"], final["credits"], final["attempts"]) == ("sent", 2, 2)
+    assert list(final["recipients_refused"]) == [THREE[2]]
+    assert balance(stocked, "john") == 8
+    assert findings(stocked) == []
+
+
+def test_a_message_the_carrier_takes_at_the_second_attempt_is_charged_once(stocked: Database) -> None:
+    carrier = FakeCarrier(NOT_NOW)
+    context = make_context(stocked, sms=carrier)
+
+    first = answer(context, "sms.send", sms_job())
+
+    assert (first["status"], first["reason"], first["attempts"]) == ("retrying", "carrier_unavailable", 1)
+    assert first["next_attempt_at"] is not None
+    assert balance(stocked, "john", "sms") == 9
+
+    later(context)
+
+    final = message(context)
+    assert (final["status"], final["reason"], final["detail"], final["attempts"]) == ("sent", None, None, 2)
+    assert final["next_attempt_at"] is None
+    assert balance(stocked, "john", "sms") == 9
+    assert carrier.job_ids == ["job-1", "job-1"]
+
+
+def test_nothing_is_tried_again_before_it_is_due(stocked: Database) -> None:
+    carrier = FakeCarrier(NOT_NOW)
+    context = make_context(stocked, sms=carrier)
+    answer(context, "sms.send", sms_job())
+
+    later(context, timedelta(seconds=1))
+
+    assert carrier.job_ids == ["job-1"]
+
+
+def test_a_job_whose_attempts_are_used_up_fails_and_gives_the_credits_back(stocked: Database) -> None:
+    carrier = FakeCarrier(*[NOT_NOW] * 5)
+    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=3))
+    answer(context, "sms.send", sms_job())
+
+    for _ in range(5):
+        later(context)
+
+    final = message(context)
+    assert (final["status"], final["reason"], final["attempts"]) == ("failed", "carrier_unavailable", 3)
+    assert final["credits"] == 0
+    assert len(carrier.parcels) == 3
+    assert balance(stocked, "john", "sms") == 10
+    assert findings(stocked) == []
+
+
+def test_an_unsure_outcome_is_parked_still_charged_and_never_sent_again(stocked: Database) -> None:
+    carrier = FakeCarrier(UNSURE)
+    context = make_context(stocked, email=carrier)
+
+    said = answer(context, "email.send", email_job())
+    later(context)
+
+    assert (said["status"], said["credits"], said["detail"]) == ("unknown", 1, "The line went dead.")
+    assert message(context)["status"] == "unknown"
+    assert len(carrier.parcels) == 1
+    assert balance(stocked, "john") == 9
+    assert row(stocked).content is not None
+
+
+def test_a_carrier_that_honours_the_job_id_is_asked_again_after_an_unsure_outcome(stocked: Database) -> None:
+    carrier = FakeCarrier(UNSURE, honours_job_id=True)
+    context = make_context(stocked, sms=carrier)
+
+    first = answer(context, "sms.send", sms_job())
+    later(context)
+
+    assert first["status"] == "retrying"
+    assert message(context)["status"] == "sent"
+    assert carrier.job_ids == ["job-1", "job-1"]
+
+
+def test_what_was_once_unsure_is_not_refunded_when_the_attempts_are_used_up(stocked: Database) -> None:
+    carrier = FakeCarrier(UNSURE, NOT_NOW, honours_job_id=True)
+    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=2))
+    answer(context, "sms.send", sms_job())
+
+    later(context)
+
+    assert (message(context)["status"], message(context)["credits"]) == ("unknown", 1)
+    assert balance(stocked, "john", "sms") == 9
+
+
+def test_a_carrier_that_raises_leaves_the_charge_held_and_the_fault_loud(stocked: Database) -> None:
+    carrier = FakeCarrier(ZeroDivisionError("a bug"))
+    context = make_context(stocked, email=carrier)
+
+    with pytest.raises(ZeroDivisionError):
+        answer(context, "email.send", email_job())
+
+    assert row(stocked).state == "sending"
+    assert balance(stocked, "john") == 9
+    again = answer(context, "email.send", email_job())
+    assert (again["status"], again["credits"]) == ("sending", 1)
+    assert len(carrier.parcels) == 1
+
+
+def test_an_attempt_whose_holder_died_becomes_unknown_when_its_lease_is_over(stocked: Database) -> None:
+    carrier = FakeCarrier(ZeroDivisionError("dead"))
+    clock = Clock()
+    context = make_context(stocked, email=carrier, clock=clock)
+    with pytest.raises(ZeroDivisionError):
+        answer(context, "email.send", email_job())
+
+    clock.forward(context.patience.lease - timedelta(seconds=1))
+    early = sweep(context)
+    clock.forward(timedelta(seconds=2))
+    late = sweep(context)
+    run_enqueued(context)
+
+    assert (early["unknown"], late["unknown"]) == (0, 1)
+    final = message(context)
+    assert (final["status"], final["reason"], final["credits"]) == ("unknown", None, 1)
+    assert "may have taken it" in final["detail"]
+    assert len(carrier.parcels) == 1
+    assert balance(stocked, "john") == 9
+
+
+def test_a_later_attempt_whose_holder_died_says_so_and_gives_no_reason_of_an_earlier_one(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(NOT_NOW, ZeroDivisionError("dead")))
+    answer(context, "email.send", email_job())
+    with pytest.raises(ZeroDivisionError):
+        later(context)
+
+    later(context)
+
+    final = message(context)
+    assert (final["status"], final["reason"]) == ("unknown", None)
+
+
+def test_an_attempt_whose_holder_died_is_made_again_with_a_carrier_that_honours_the_job_id(stocked: Database) -> None:
+    carrier = FakeCarrier(ZeroDivisionError("dead"), honours_job_id=True)
+    context = make_context(stocked, sms=carrier)
+    with pytest.raises(ZeroDivisionError):
+        answer(context, "sms.send", sms_job())
+
+    later(context)
+
+    assert message(context)["status"] == "sent"
+    assert message(context)["attempts"] == 2
+    assert balance(stocked, "john", "sms") == 9
+
+
+def test_dead_attempts_end_unknown_when_no_attempt_is_left(stocked: Database) -> None:
+    carrier = FakeCarrier(ZeroDivisionError("dead"), honours_job_id=True)
+    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=1))
+    with pytest.raises(ZeroDivisionError):
+        answer(context, "sms.send", sms_job())
+
+    later(context)
+
+    assert message(context)["status"] == "unknown"
+
+
+def test_an_attempt_that_ends_after_its_lease_has_no_say_any_more(stocked: Database) -> None:
+    clock = Clock()
+
+    def sleep_through_the_sweep(_: Parcel) -> Receipt:
+        clock.forward(LATER)
+        sweep(make_context(stocked, clock=clock))
+        return NEVER
+
+    context = make_context(stocked, email=FakeCarrier(sleep_through_the_sweep), clock=clock)
+
+    said = answer(context, "email.send", email_job())
+
+    assert (said["status"], said["credits"]) == ("unknown", 1)
+    assert balance(stocked, "john") == 9
+    assert findings(stocked) == []
+
+
+def test_a_replay_gets_the_first_answer_and_changes_nothing(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    first = answer(context, "email.send", email_job(), "task-1")
+
+    again = answer(context, "email.send", dict(reversed(email_job().items())), "task-2")
+
+    assert again == first
+    assert len(carrier.parcels) == 1
+    assert balance(stocked, "john") == 9
+
+
+def test_a_replay_after_the_sender_changed_owner_still_gets_the_first_answer(stocked: Database) -> None:
+    context = make_context(stocked)
+    first = answer(context, "email.send", email_job(sender="peter"))
+    share(stocked, "peter", "mary")
+
+    again = answer(context, "email.send", email_job(sender="peter"))
+
+    assert again == first
+    assert balance(stocked, "john") == 9
+
+
+def test_the_same_id_with_other_content_is_a_conflicting_job(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    first = answer(context, "email.send", email_job())
+
+    said = answer(context, "email.send", email_job(subject="Other"))
+
+    assert (said["job_id"], said["status"], said["reason"]) == ("job-1", "refused", "conflicting_job")
+    assert (said["credits"], said["paid_by"]) == (0, None)
+    assert message(context) == first
+    assert len(carrier.parcels) == 1
+    assert balance(stocked, "john") == 9
+
+
+def test_the_same_id_for_another_kind_of_message_is_a_conflicting_job(stocked: Database) -> None:
+    context = make_context(stocked)
+    answer(context, "email.send", email_job())
+
+    said = answer(context, "sms.send", sms_job())
+
+    assert said["reason"] == "conflicting_job"
+    assert balance(stocked, "john", "sms") == 10
+
+
+def test_a_job_too_dear_is_refused_for_ever_under_its_id_and_costs_nothing(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    job = email_job(to=[f"user{number}@example.test" for number in range(11)])
+
+    first = answer(context, "email.send", job)
+    buy(stocked, "john", email=100)
+    again = answer(context, "email.send", job)
+    under_another_id = answer(context, "email.send", {**job, "job_id": "job-2"})
+
+    assert (first["status"], first["reason"]) == ("refused", "insufficient_credits")
+    assert (first["credits"], first["paid_by"], first["attempts"]) == (0, None, 0)
+    assert "costs 11 email credits" in first["detail"]
+    assert "john holds 10" in first["detail"]
+    assert again == first
+    assert under_another_id["status"] == "sent"
+    assert carrier.job_ids == ["job-2"]
+    assert balance(stocked, "john") == 99
+
+
+def test_a_credit_user_cannot_fall_back_on_credits_of_their_own(stocked: Database) -> None:
+    """Credits a user had before sharing stay theirs, untouched."""
+    buy(stocked, "mary", email=5)
+    share(stocked, "mary", "john")
+    context = make_context(stocked)
+    job = email_job(sender="mary", to=[f"user{number}@example.test" for number in range(11)])
+
+    said = answer(context, "email.send", job)
+
+    assert said["reason"] == "insufficient_credits"
+    assert (balance(stocked, "john"), balance(stocked, "mary")) == (10, 5)
+
+
+def test_an_unknown_sender_is_refused_for_ever_under_its_id(stocked: Database) -> None:
+    context = make_context(stocked)
+
+    first = answer(context, "email.send", email_job(sender="nobody"))
+    again = answer(context, "email.send", email_job(sender="nobody"))
+
+    assert (first["status"], first["reason"], first["credits"]) == ("refused", "unknown_user", 0)
+    assert "nobody" in first["detail"]
+    assert again == first
+
+
+def test_a_job_without_an_id_goes_by_its_task_id(stocked: Database) -> None:
+    context = make_context(stocked)
+
+    first = answer(context, "email.send", email_job(job_id=None), "celery-task-1")
+    again = answer(context, "email.send", email_job(job_id=None), "celery-task-1")
+
+    assert first["job_id"] == "celery-task-1"
+    assert again == first
+    assert balance(stocked, "john") == 9
+
+
+def test_an_invalid_job_takes_no_key_and_leaves_its_record(stocked: Database) -> None:
+    context = make_context(stocked)
+
+    refused = answer(context, "email.send", email_job(subject="Hello\r\nBcc: eve@example.test"))
+    mended = answer(context, "email.send", email_job())
+
+    assert (refused["job_id"], refused["status"], refused["reason"]) == ("job-1", "refused", "invalid_job")
+    assert mended["status"] == "sent"
+    with stocked.read() as connection:
+        [record] = connection.execute(select(refusals)).all()
+    assert (record.task, record.task_id, record.key) == ("email.send", "task-1", "job-1")
+    assert (record.person, record.reason) == ("john", "invalid_job")
+    assert "eve" not in record.detail
+
+
+@pytest.mark.parametrize("given", [None, [], "x", 7, {"\x00": "\ud800"}, {"job_id": "a b"}, {"job_id": "\x00"}])
+def test_garbage_is_refused_and_recorded(stocked: Database, given: object) -> None:
+    context = make_context(stocked)
+
+    said = answer(context, "email.send", given)
+
+    assert (said["job_id"], said["status"], said["reason"]) == ("task-1", "refused", "invalid_job")
+    with stocked.read() as connection:
+        assert connection.execute(select(refusals.c.reason)).scalars().all() == ["invalid_job"]
+
+
+@pytest.mark.parametrize("task_id", ["x" * 300, "nul\x00", "surrogate\ud800", "a/0"])
+def test_a_refusal_is_recorded_whatever_the_producer_named_its_task(stocked: Database, task_id: str) -> None:
+    said = answer(make_context(stocked), "email.send", {"wrong": 1}, task_id)
+
+    assert (said["status"], said["reason"]) == ("refused", "invalid_job")
+    with stocked.read() as connection:
+        assert connection.execute(select(refusals.c.reason)).scalars().all() == ["invalid_job"]
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [
+        Receipt(Outcome.ACCEPTED, reference="r" * 400),
+        Receipt(Outcome.ACCEPTED, reference="r\x00"),
+        Receipt(Outcome.ACCEPTED, reference="r\udcff"),
+        Receipt(Outcome.ACCEPTED, refused={THREE[0]: "550 \x00\udcff"}),
+        Receipt(Outcome.NEVER, "550 \x00"),
+        Receipt(Outcome.NEVER, "550 \udcff"),
+    ],
+    ids=["long reference", "NUL", "surrogate", "refused with NUL", "detail with NUL", "detail with surrogate"],
+)
+def test_a_settlement_is_written_whatever_words_the_carrier_uses(stocked: Database, receipt: Receipt) -> None:
+    """An outcome that cannot be stored would leave a delivered message unknown."""
+    context = make_context(stocked, email=FakeCarrier(receipt))
+
+    said = answer(context, "email.send", email_job(to=THREE[:2]))
+
+    assert said["status"] == ("failed" if receipt.outcome is Outcome.NEVER else "sent")
+
+
+def test_the_content_is_kept_only_while_the_job_is_not_final(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(NOT_NOW, ACCEPTED, NEVER))
+    answer(context, "email.send", email_job())
+    while_waiting = row(stocked).content
+    later(context)
+    answer(context, "email.send", email_job("job-2"))
+    answer(context, "email.send", email_job("job-3", sender="nobody"))
+
+    assert while_waiting["subject"] == "Hello"
+    assert [row(stocked, job_id).content for job_id in ("job-1", "job-2", "job-3")] == [None, None, None]
+
+
+def test_a_batch_comes_back_in_order_with_each_id_sent_once(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    answer(context, "email.send", email_job("old"))
+    from models.messages import read  # noqa: PLC0415
+
+    batch = [
+        read("email.send", job)
+        for job in (email_job("b"), email_job("a"), email_job("b"), email_job("old"), email_job("z", sender="nobody"))
+    ]
+
+    settled = send(context, "email.send", batch)
+
+    assert [charge.job_id for charge in settled] == ["b", "a", "b", "old", "z"]
+    assert [str(charge.state) for charge in settled] == ["sent", "sent", "sent", "sent", "refused"]
+    assert carrier.job_ids == ["old", "b", "a"]
+    assert balance(stocked, "john") == 7
+
+
+def test_an_empty_batch_does_nothing(stocked: Database) -> None:
+    assert send(make_context(stocked), "email.send", []) == []
+
+
+def test_what_the_lease_gives_no_time_for_is_handed_back_and_the_attempt_does_not_count(stocked: Database) -> None:
+    clock = Clock()
+    waiting = FakeCarrier(NOT_NOW, NOT_NOW)
+    context = make_context(stocked, sms=waiting, clock=clock)
+    for job_id in ("a", "b"):
+        answer(context, "sms.send", sms_job(job_id))
+
+    def take_long(_: Parcel) -> Receipt:
+        clock.forward(context.patience.lease / 2 + timedelta(seconds=1))
+        return ACCEPTED
+
+    waiting.script = [take_long]
+    clock.forward(LATER)
+    resume(context, ["a", "b"])
+
+    assert (row(stocked, "a").state, row(stocked, "a").attempts) == ("sent", 2)
+    assert (row(stocked, "b").state, row(stocked, "b").attempts) == ("waiting", 1)
+
+    later(context)
+
+    assert (row(stocked, "b").state, row(stocked, "b").attempts) == ("sent", 2)
+
+
+def test_a_job_that_is_resumed_twice_is_sent_once(stocked: Database) -> None:
+    carrier = FakeCarrier(NOT_NOW)
+    context = make_context(stocked, sms=carrier)
+    answer(context, "sms.send", sms_job())
+
+    first, second = (answer(context, "sms.resume", {"job_ids": ["job-1", "unheard-of"]}) for _ in range(2))
+
+    assert first == {"status": "done", "sent": 1}
+    assert second == {"status": "done"}
+    assert len(carrier.parcels) == 2
+
+
+def test_a_due_job_is_enqueued_again_only_when_nobody_took_it_up_for_a_while(stocked: Database) -> None:
+    clock = Clock()
+    context = make_context(stocked, sms=FakeCarrier(NOT_NOW), clock=clock)
+    answer(context, "sms.send", sms_job())
+    broker: Any = context.enqueue
+
+    clock.forward(LATER)
+    rounds = []
+    for _ in range(3):
+        sweep(context)
+        rounds.append(broker.take())
+        clock.forward(timedelta(seconds=31))
+
+    enqueued = [("sms.resume", {"job_ids": ["job-1"]})]
+    assert rounds == [enqueued, [], enqueued]
+
+
+def bulk(job_id: str = "bulk-1", count: int = 3, **fields: Any) -> Json:
+    recipients = [{"to": f"user{number}@example.test", "values": {"name": f"N{number}"}} for number in range(count)]
+    job = {"sender": "peter", "subject": "Hello {{name}}", "text": "Dear {{ name }}", "recipients": recipients}
+    return {"job_id": job_id, **job, **fields}
+
+
+def test_a_bulk_job_is_charged_at_once_and_its_messages_are_sent_by_resume(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+
+    first = answer(context, "email.send_many", bulk())
+
+    assert (first["job_id"], first["status"], first["paid_by"], first["credits"]) == ("bulk-1", "sending", "john", 3)
+    assert balance(stocked, "john") == 7
+    assert carrier.parcels == []
+
+    run_enqueued(context)
+
+    assert carrier.job_ids == ["bulk-1/0", "bulk-1/1", "bulk-1/2"]
+    texts = [(parcel.subject, parcel.text) for parcel in carrier.parcels if isinstance(parcel, Email)]
+    assert texts == [("Hello N0", "Dear N0"), ("Hello N1", "Dear N1"), ("Hello N2", "Dear N2")]
+    final = message(context, "bulk-1")
+    assert (final["status"], final["messages"], final["credits"]) == ("sent", {"sent": 3}, 3)
+    assert message(context, "bulk-1/1", viewer="peter")["status"] == "sent"
+    assert balance(stocked, "john") == 7
+    assert findings(stocked) == []
+
+
+def test_a_bulk_job_is_charged_as_a_whole_or_not_at_all_and_says_how_many_would_fit(stocked: Database) -> None:
+    context = make_context(stocked)
+
+    first = answer(context, "email.send_many", bulk(count=12))
+    again = answer(context, "email.send_many", bulk(count=12))
+
+    assert (first["status"], first["reason"], first["credits"]) == ("refused", "insufficient_credits", 0)
+    assert first["paid_by"] is None
+    assert "10 of its 12 messages would fit" in first["detail"]
+    assert again == first
+    assert balance(stocked, "john") == 10
+    assert run_enqueued(context) == []
+    with stocked.read() as connection:
+        assert connection.execute(select(charges.c.job_id)).scalars().all() == ["bulk-1"]
+        assert len(connection.execute(select(entries)).all()) == 2
+    assert findings(stocked) == []
+
+
+def test_how_many_would_fit_counts_what_each_message_costs(stocked: Database) -> None:
+    context = make_context(stocked)
+    recipients = [{"to": "+31612345678", "values": {"x": "y" * (161 if number < 4 else 1)}} for number in range(12)]
+
+    said = answer(context, "sms.send_many", {"sender": "john", "text": "{{x}}", "recipients": recipients})
+
+    assert "costs 16 sms credits" in said["detail"]
+    assert "6 of its 12 messages would fit" in said["detail"]
+
+
+def test_a_bulk_job_of_an_unknown_sender_is_refused(stocked: Database) -> None:
+    said = answer(make_context(stocked), "email.send_many", bulk(sender="nobody"))
+
+    assert (said["status"], said["reason"], said["credits"]) == ("refused", "unknown_user", 0)
+
+
+def test_a_bulk_job_with_an_open_placeholder_names_the_recipient_and_takes_no_key(stocked: Database) -> None:
+    context = make_context(stocked)
+    job = bulk()
+    job["recipients"][1]["values"] = {}
+
+    refused = answer(context, "email.send_many", job)
+    mended = answer(context, "email.send_many", bulk())
+
+    assert (refused["reason"], mended["status"]) == ("invalid_job", "sending")
+    assert "recipients.1" in refused["detail"]
+
+
+def test_a_bulk_job_that_is_replayed_gets_its_answer_and_enqueues_nothing(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    first = answer(context, "email.send_many", bulk())
+    run_enqueued(context)
+
+    again = answer(context, "email.send_many", bulk())
+
+    assert (first["job_id"], first["cost"]) == (again["job_id"], again["cost"])
+    assert (again["status"], again["paid_by"], again["credits"]) == ("sent", "john", 3)
+    assert run_enqueued(context) == []
+    assert balance(stocked, "john") == 7
+
+
+def test_a_bulk_job_with_other_content_under_a_known_id_is_conflicting(stocked: Database) -> None:
+    context = make_context(stocked)
+    answer(context, "email.send_many", bulk())
+
+    said = answer(context, "email.send_many", bulk(count=2))
+
+    assert said["reason"] == "conflicting_job"
+    assert balance(stocked, "john") == 7
+
+
+def test_bulk_messages_that_nobody_took_up_are_enqueued_by_the_sweeper(stocked: Database) -> None:
+    carrier = FakeCarrier()
+    context = make_context(stocked, email=carrier)
+    broker: Any = context.enqueue
+    answer(context, "email.send_many", bulk())
+    broker.take()
+
+    later(context)
+
+    assert len(carrier.parcels) == 3
+    assert message(context, "bulk-1")["status"] == "sent"
+
+
+def test_a_bulk_job_gives_back_what_its_failed_messages_cost(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(ACCEPTED, NEVER, NOBODY))
+    answer(context, "email.send_many", bulk())
+
+    run_enqueued(context)
+
+    final = message(context, "bulk-1")
+    assert (final["status"], final["messages"], final["credits"]) == ("sent", {"failed": 2, "sent": 1}, 1)
+    assert balance(stocked, "john") == 9
+    assert findings(stocked) == []
+
+
+def test_every_copy_of_a_bulk_email_is_paid_for(stocked: Database) -> None:
+    """Each message of a bulk job goes to its recipient and to everybody in cc."""
+    context = make_context(stocked)
+
+    said = answer(context, "email.send_many", bulk(cc="copy@example.test"))
+
+    assert said["cost"] == 6
+    assert balance(stocked, "john") == 4
+
+
+def test_a_large_bulk_job_is_enqueued_in_parts(stocked: Database) -> None:
+    buy(stocked, "john", email=500)
+    context = make_context(stocked)
+
+    answer(context, "email.send_many", bulk(count=500))
+
+    broker: Any = context.enqueue
+    enqueued = broker.take()
+    job_ids = [job_id for _, given in enqueued for job_id in given["job_ids"]]
+    assert {task for task, _ in enqueued} == {"email.resume"}
+    assert sorted(job_ids) == sorted(f"bulk-1/{number}" for number in range(500))
+    assert len(enqueued) > 1

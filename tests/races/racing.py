@@ -1,0 +1,202 @@
+"""Races of real processes: how they are started at one moment, and what all of them do.
+
+Every process has a database connection and a carrier of its own, as workers have. What a process does lives here
+rather than in the tests, so that the processes need not import pytest.
+"""
+
+import logging
+import multiprocessing
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select
+
+from models.audit import Finding, audit
+from models.carriers import Outcome, Parcel, Receipt
+from models.charges import Charge
+from models.database import Database
+from models.messages import Credits, Kind, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
+from models.tables import accounts, charges
+from tasks import billing, sending
+from tasks.context import Context
+
+LONGEST_S = 240
+"""A race that takes longer hangs."""
+
+# Processes forked from a clean server that has imported this module: as good as spawned, without sixteen imports.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+Start = Callable[[], object]
+"""Waits until every process of the race has called it as often."""
+
+
+def race(*runs: tuple[Any, ...]) -> list[Any]:
+    """Run each (function, *arguments) in a process of its own; what they return, in that order.
+
+    The function's first argument is a `Start`. Whatever one of them raises fails the race.
+    """
+    barrier = _processes.Barrier(len(runs))
+    started = []
+    try:
+        for run in runs:
+            ours, theirs = _processes.Pipe(duplex=False)
+            process = _processes.Process(target=_run, args=(barrier, theirs, *run), daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        ended = [_end(pipe) for _, pipe in started]
+    finally:
+        for process, pipe in started:
+            pipe.close()
+            process.kill()
+            process.join()
+            process.close()
+    faults = [fault for _, fault in ended if fault]
+    if faults:
+        # A process that was only left waiting by another says nothing of interest.
+        raise AssertionError(next((fault for fault in faults if "BrokenBarrierError" not in fault), faults[0]))
+    return [result for result, _ in ended]
+
+
+def _end(pipe: Pipe) -> tuple[Any, str | None]:
+    try:
+        return pipe.recv() if pipe.poll(LONGEST_S) else (None, "A process did not end.")
+    except EOFError:
+        return None, "A process died without a word."
+
+
+def _run(barrier: Barrier, pipe: Pipe, function: Callable[..., Any], *arguments: Any) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        pipe.send((function(barrier.wait, *arguments), None))
+    except BaseException:  # noqa: BLE001  whatever it was, the test shall say it
+        barrier.abort()
+        pipe.send((None, traceback.format_exc()))
+
+
+@dataclass
+class Letterbox:
+    """A carrier that accepts everything, and remembers whose parcels it got."""
+
+    honours_job_id = False
+    job_ids: list[str] = field(default_factory=list)
+
+    def deliver(self, parcel: Parcel) -> Receipt:
+        """Accept `parcel`."""
+        self.job_ids.append(parcel.job_id)
+        return Receipt(Outcome.ACCEPTED, reference=parcel.job_id)
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def worker(url: str, carrier: Letterbox | None = None) -> Iterator[Context]:
+    """All that a worker with one connection has."""
+    carrier = carrier or Letterbox()
+    context = Context(
+        database=Database(url, pool_size=1),
+        carriers={"email": carrier, "sms": carrier},
+        enqueue=lambda _task, _given: None,
+    )
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+def save_users(context: Context, *user_ids: str) -> None:
+    """Make users of one organization whose role lets them do everything."""
+    billing.save_role(context, SaveRole(organization="north", role="admin", rights=["view_user_list", "edit_user"]))
+    for user_id in user_ids:
+        billing.save_user(
+            context,
+            SaveUser(
+                user_id=user_id,
+                organization="north",
+                name=user_id.title(),
+                email=f"{user_id}@example.org",
+                role="admin",
+                billing={"name": user_id.title()},
+            ),
+        )
+
+
+def buy(context: Context, buyer: str, *, email: int, order_id: str | None = None) -> None:
+    """Buy email credits."""
+    order = Purchase(
+        order_id=order_id or f"order-of-{buyer}",
+        buyer=buyer,
+        credits=Credits(email=email),
+        amount=email,
+        currency="EUR",
+    )
+    billing.purchase(context, order)
+
+
+def share(context: Context, owner: str, *users: str) -> None:
+    """Let `users` spend the credits of `owner`."""
+    for user in users:
+        billing.set_owner(context, SetOwner(change_id=f"{user}-to-{owner}", actor=owner, user=user, owner=owner))
+
+
+def letter(job_id: str, sender: str) -> SendEmail:
+    """An email that costs one credit."""
+    return SendEmail(job_id=job_id, sender=sender, to=["reader@example.org"], subject="News", text="There is none.")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one process has to say after sending: the charge that answered each job, and the jobs its carrier got."""
+
+    charges: list[Charge]
+    delivered: list[str]
+
+
+def send_each(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
+    """Send (job id, sender) one after the other."""
+    carrier = Letterbox()
+    letters = [letter(*job) for job in jobs]
+    with worker(url, carrier) as context:
+        start()
+        answers = [charge for one in letters for charge in sending.send(context, "email.send", [one])]
+    return Sent(answers, carrier.job_ids)
+
+
+def balance(context: Context, owner: str, kind: Kind = "email") -> int:
+    """What is left."""
+    with context.database.read() as connection:
+        query = select(accounts.c.available).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+        return int(connection.execute(query).scalar_one())
+
+
+def states(context: Context) -> dict[tuple[str, str | None], int]:
+    """How many charges there are of each (state, reason)."""
+    with context.database.read() as connection:
+        query = select(charges.c.state, charges.c.reason, func.count()).group_by(charges.c.state, charges.c.reason)
+        return {(state, reason): count for state, reason, count in connection.execute(query)}
+
+
+def findings(context: Context) -> list[Finding]:
+    """What an audit finds."""
+    with context.database.read() as connection:
+        return list(audit(connection, utc_now()))
+
+
+def repeated(job_ids: Sequence[str]) -> list[str]:
+    """The ids that are there more than once."""
+    return [job_id for job_id, count in Counter(job_ids).items() if count > 1]

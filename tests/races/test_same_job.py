@@ -1,0 +1,60 @@
+"""One job that comes in many times at once is one message and one charge."""
+
+from collections import Counter
+
+import pytest
+
+from models.charges import Charge
+from tasks import sending
+from tests.races.racing import (
+    Letterbox,
+    Sent,
+    Start,
+    balance,
+    buy,
+    findings,
+    letter,
+    race,
+    save_users,
+    states,
+    worker,
+)
+
+ROUNDS = 5
+CREDITS = 100
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("database", "processes", "times"), [("postgres_url", 8, 50), ("sqlite_url", 4, 20)])
+def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
+    request: pytest.FixtureRequest, database: str, processes: int, times: int
+) -> None:
+    """Every round is about a job of its own."""
+    url = request.getfixturevalue(database)
+    with worker(url) as context:
+        save_users(context, "olga")
+        buy(context, "olga", email=CREDITS)
+
+        sent = race(*((_send_again, url, times // processes + (n < times % processes)) for n in range(processes)))
+
+        assert states(context) == {("sent", None): ROUNDS}
+        assert balance(context, "olga") == CREDITS - ROUNDS
+        assert findings(context) == []
+    jobs = [f"job-{number}" for number in range(ROUNDS)]
+    assert Counter(job_id for one in sent for job_id in one.delivered) == dict.fromkeys(jobs, 1)
+    answers = [charge for one in sent for charge in one.charges]
+    assert Counter(charge.job_id for charge in answers) == dict.fromkeys(jobs, times)
+    assert {charge.payer for charge in answers} == {"olga"}
+    assert {charge.state for charge in answers} <= {"sent", "sending"}
+    assert {charge.reason for charge in answers} == {None}
+
+
+def _send_again(start: Start, url: str, times: int) -> Sent:
+    carrier = Letterbox()
+    answers: list[Charge] = []
+    with worker(url, carrier) as context:
+        for number in range(ROUNDS):
+            start()
+            for _ in range(times):
+                answers += sending.send(context, "email.send", [letter(f"job-{number}", "olga")])
+    return Sent(answers, carrier.job_ids)

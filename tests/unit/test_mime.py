@@ -1,0 +1,225 @@
+"""How an email is written down, read back with the standard library's parser."""
+
+import email
+import email.policy
+from collections.abc import Iterable
+from dataclasses import replace
+from email.header import decode_header, make_header
+from email.headerregistry import AddressHeader, UniqueAddressHeader
+from email.message import EmailMessage
+from email.utils import parseaddr
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from models.carriers import Email
+from worker.carriers.mime import compose, message_id, needs_smtputf8, wire_address
+
+PLAIN = Email(
+    job_id="job-1",
+    from_name="Ada",
+    from_address="ada@example.org",
+    to=("bob@example.org",),
+    cc=(),
+    recipients=("bob@example.org", "hidden@example.org"),
+    subject="Hello",
+    text="Hello Bob",
+    html=None,
+    reply_to=None,
+    headers={},
+)
+LINES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=900)
+BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=3000)
+JOB_IDS = st.text("ab.:_-/%A0", min_size=1, max_size=64)
+
+
+def read(content: bytes) -> EmailMessage:
+    message = email.message_from_bytes(content, policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    return message
+
+
+def addresses(header: Any) -> list[tuple[str, str]]:
+    assert isinstance(header, AddressHeader | UniqueAddressHeader)
+    return [(address.display_name, address.addr_spec) for address in header.addresses]
+
+
+def body(message: EmailMessage, kind: str) -> str:
+    part = message.get_body((kind,))
+    assert isinstance(part, EmailMessage)
+    return str(part.get_content())
+
+
+def as_lines(text: str) -> list[str]:
+    """Mail knows only lines: how they ended, and whether the last one did, is lost."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if len(lines) > 1 and lines[-1] == "" else lines
+
+
+def assert_fit_for_smtp(content: bytes) -> None:
+    assert content.endswith(b"\r\n")
+    lines = content.split(b"\r\n")
+    assert not any(b"\r" in line or b"\n" in line or b"\0" in line for line in lines)
+    assert max(map(len, lines)) <= 998
+
+
+def test_it_says_who_writes_to_whom_about_what() -> None:
+    """From, To, Cc, Subject, Date, Message-ID and Reply-To stand in the head, and the text in the body."""
+    message = read(compose(replace(PLAIN, cc=("eve@example.org", "joe@example.org"), reply_to="desk@example.org")))
+
+    assert addresses(message["From"]) == [("Ada", "ada@example.org")]
+    assert addresses(message["To"]) == [("", "bob@example.org")]
+    assert addresses(message["Cc"]) == [("", "eve@example.org"), ("", "joe@example.org")]
+    assert addresses(message["Reply-To"]) == [("", "desk@example.org")]
+    assert message["Subject"] == "Hello"
+    assert message["Message-ID"] == "<job-1@example.org>"
+    assert message["Date"].datetime is not None
+    assert message.get_content() == "Hello Bob\r\n"
+
+
+def test_hidden_recipients_stay_hidden() -> None:
+    """Who is on the envelope only is named nowhere in the message, nor is there a Bcc."""
+    content = compose(PLAIN)
+
+    assert b"hidden" not in content
+    assert b"Bcc" not in content
+
+
+@given(subject=LINES, text=BODIES)
+@example(subject="=?utf-8?q?not=20encoded?=", text="")
+@example(subject="a" * 900, text="b" * 5000)
+@example(subject="two  blanks, and one at the end ", text=".\r\n..\r\nFrom me\r\n")
+@example(subject="é" * 300, text="é\n" * 300)
+@example(subject="x", text="page\x0cbreak" + "c" * 998)
+def test_any_subject_and_text_can_be_read_back(subject: str, text: str) -> None:
+    """What was written is what is read, in lines that every mail server must take."""
+    content = compose(replace(PLAIN, subject=subject, text=text))
+
+    assert_fit_for_smtp(content)
+    message = read(content)
+    assert message["Subject"] == subject
+    assert as_lines(body(message, "plain")) == as_lines(text)
+
+
+@given(name=LINES)
+@example(name='Doe, "Joe" \\ <x@y>')
+@example(name="Müller, Zoë (Sales); " * 9)
+def test_any_name_can_be_read_back_and_changes_no_address(name: str) -> None:
+    """A display name may hold anything; it never becomes a part of the address."""
+    content = compose(replace(PLAIN, from_name=name))
+
+    assert_fit_for_smtp(content)
+    # The newer parser keeps the blanks between encoded words in a name, against RFC 2047 section 6.2.
+    phrase, address = parseaddr(email.message_from_bytes(content)["From"])
+    assert str(make_header(decode_header(phrase))) == name.strip()
+    assert address == "ada@example.org"
+
+
+@given(value=LINES.filter(str.strip))
+def test_any_extra_header_can_be_read_back(value: str) -> None:
+    """An extra header arrives as it was given, but for blanks around it."""
+    content = compose(replace(PLAIN, headers={"X-Campaign": value}))
+
+    assert_fit_for_smtp(content)
+    assert read(content)["X-Campaign"] == value.strip()
+
+
+def test_a_long_link_in_an_extra_header_stays_readable_for_machines() -> None:
+    """A structured header in ASCII is never turned into encoded words."""
+    link = f"<https://example.org/{'u' * 300}>, <mailto:stop@example.org>"
+    content = compose(replace(PLAIN, headers={"List-Unsubscribe": link}))
+
+    assert f"<https://example.org/{'u' * 300}>,".encode() in content
+    assert read(content)["List-Unsubscribe"] == link
+
+
+@pytest.mark.parametrize("name", ["Bcc", "from", "Message-ID", "Content-Type", "MIME-Version", "bad name", "x:y", ""])
+def test_an_extra_header_never_doubles_ours(name: str) -> None:
+    """Headers that Postage writes itself, and names that are none, are left out."""
+    assert read(compose(replace(PLAIN, headers={name: "eve@example.org"}))).keys() == read(compose(PLAIN)).keys()
+
+
+@given(text=st.text(max_size=200))
+def test_no_line_break_of_any_kind_gets_into_a_header(text: str) -> None:
+    """Not even one that only some programs take for a line break, nor half a character."""
+    content = compose(replace(PLAIN, subject=text, from_name=text, headers={"X-Note": text}))
+
+    assert_fit_for_smtp(content)
+    assert read(content).keys() == ["From", "To", "Subject", "Date", "Message-ID", "X-Note", *MIME_HEADERS]
+
+
+MIME_HEADERS = ["Content-Type", "Content-Transfer-Encoding", "MIME-Version"]
+
+
+def test_text_and_html_are_two_forms_of_one_message() -> None:
+    """The text comes first, as the plainer form (RFC 2046 section 5.1.4)."""
+    message = read(compose(replace(PLAIN, text="Grüße", html="<p>Grüße</p>")))
+
+    assert message.get_content_type() == "multipart/alternative"
+    parts: Iterable[Any] = message.iter_parts()
+    assert [part.get_content_type() for part in parts] == ["text/plain", "text/html"]
+    assert body(message, "plain") == "Grüße\r\n"
+    assert body(message, "html") == "<p>Grüße</p>\r\n"
+
+
+def test_html_alone_is_the_whole_message() -> None:
+    """Without a text there is no second part."""
+    message = read(compose(replace(PLAIN, text=None, html="<p>Hello</p>")))
+
+    assert message.get_content_type() == "text/html"
+    assert message.get_content() == "<p>Hello</p>\r\n"
+
+
+@given(first=JOB_IDS, second=JOB_IDS)
+def test_one_job_has_one_message_id_and_no_other_job_has_it(first: str, second: str) -> None:
+    """The Message-ID is made from the job id alone, and tells jobs apart."""
+    one, other = message_id(replace(PLAIN, job_id=first)), message_id(replace(PLAIN, job_id=second))
+
+    assert (one == other) == (first == second)
+
+
+@pytest.mark.parametrize(
+    ("job_id", "expected"),
+    [
+        ("a.b", "<a.b@example.org>"),
+        ("a:b", "<a%3Ab@example.org>"),
+        ("bulk/0", "<bulk/0@example.org>"),
+        (".a..b.", "<%2Ea%2E%2Eb%2E@example.org>"),
+        ("...", "<%2E%2E%2E@example.org>"),
+        ("%2E", "<%252E@example.org>"),
+    ],
+)
+def test_a_message_id_is_dot_atom_text(job_id: str, expected: str) -> None:
+    """What may not stand in it is percent-encoded (RFC 5322 section 3.2.3)."""
+    assert message_id(replace(PLAIN, job_id=job_id)) == expected
+
+
+def test_a_foreign_domain_is_written_in_ascii() -> None:
+    """Any server can take such an address (RFC 5890)."""
+    assert wire_address("info@müller.example") == "info@xn--mller-kva.example"
+    assert not needs_smtputf8("info@müller.example")
+
+
+def test_a_foreign_local_part_stands_in_utf8() -> None:
+    """Only a server with SMTPUTF8 can take such a message (RFC 6531)."""
+    content = compose(replace(PLAIN, to=("jörg@müller.example",)))
+
+    assert needs_smtputf8("jörg@müller.example")
+    assert "jörg@xn--mller-kva.example".encode() in content
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nobody", "@example.org", "a@", "a@b>\r\nDATA", "a b@example.org", "a@\ud800.example", "a@-ü.example"],
+)
+def test_what_is_no_address_is_not_written(address: str) -> None:
+    """It could end a command early and begin another."""
+    with pytest.raises(ValueError, match=r"."):
+        wire_address(address)
+
+
+def test_nobody_to_show_leaves_a_to_without_names() -> None:
+    """An empty group may stand there (RFC 5322 section 3.6.3)."""
+    assert read(compose(replace(PLAIN, to=())))["To"] == "undisclosed-recipients:;"

@@ -1,0 +1,12 @@
+"""The console script `postage`."""
+
+from worker.cli import postage
+
+
+def main() -> None:
+    """Run the command line."""
+    postage(prog_name="postage")
+
+
+if __name__ == "__main__":
+    main()

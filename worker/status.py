@@ -1,0 +1,109 @@
+"""What operators ask: what became of a job, and how workers, queues and jobs stand."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
+from sqlalchemy import Connection, Row, func, select
+
+from models import charges as charging
+from models.answers import bulk_answer, message_answer
+from models.charges import Charge, State
+from models.tables import charges, refusals
+from tasks.context import Context, Json
+from worker.app import PostageApp
+from worker.queues import Queue
+
+LOOK_EVERY_S = 0.1
+NOT_TAKEN_UP = "Enqueued. No worker has taken it up yet: `postage worker` runs one, `postage status JOB_ID` asks again."
+
+
+def job(context: Context, job_id: str) -> Json:
+    """The answer to a send job."""
+    with context.database.read() as connection:
+        answer = _answer(connection, job_id)
+    return answer or {"status": "refused", "job_id": job_id, "reason": "not_found", "detail": f"No job {job_id}."}
+
+
+def wait_for(context: Context, task_id: str, job_id: str, *, until: float) -> Json:
+    """The answer to a job that was just enqueued, once it has ended, or as it stands at `until` (monotonic seconds)."""
+    while True:
+        answer = ended(context, {task_id: job_id}).get(task_id)
+        if answer is not None:
+            return answer
+        if time.monotonic() >= until:
+            with context.database.read() as connection:
+                answer = _answer(connection, job_id)
+            return answer or {"job_id": job_id, "status": "enqueued", "reason": None, "detail": NOT_TAKEN_UP}
+        time.sleep(LOOK_EVERY_S)
+
+
+def ended(context: Context, jobs: Mapping[str, str]) -> dict[str, Json]:
+    """Of these send jobs (task id to job id) those that are final, refused or unknown, each with its answer."""
+    with context.database.read() as connection:
+        rows = connection.execute(select(refusals).where(refusals.c.task_id.in_(jobs)).order_by(refusals.c.id))
+        found = {row.task_id: _refusal(row, jobs[row.task_id]) for row in rows}
+        charges_ = charging.read(connection, set(jobs.values()))
+        for task_id, job_id in jobs.items():
+            if task_id not in found and job_id in charges_:
+                found[task_id] = _answer_to(connection, charges_[job_id])
+    return {task_id: answer for task_id, answer in found.items() if answer["status"] not in ("sending", "retrying")}
+
+
+def everything(app: PostageApp) -> Json:
+    """How workers, queues and jobs stand."""
+    with app.context.database.read() as connection:
+        states = connection.execute(
+            select(charges.c.kind, charges.c.state, func.count()).group_by(charges.c.kind, charges.c.state)
+        ).all()
+        refused = connection.execute(select(func.count()).select_from(refusals)).scalar_one()
+    jobs: dict[str, dict[str, int]] = {}
+    for kind, state, count in states:
+        jobs.setdefault(kind, {})[state] = count
+    return {"status": "done", "workers": _workers(app), "queues": _queues(app), "jobs": jobs, "refusals": refused}
+
+
+def _workers(app: PostageApp) -> list[str]:
+    try:
+        return sorted(app.control.inspect(timeout=1.0).ping() or {})
+    except OperationalError:
+        return []
+
+
+def _queues(app: PostageApp) -> dict[str, int | None]:
+    """How many jobs wait on each queue; None where the broker does not answer."""
+    try:
+        with app.connection_for_read() as connection:
+            redis = cast("Redis", getattr(connection.default_channel, "client"))  # noqa: B009  only kombu's Redis has it
+            return {str(queue): cast("int", redis.llen(queue)) for queue in Queue}
+    except (OperationalError, RedisError):
+        return {str(queue): None for queue in Queue}
+
+
+def _answer(connection: Connection, job_id: str) -> Json | None:
+    charge = charging.read(connection, [job_id]).get(job_id)
+    return None if charge is None else _answer_to(connection, charge)
+
+
+def _answer_to(connection: Connection, charge: Charge) -> Json:
+    if charge.state is not State.BULK:
+        return message_answer(charge)
+    return bulk_answer(
+        charge,
+        charging.count_states(connection, charge.job_id),
+        charging.bulk_payer(connection, charge.job_id),
+        charging.charged_now(connection, charge.job_id),
+    )
+
+
+def _refusal(row: Row[*tuple[Any, ...]], job_id: str) -> Json:
+    return {
+        "job_id": job_id,
+        "status": "refused",
+        "reason": row.reason,
+        "detail": row.detail,
+        "credits": 0,
+        "paid_by": None,
+    }
