@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, String, and_, func, literal, or_, select
 from sqlalchemy import cast as sql_cast
 
-from models.messages import KINDS
+from models.fields import KINDS
 from models.tables import accounts, charges, entries, orders, users
 
 STALE_AFTER = timedelta(minutes=10)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, select, update
 
-from models.messages import Kind
+from models.fields import Kind
 from models.tables import accounts, charges, users
 
 

@@ -16,7 +16,7 @@ from models import charges as charging
 from models.charges import Charge, Job, State
 from models.database import insert
 from models.errors import Reason
-from models.messages import Kind
+from models.fields import Kind
 from models.tables import accounts, charges, entries
 from models.users import Person, fence, unknown
 

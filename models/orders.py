@@ -7,7 +7,8 @@ from sqlalchemy import Connection, Row, select
 from models import ledger
 from models.database import insert
 from models.errors import Reason, Refused
-from models.messages import KINDS, Credits, Purchase, SavePlan
+from models.fields import KINDS
+from models.messages import Credits, Purchase, SavePlan
 from models.tables import orders, plans, users
 from models.users import Person, fence, unknown
 

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Row, select, update
 
 from models.database import insert
 from models.errors import Reason, Refused
-from models.messages import KINDS, Right, SaveRole, SaveUser
+from models.fields import KINDS
+from models.messages import Right, SaveRole, SaveUser
 from models.tables import accounts, roles, users
 
 

@@ -16,7 +16,8 @@ from models import charges as charging
 from models.answers import bulk_answer, iso, message_answer
 from models.charges import Charge, State
 from models.errors import Reason, Refused
-from models.messages import KINDS, View, ViewMessage, ViewUsage
+from models.fields import KINDS
+from models.messages import View, ViewMessage, ViewUsage
 from models.tables import accounts, charges, orders, plans, users
 from models.users import Person, has_rights, look_up
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from models.carriers import Carrier
 from models.database import Database
-from models.messages import Kind
+from models.fields import Kind
 from models.retrying import Patience
 
 Json = dict[str, Any]

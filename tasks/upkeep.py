@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from models import charges as charging
-from models.messages import KINDS
+from models.fields import KINDS
 from tasks.context import Context, Json
 from tasks.door import InnerDoor
 from tasks.sending import enqueue_resume

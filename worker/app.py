@@ -8,7 +8,6 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from models.database import Database
-from models.migrations import check_migrated
 from models.retrying import Patience
 from tasks import billing, bulk, sending, upkeep, viewing
 from tasks.context import Context, Json
@@ -133,17 +132,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
 @signals.setup_logging.connect
 def _use_our_logging(**_kwargs: object) -> None:
     """Keep Celery from setting up its own: ours is set up before it starts (worker/cli.py)."""
-
-
-@signals.worker_init.connect
-def _check_database(sender: Any = None, **_kwargs: object) -> None:  # noqa: ANN401  Celery's WorkController
-    """Refuse to start on a database that is behind, with a sentence."""
-    app: PostageApp = sender.app
-    database = Database(app.settings.database, pool_size=1)
-    try:
-        check_migrated(database)
-    finally:
-        database.close()
 
 
 @signals.worker_process_init.connect

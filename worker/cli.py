@@ -31,15 +31,17 @@ from worker import screens
 from worker import status as reporting
 from worker.app import PostageApp, create_app
 from worker.embedded import EmbeddedError, embedded_broker
+from worker.house import UpError
 from worker.logs import set_up_logging
 from worker.settings import Settings, SettingsError
-from worker.up import UpError
 from worker.up import up as run_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OPERATORS = {"worker", "beat", "flower", "inspect", "control", "send-email", "send-sms", "status"}
 """Commands that need a broker; an embedded one is started for them unless it runs already."""
+NEED_SCHEMA = {"worker", "beat"}
+"""Commands that refuse to start on a database that is behind its migrations."""
 SAYS = {"worker", "beat", "flower", "up"}
 """Commands that run on and log; the others only speak to who asked."""
 
@@ -84,6 +86,9 @@ def postage(ctx: click.Context) -> None:
     if command in OPERATORS:
         stack.enter_context(embedded_broker(settings))
     stack.callback(app.close_context)
+    if command in NEED_SCHEMA:
+        check_migrated(app.context.database)
+        app.close_context()  # a pool of forked children must not inherit connections
 
 
 def the_app(ctx: click.Context) -> PostageApp:
@@ -112,7 +117,7 @@ def ask(ctx: click.Context, task: str, given: Json) -> Json:
     """The answer of a task's use case, run here and now; refusals are recorded as they are by a worker."""
     app = the_app(ctx)
     check_migrated(app.context.database)
-    return cast("Answer", app.tasks[task](given)).fields
+    return cast("Callable[[Json], Answer]", app.tasks[task])(given).fields
 
 
 def new_id(prefix: str) -> str:
@@ -216,7 +221,7 @@ def _send(ctx: click.Context, task: str, given: Json, *, wait: float, as_json: b
     job: Json = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
     for body in ("text", "html"):
         if job.get(body) == "-":
-            job[body] = click.get_text_stream("stdin").read()
+            job[body] = sys.stdin.read()
     job.setdefault("job_id", new_id("cli"))
     sent = app.send_task(task, args=[job], argsrepr="(…)")
     answer = reporting.wait_for(app.context, sent.id, job["job_id"], until=time.monotonic() + wait)

@@ -24,6 +24,8 @@ MAIL_MAX = 32 * 1024 * 1024
 """Bytes of one mail."""
 SMS_MAX = 1024 * 1024
 """Bytes of one request."""
+POLL_S = 0.1
+"""How often the SMS receiver looks whether it is to end, in seconds."""
 _NAME_MAX = 120
 
 
@@ -110,7 +112,7 @@ class SmsReceiver(_Receiver):
         self._answers = _known_answers(self._folder)
         self._server = _SmsServer(self, port)
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="sms receiver", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="sms", daemon=True)
         self._thread.start()
 
     @property

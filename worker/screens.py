@@ -100,10 +100,8 @@ def usage(console: Console, answer: Json) -> None:
 def orders(console: Console, answer: Json) -> None:
     """Orders."""
     _reminder(console, answer)
-    rows = table(
-        f"Orders of {answer['owner']}", "at", "order", "buyer", "credited to", "email", "sms", "minor units", "currency",
-        numbers=("email", "sms", "minor units"),
-    )  # fmt: skip
+    columns = ("at", "order", "buyer", "credited to", "email", "sms", "minor units", "currency")
+    rows = table(f"Orders of {answer['owner']}", *columns, numbers=("email", "sms", "minor units"))
     for row in answer["rows"]:
         rows.add_row(moment(row["at"]), row["order_id"], row["buyer"], row["owner"], str(row["credits"]["email"]),
                      str(row["credits"]["sms"]), str(row["amount"]), row["currency"])  # fmt: skip

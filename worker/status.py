@@ -77,7 +77,7 @@ def _queues(app: PostageApp) -> dict[str, int | None]:
     try:
         with app.connection_for_read() as connection:
             redis = cast("Redis", getattr(connection.default_channel, "client"))  # noqa: B009  only kombu's Redis has it
-            return {str(queue): cast("int", redis.llen(queue)) for queue in Queue}
+            return {str(queue): redis.llen(queue) for queue in Queue}
     except (OperationalError, RedisError):
         return {str(queue): None for queue in Queue}
 
