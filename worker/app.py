@@ -23,6 +23,8 @@ TASK_MODULES = (billing, bulk, sending, upkeep, viewing)
 class PostageApp(Celery):
     """Celery with the settings it was made from and the context its tasks are given."""
 
+    events_cls = "worker.events:OrderlyEvents"
+
     def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401  Celery's
         super().__init__("postage", set_as_current=True, **options)
         self.settings = settings

@@ -69,7 +69,7 @@ def up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> None:
     lines = read_jobs(file) if file else []
     console = Console()
     with ExitStack() as stack:
-        stack.enter_context(_terminated_like_interrupted())
+        stack.enter_context(_ended_by_signals())
         try:
             house = stack.enter_context(open_house(settings, console))
             _run(house, lines, console)
@@ -207,14 +207,15 @@ def _say_where(house: House, console: Console) -> None:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end this as cleanly as Ctrl-C."""
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end this as cleanly as Ctrl-C, and Ctrl-C also where whoever started this had it ignored."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {which: signal.signal(which, interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,46 @@
+"""Events of many threads."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from worker.app import create_app
+from worker.events import OrderlyDispatcher
+from worker.settings import Settings
+
+
+class SlowPublisher:
+    """A producer that takes its time, so that threads meet while it publishes."""
+
+    def __init__(self) -> None:
+        self.published: list[dict[str, Any]] = []
+
+    def publish(self, events: list[dict[str, Any]], **options: Any) -> None:
+        batch = list(events)
+        threading.Event().wait(0.001)
+        self.published += batch
+
+
+def test_no_event_is_lost_when_many_threads_send_at_once() -> None:
+    """An event appended while others are being published goes out with the next ones."""
+    app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
+    assert isinstance(app.events.Dispatcher(app.connection_for_write(), enabled=False), OrderlyDispatcher)
+    dispatcher = app.events.Dispatcher(app.connection_for_write(), enabled=False, buffer_group={"task"}, buffer_limit=3)
+    dispatcher.enabled = True
+    dispatcher.producer = publisher = SlowPublisher()
+    dispatcher.exchange = SimpleNamespace(name="celeryev")
+
+    def send(thread: int) -> None:
+        for number in range(50):
+            dispatcher.send("task-succeeded", uuid=f"{thread}-{number}")
+
+    threads = [threading.Thread(target=send, args=[thread]) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    dispatcher.flush()
+
+    assert sorted(f"{thread}-{number}" for thread in range(8) for number in range(50)) == sorted(
+        event["uuid"] for event in publisher.published
+    )
