@@ -4,6 +4,7 @@ import email
 import email.policy
 import http.client
 import json
+import smtplib
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -86,27 +87,29 @@ def test_mails_with_addresses_beyond_ascii_are_taken(tmp_path: Path) -> None:
 
 def test_large_mails_are_taken_up_to_the_limit(tmp_path: Path) -> None:
     """Two million characters of html fit, more than 32 MiB do not."""
-    with MailReceiver(tmp_path) as receiver:
-        receipts = mail(
-            receiver,
-            replace(LETTER, html="<p>ü</p>" * 250_000),
-            replace(LETTER, text="0123456789\n" * (MAIL_MAX // 12)),
-        )
+    with MailReceiver(tmp_path) as receiver, smtplib.SMTP("127.0.0.1", receiver.port, timeout=20) as line:
+        (receipt,) = mail(receiver, replace(LETTER, html="<p>ü</p>" * 250_000))
+        line.ehlo()
+        code, _ = line.mail("ada@example.org", [f"SIZE={MAIL_MAX + 1}"])
 
-    assert [receipt.outcome for receipt in receipts] == [Outcome.ACCEPTED, Outcome.NEVER]
+    assert receipt.outcome is Outcome.ACCEPTED
+    assert code == 552
     assert len(mails(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", ["<../../etc/x@example.org>", "", "<" + "a" * 400 + "@x>", "<\xe9@x>"])
 def test_no_message_id_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """A file's name is made from it, whoever made it."""
-    with MailReceiver(tmp_path) as receiver:
-        with socket.create_connection(("127.0.0.1", receiver.port)) as line, line.makefile("rwb") as talk:
-            head = f"Message-ID: {name}\r\n\r\n.\r\n".encode()
-            for said in (b"", b"HELO x\r\n", b"MAIL FROM:<a@b.c>\r\n", b"RCPT TO:<a@b.c>\r\n", b"DATA\r\n", head):
-                talk.write(said)
-                talk.flush()
-                assert talk.readline()[:1] in b"23"
+    head = f"Message-ID: {name}\r\n\r\n.\r\n".encode()
+    with (
+        MailReceiver(tmp_path) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)) as line,
+        line.makefile("rwb") as talk,
+    ):
+        for said in (b"", b"HELO x\r\n", b"MAIL FROM:<a@b.c>\r\n", b"RCPT TO:<a@b.c>\r\n", b"DATA\r\n", head):
+            talk.write(said)
+            talk.flush()
+            assert talk.readline()[:1] in (b"2", b"3")
 
     assert [path.parent for path in tmp_path.rglob("*.eml")] == [tmp_path / "mail"]
 
@@ -122,6 +125,20 @@ def test_a_receiver_can_begin_again_on_its_port(tmp_path: Path, kind: type[MailR
         assert again.port == port
         with pytest.raises(OSError, match="in use"):
             kind(tmp_path, port)
+
+
+def test_a_worker_that_stays_connected_is_served_by_the_next_receiver(tmp_path: Path) -> None:
+    """The end of a receiver ends its connections, and the carriers notice."""
+    with MailReceiver(tmp_path) as mail_receiver, SmsReceiver(tmp_path) as sms_receiver:
+        ports = mail_receiver.port, sms_receiver.port
+        by_mail, by_sms = open_email(mail_receiver.url, 20), open_sms(sms_receiver.url, 20)
+        by_mail.deliver(LETTER)
+        by_sms.deliver(TEXT)
+    with closing(by_mail), closing(by_sms), MailReceiver(tmp_path, ports[0]), SmsReceiver(tmp_path, ports[1]):
+        assert by_mail.deliver(LETTER).outcome is Outcome.ACCEPTED
+        assert by_sms.deliver(replace(TEXT, job_id="job-2")).outcome is Outcome.ACCEPTED
+
+    assert (len(mails(tmp_path)), len(texts(tmp_path))) == (2, 2)
 
 
 def test_each_text_is_kept_as_a_file(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_no_line_break_of_any_kind_gets_into_a_header(text: str) -> None:
     assert read(content).keys() == ["From", "To", "Subject", "Date", "Message-ID", "X-Note", *MIME_HEADERS]
 
 
-MIME_HEADERS = ["Content-Type", "Content-Transfer-Encoding", "MIME-Version"]
+MIME_HEADERS = ["MIME-Version", "Content-Type", "Content-Transfer-Encoding"]
 
 
 def test_text_and_html_are_two_forms_of_one_message() -> None:
