@@ -36,7 +36,7 @@ def message_answer(charge: Charge) -> dict[str, Any]:
         "job_id": charge.job_id,
         "task": charge.task,
         "kind": charge.kind,
-        "status": status(charge),
+        "status": status(charge.state, charge.attempts),
         "reason": charge.reason,
         "detail": charge.detail,
         "sender": charge.sender,
@@ -52,11 +52,11 @@ def message_answer(charge: Charge) -> dict[str, Any]:
     }
 
 
-def status(charge: Charge) -> str:
+def status(state: State, attempts: int) -> str:
     """The word for a charge's state on the wire: a job that waits for its first attempt is as good as sending."""
-    if charge.state is State.WAITING:
-        return "retrying" if charge.attempts else "sending"
-    return str(charge.state)
+    if state is State.WAITING:
+        return "retrying" if attempts else "sending"
+    return str(state)
 
 
 def bulk_status(counts: Mapping[State, int]) -> str:

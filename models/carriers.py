@@ -2,8 +2,8 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 
 class Outcome(enum.StrEnum):
@@ -65,6 +65,25 @@ class Receipt:
     deferred: Mapping[str, str] = field(default_factory=dict)
     recipients_refused: bool = False
     """With NEVER: it was every recipient that was refused, rather than the message."""
+
+    def tidied(self) -> Self:
+        """The same receipt in words that any database keeps: no control characters or half ones, and not too long."""
+        return replace(
+            self,
+            detail=tidy(self.detail),
+            reference=None if self.reference is None else tidy(self.reference),
+            refused={address: tidy(words) for address, words in self.refused.items()},
+            deferred={address: tidy(words) for address, words in self.deferred.items()},
+        )
+
+
+WORDS_MAX = 300
+"""Characters of a carrier's words, or of its id for a message, that are kept."""
+
+
+def tidy(words: str) -> str:
+    """A carrier's words on one line of printable characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in words[:WORDS_MAX]).strip()
 
 
 class Carrier(Protocol):

@@ -193,6 +193,7 @@ def expire(
             lease_until=None,
             due_at=case((again, now), else_=None),
             maybe_taken=True,
+            reason=None,
             detail="The worker that was sending this died or lost its database: the carrier may have taken it.",
         )
         .returning(charges.c.job_id, charges.c.state)

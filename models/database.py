@@ -35,7 +35,9 @@ class Database:
             options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10}
             options["pool_pre_ping"] = True
         self.engine: Engine = create_engine(parsed, **options)
-        self._reading = self.engine.execution_options(postage_reads=True)
+        # Everything that is read together is of one moment.
+        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = self.engine.execution_options(postage_reads=True, **snapshot)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)

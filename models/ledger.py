@@ -245,6 +245,8 @@ def _insert(
         }
         for one in sorted(made, key=lambda charge: charge.job_id)
     ]
+    if not rows:
+        return set()
     statement = insert(connection, charges).on_conflict_do_nothing().returning(charges.c.job_id)
     return set(connection.execute(statement, rows).scalars())
 

@@ -32,3 +32,11 @@ class Patience:
     def lease(self) -> timedelta:
         """How long one attempt may hold a job."""
         return timedelta(seconds=self.lease_s)
+
+    @property
+    def time_to_begin(self) -> timedelta:
+        """How far into a lease that covers several jobs another of them may begin.
+
+        Two thirds are left for it then, and a carrier takes at most four timeouts, of which a lease has six or more.
+        """
+        return self.lease / 3

@@ -71,7 +71,7 @@ def _require_one_organization(actor: Person, user: Person, owner: Person) -> Non
 
 
 def _require_rights(connection: Connection, actor: Person) -> None:
-    if not has_rights(connection, actor, "view_user_list", "edit_user"):
+    if not has_rights(connection, actor, "view_user_list", "edit_user", to_change=True):
         sentence = (
             f"The role {actor.role} of {actor.id} does not hold both rights view_user_list and edit_user, "
             "which setting a credit owner needs: ask somebody whose role does."

@@ -68,14 +68,12 @@ def unknown(user_id: str) -> Refused:
     return Refused(Reason.UNKNOWN_USER, f"There is no user {user_id}: save them with users.save first.")
 
 
-def has_rights(connection: Connection, person: Person, *rights: Right) -> bool:
-    """Whether the person's role holds all of `rights` at this moment (the role is locked against changes)."""
-    role = connection.execute(
-        select(*(roles.c[right] for right in rights))
-        .where(roles.c.organization == person.organization, roles.c.role == person.role)
-        .with_for_update(read=True)
-    ).one()
-    return all(role)
+def has_rights(connection: Connection, person: Person, *rights: Right, to_change: bool = False) -> bool:
+    """Whether the person's role holds all of `rights`. Who acts on it (`to_change`) locks the role against changes."""
+    query = select(*(roles.c[right] for right in rights)).where(
+        roles.c.organization == person.organization, roles.c.role == person.role
+    )
+    return all(connection.execute(query.with_for_update(read=True) if to_change else query).one())
 
 
 def save_role(connection: Connection, role: SaveRole) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Date, Row, Select, String, fun
 from sqlalchemy import cast as sql_cast
 
 from models import charges as charging
-from models.answers import bulk_answer, iso, message_answer
+from models.answers import bulk_answer, iso, message_answer, status
 from models.charges import Charge, State
 from models.errors import Reason, Refused
 from models.fields import KINDS
@@ -152,6 +152,7 @@ def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: 
             charges.c.kind,
             (charges.c.credits - charges.c.refunded).label("credits"),
             charges.c.state,
+            charges.c.attempts,
             accounts.c.owner_id,
             charges.c.created_at,
         )
@@ -166,7 +167,7 @@ def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: 
             "user": row.sender,
             "kind": row.kind,
             "credits": row.credits,
-            "status": row.state,
+            "status": status(State(row.state), row.attempts),
             "paid_by": row.owner_id,
             "at": iso(row.created_at),
         }

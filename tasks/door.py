@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from models import refusals
 from models.answers import Answer
 from models.errors import Refused
-from models.messages import MESSAGES, Message, read
+from models.messages import MESSAGES, Message, printable, read
 from tasks.context import Context, Json
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,7 @@ FAULT_WAIT_S = 2.0
 FAULT_WAIT_MAX_S = 60.0
 """After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
 
+TASK_ID_MAX = 255
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEYS = ("job_id", "order_id", "change_id", "user_id")
 PEOPLE = ("sender", "buyer", "actor", "viewer")
@@ -71,7 +72,7 @@ class Door(Task):  # type: ignore[type-arg]
         """Answer one job."""
         context: Context = self.app.context  # type: ignore[attr-defined]
         given = args[0] if len(args) == 1 and not kwargs else None
-        task_id = str(self.request.id)
+        task_id = printable(self.request.id, TASK_ID_MAX)
         key = named(given, KEYS) or (task_id if self.name in MESSAGES else None)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task=self.name, job=key, sender=named(given, PEOPLE))

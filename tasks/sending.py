@@ -52,7 +52,7 @@ def deliver(context: Context, held: Sequence[Charge]) -> dict[str, Charge]:
 
     Jobs for which the lease gives no time any more are handed back.
     """
-    until = context.now() + context.patience.lease / 2
+    until = context.now() + context.patience.time_to_begin
     settled: dict[str, Charge] = {}
     for place, charge in enumerate(held):
         if place and context.now() > until:
@@ -66,7 +66,7 @@ def deliver(context: Context, held: Sequence[Charge]) -> dict[str, Charge]:
 def _deliver_one(context: Context, charge: Charge) -> Charge:
     structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
     carrier: Carrier = context.carriers[charge.kind]
-    receipt = carrier.deliver(parcel_of(charge))
+    receipt = carrier.deliver(parcel_of(charge)).tidied()
     now = context.now()
     settlement = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=now)
     log.info("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)

@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "POSTAGE_"
+LEASE_TIMEOUTS = 6
+"""Carrier timeouts in a lease: four for one delivery, which may begin when a third of the lease is gone."""
 SOCKET_PATH_MAX = 100
 """Bytes. Linux allows 108 for a unix socket's path (unix(7), sun_path), macOS 104, both with the closing zero."""
 
@@ -127,9 +129,9 @@ class Settings(BaseSettings):
         No countdown is ever put into Redis (retries wait in the database), so the lease is the longest time for which
         a message can stay unacknowledged.
         """
-        if self.lease_s < 4 * max(self.smtp_timeout_s, self.sms_timeout_s):
+        if self.lease_s < LEASE_TIMEOUTS * max(self.smtp_timeout_s, self.sms_timeout_s):
             msg = (
-                f"POSTAGE_LEASE_S ({self.lease_s:g}) must be at least four times the longest carrier timeout "
+                f"POSTAGE_LEASE_S ({self.lease_s:g}) must be at least {LEASE_TIMEOUTS} times the longest carrier timeout "
                 f"({max(self.smtp_timeout_s, self.sms_timeout_s):g}), or an attempt could outlive its lease"
             )
             raise ValueError(msg)

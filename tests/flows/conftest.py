@@ -1,0 +1,47 @@
+"""A house that flow tests share, and servers of their own for those that must be alone."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TEMPLATE
+from tests.flows.house import House
+from tests.servers import PostgresServer, ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give a broker that no other test empties."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey-of-the-house")) as server:
+        yield server.url()
+
+
+@pytest.fixture(scope="session")
+def house(
+    migrated_postgres: PostgresServer, broker_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[House]:
+    """Give a worker and beat that run as long as there are tests. Each test makes people of its own."""
+    name = f"house_{secrets.token_hex(8)}"
+    migrated_postgres.create_database(name, template=TEMPLATE)
+    with House(tmp_path_factory.mktemp("house"), migrated_postgres.url(name), broker_url, beat=True) as house:
+        yield house
+    migrated_postgres.drop_database(name)
+
+
+OpenHouse = Callable[..., House]
+
+
+@pytest.fixture
+def open_house(tmp_path: Path, postgres_url: str) -> Iterator[OpenHouse]:
+    """Give a way to open a house with a database and a broker that nothing else uses."""
+    with ExitStack() as stack:
+        broker = stack.enter_context(ValkeyServer(tmp_path / "valkey"))
+
+        def opened(**settings: Any) -> House:
+            return stack.enter_context(House(tmp_path / "house", postgres_url, broker.url(), **settings))
+
+        yield opened

@@ -1,0 +1,296 @@
+"""A house for flow tests: real worker and beat processes on a real broker and database, and how to watch them."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from redis import Redis
+from sqlalchemy import Row, func, select
+
+from models import charges as charging
+from models.audit import Finding, audit
+from models.charges import OPEN, Charge, State
+from models.database import Database
+from models.tables import accounts, charges, entries, refusals
+from tasks.context import utc_now
+from tests.flows.outside import Json, MailServer, Producer, SmsGateway
+from worker.embedded import dying_with_parent
+
+DEADLINE_S: Final = 60.0
+LOOK_EVERY_S: Final = 0.03
+
+SETTINGS: Final = {
+    "smtp_timeout_s": 15,
+    "sms_timeout_s": 15,
+    "lease_s": 60,
+    "visibility_timeout_s": 120,
+    "attempts_max": 4,
+    "retry_base_s": 0.2,
+    "retry_max_s": 0.4,
+    "sweep_s": 0.25,
+    "log_level": "DEBUG",
+    "log_format": "json",
+}
+"""As patient as in production with a carrier that is slow, but not with one that says not now."""
+
+BILLING: Final = {"name": "Acme Ltd", "country": "NL"}
+
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+def until(look: Callable[[], T], what: str | Callable[[], str], within_s: float = DEADLINE_S) -> T:
+    """Look again and again until there is something to see, and give it."""
+    deadline = time.monotonic() + within_s
+    while not (seen := look()):
+        if time.monotonic() > deadline:
+            msg = f"This did not happen within {within_s:g} s: {what if isinstance(what, str) else what()}."
+            raise AssertionError(msg)
+        time.sleep(LOOK_EVERY_S)
+    return seen
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """The environment of a process with these settings, and none of those that stand in ours."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("POSTAGE_", "FLOWER_"))}
+    return ours | {f"POSTAGE_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def command(*arguments: str) -> list[str]:
+    """What the console script runs, for a process that does not outlive this one."""
+    return dying_with_parent([sys.executable, "-P", "-m", "worker", *arguments], signal.SIGKILL)
+
+
+class Program:
+    """One of Postage's own commands as a process, with everything it says in a file."""
+
+    def __init__(self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object]) -> None:
+        self.log = folder / f"{name}.log"
+        self.name = name
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command(*arguments),
+                cwd=folder,
+                env=environment(settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        """All it has written so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def check(self) -> None:
+        """Make sure that it has not ended."""
+        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.said[-4000:]}"
+
+    def tell(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end, without waiting for it."""
+        self.process.send_signal(signum)
+
+    def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to end, and give its exit code."""
+        if self.runs():
+            self.tell(signum)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Give its exit code, once it ends by itself."""
+        try:
+            return self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            msg = f"The {self.name} did not end and was killed:\n{self.said[-4000:]}"
+            raise AssertionError(msg) from None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: str, cwd: Path, **settings: object) -> Ran:
+    """Run one of Postage's own commands to its end."""
+    ended = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return Ran(ended.returncode, ended.stdout, ended.stderr)
+
+
+class House:
+    """A worker, and beat where asked for, with a mail server and an SMS gateway; all of it ends with the block."""
+
+    def __init__(
+        self, folder: Path, database_url: str, broker_url: str, *, beat: bool = False, **settings: object
+    ) -> None:
+        self.folder = folder
+        self.mail = MailServer()
+        self.gateway = SmsGateway()
+        self.producer = Producer(broker_url)
+        self.database = Database(database_url, pool_size=2)
+        self.redis: Redis = Redis.from_url(broker_url)
+        self.settings: dict[str, object] = {
+            **SETTINGS,
+            "var": folder / "var",
+            "database_url": database_url,
+            "broker_url": broker_url,
+            "smtp_url": self.mail.url,
+            "sms_url": self.gateway.url,
+            **settings,
+        }
+        self._programs = ["worker", "beat"] if beat else ["worker"]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self.database.close)
+            stack.callback(self.redis.close)
+            for part in (self.mail, self.gateway, self.producer):
+                stack.enter_context(part)
+            (self.folder / "var").mkdir(parents=True, exist_ok=True)
+            self.worker = self._start("worker", stack)
+            if "beat" in self._programs:
+                self._start("beat", stack)
+            until(self._answers, "the worker answers")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, name: str, stack: ExitStack) -> Program:
+        program = Program(self.folder, name, [name], self.settings)
+        stack.callback(program.end)
+        return program
+
+    def _answers(self) -> bool:
+        self.worker.check()
+        return self.producer.control("ping", timeout=1.0) is not None
+
+    def ask(self, task: str, job: object) -> Json:
+        """The answer to a job."""
+        return self.producer.ask(task, job)
+
+    def send(self, task: str, job: object, task_id: str | None = None) -> str:
+        """Enqueue a job; gives its task id."""
+        return self.producer.send(task, job, task_id)
+
+    def people(self, *, email: int = 0, sms: int = 0) -> tuple[str, str]:
+        """Make an owner with these credits and a member who uses them, of an organization of their own."""
+        number = next(_numbers)
+        organization, owner, member = f"org-{number}", f"owner-{number}", f"member-{number}"
+        done = self.producer.done
+        done("roles.save", {"organization": organization, "role": "admin", "rights": ["view_user_list", "edit_user"]})
+        done("roles.save", {"organization": organization, "role": "member", "rights": []})
+        for user, role in ((owner, "admin"), (member, "member")):
+            address = f"{user}@postage.example"
+            user_job = {"user_id": user, "organization": organization, "name": user, "email": address, "role": role}
+            done("users.save", {**user_job, "billing": BILLING})
+        done("credits.set_owner", {"change_id": f"share-{number}", "actor": owner, "user": member, "owner": owner})
+        bought = {"credits": {"email": email, "sms": sms}, "amount": 100, "currency": "EUR"}
+        if email or sms:
+            done("credits.purchase", {"order_id": f"order-{number}", "buyer": owner, **bought})
+        return owner, member
+
+    def message(self, viewer: str, job_id: str) -> Json:
+        """The answer to a send job, read back as an outside producer does."""
+        return self.ask("views.message", {"viewer": viewer, "job_id": job_id})
+
+    def remaining(self, viewer: str) -> Json:
+        """The credits that a viewer sees, as an outside producer does."""
+        remaining: Json = self.ask("views.overview", {"viewer": viewer})["remaining"]
+        return remaining
+
+    def wait_until_final(self, *job_ids: str) -> dict[str, Charge]:
+        """The charges of these jobs once nothing more will be done with any of them; of bulk jobs, with all of it."""
+        return until(lambda: self._ended(job_ids), f"{job_ids[:3]} and so on end")
+
+    def _ended(self, job_ids: Sequence[str]) -> dict[str, Charge] | None:
+        self.worker.check()
+        with self.database.read() as connection:
+            found = charging.read(connection, job_ids)
+            if len(found) < len(set(job_ids)) or any(charge.state in OPEN for charge in found.values()):
+                return None
+            bulk = [charge.job_id for charge in found.values() if charge.state is State.BULK]
+            counts = [charging.count_states(connection, job_id) for job_id in bulk]
+            return None if any(state in count for count in counts for state in OPEN) else found
+
+    def charges(self, job_ids: Sequence[str]) -> dict[str, Charge]:
+        """The charges of these jobs as they stand."""
+        with self.database.read() as connection:
+            return charging.read(connection, job_ids)
+
+    def states(self) -> dict[str, int]:
+        """How many charges there are in each state."""
+        with self.database.read() as connection:
+            counted = connection.execute(select(charges.c.state, func.count()).group_by(charges.c.state))
+            return {state: count for state, count in counted}  # noqa: C416  a Row is a tuple
+
+    def refusals(self, task_ids: Sequence[str]) -> list[Row[Any]]:
+        """What was refused of these tasks."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(refusals).where(refusals.c.task_id.in_(task_ids))))
+
+    def moves(self, owner: str, kind: str = "email") -> list[tuple[str, int]]:
+        """Cause and amount of every entry of an owner's account, in order."""
+        query = (
+            select(entries.c.cause, entries.c.amount)
+            .join(accounts, accounts.c.id == entries.c.account_id)
+            .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+            .order_by(entries.c.seq)
+        )
+        with self.database.read() as connection:
+            return [(cause, amount) for cause, amount in connection.execute(query)]
+
+    def findings(self) -> list[Finding]:
+        """What an audit finds."""
+        with self.database.read() as connection:
+            return list(audit(connection, utc_now()))
+
+    def result_keys(self, *task_ids: str) -> list[str]:
+        """Those of these tasks whose result the broker keeps."""
+        return [task_id for task_id in task_ids if self.redis.exists(f"celery-task-meta-{task_id}")]
+
+    def wait_until_idle(self) -> None:
+        """Return once no job waits on a queue or is in a worker's hands."""
+        queues = ("email", "sms", "bulk", "billing", "views")
+        until(
+            lambda: not any(self.redis.llen(queue) for queue in queues) and self._nothing_but_upkeep_unacked(),
+            "every job is answered",
+        )
+
+    def _nothing_but_upkeep_unacked(self) -> bool:
+        held: Any = self.redis.hvals("unacked")
+        return all(b"upkeep.sweep" in message for message in held)

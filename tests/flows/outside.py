@@ -1,0 +1,259 @@
+"""What is outside in a flow test: a mail server and an SMS gateway that can be told what to say, and a producer.
+
+The producer is a plain Celery app that knows names of tasks and queues, and nothing of our code.
+"""
+
+import email
+import email.policy
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Self
+from urllib.parse import unquote
+
+from aiosmtpd.smtp import SMTP, Envelope
+from celery import Celery
+
+from worker.outbox import LoopbackController
+
+Json = dict[str, Any]
+
+DROP: Final = "drop"
+"""Said by a mail server that takes a message and hangs up without a word."""
+HELD_S: Final = 60.0
+"""A message that is held longer hangs the test."""
+ANSWERED_S: Final = 60.0
+
+QUEUES: Final = {
+    "email.send": "email",
+    "sms.send": "sms",
+    "email.send_many": "bulk",
+    "sms.send_many": "bulk",
+    "credits.purchase": "billing",
+    "credits.set_owner": "billing",
+    "users.save": "billing",
+    "roles.save": "billing",
+    "plans.save": "billing",
+    "views.overview": "views",
+    "views.usage": "views",
+    "views.orders": "views",
+    "views.billing": "views",
+    "views.users": "views",
+    "views.message": "views",
+}
+"""The wire as other systems were told of it; on purpose not read from our code."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One mail as the server got it: the envelope, and the content as a reader's program parses it."""
+
+    sender: str
+    recipients: list[str]
+    content: EmailMessage
+
+    @property
+    def job_id(self) -> str:
+        """The job id in the Message-ID."""
+        return unquote(self.content["Message-ID"].removeprefix("<").rpartition("@")[0])
+
+    def text(self, subtype: str = "plain") -> str:
+        """The body of one kind, with the line ends of this machine."""
+        body = self.content.get_body((subtype,))
+        assert isinstance(body, EmailMessage)
+        return str(body.get_content()).replace("\r\n", "\n")
+
+
+class MailServer:
+    """A real mail server that accepts everything, except what it was told to say of a job or of a recipient."""
+
+    def __init__(self) -> None:
+        self.letters: list[Letter] = []
+        self.offers: Counter[str] = Counter()
+        """How often each job's message came as far as the final dot."""
+        self._answers: dict[str, list[str]] = {}
+        self._recipients: dict[str, str] = {}
+        self._open = threading.Event()
+        self._open.set()
+        self._controller = LoopbackController(self, enable_SMTPUTF8=True)
+        self._controller.start()
+        self.url = f"smtp://127.0.0.1:{self._controller.port}?starttls=never"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+        self._controller.stop()
+
+    def will_say(self, job_id: str, *answers: str) -> None:
+        """Answer the next messages of a job so, or `DROP` the line; after these, accept."""
+        self._answers[job_id] = list(answers)
+
+    def will_say_of(self, address: str, answer: str) -> None:
+        """Answer so whenever a recipient is named."""
+        self._recipients[address] = answer
+
+    def hold(self) -> None:
+        """Say nothing at the end of messages, until they are let go."""
+        self._open.clear()
+
+    def let_go(self) -> None:
+        """Answer what is held, and hold no more."""
+        self._open.set()
+
+    def letters_of(self, job_id: str) -> list[Letter]:
+        """The mails of one job that were accepted."""
+        return [letter for letter in self.letters if letter.job_id == job_id]
+
+    async def handle_RCPT(  # noqa: N802  aiosmtpd's
+        self, server: SMTP, session: object, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if address in self._recipients:
+            return self._recipients[address]
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 Ok"
+
+    async def handle_DATA(self, server: SMTP, session: object, envelope: Envelope) -> str:  # noqa: N802
+        letter = Letter(
+            sender=envelope.mail_from or "",
+            recipients=[str(address) for address in envelope.rcpt_tos],
+            content=email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default),
+        )
+        self.offers[letter.job_id] += 1
+        await server.loop.run_in_executor(None, self._open.wait, HELD_S)
+        told = self._answers.get(letter.job_id)
+        said = told.pop(0) if told else f"250 2.0.0 Ok: queued as {len(self.letters)}"
+        if said == DROP:
+            assert server.transport is not None
+            server.transport.abort()
+        elif said.startswith("250"):
+            self.letters.append(letter)
+        return said
+
+
+@dataclass(frozen=True)
+class Post:
+    """One request to the SMS gateway, and how it was answered."""
+
+    key: str
+    text: Json
+    status: int
+
+
+class SmsGateway(ThreadingHTTPServer):
+    """A real HTTP server that accepts every text message, except what it was told to say of a job."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answering)
+        self.posts: list[Post] = []
+        self._answers: dict[str, list[int]] = {}
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/messages"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def will_say(self, job_id: str, *statuses: int) -> None:
+        """Answer the next requests of a job so; after these, accept."""
+        self._answers[job_id] = list(statuses)
+
+    def answer_to(self, key: str, text: Json) -> int:
+        """Keep a request, and say how it is answered."""
+        told = self._answers.get(key)
+        status = told.pop(0) if told else 200
+        self.posts.append(Post(key, text, status))
+        return status
+
+    def posts_of(self, job_id: str) -> list[Post]:
+        """The requests of one job."""
+        return [post for post in self.posts if post.text["id"] == job_id]
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: a worker that ends hangs up on it."""
+
+
+class _Answering(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: SmsGateway
+
+    def do_POST(self) -> None:
+        text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status = self.server.answer_to(self.headers["Idempotency-Key"], text)
+        body = json.dumps({"id": f"ref-{text['id']}"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Producer:
+    """Another system that enqueues jobs by the names it was told, and reads answers where Celery keeps them."""
+
+    def __init__(self, broker_url: str) -> None:
+        self.app = Celery("outside", broker=broker_url, backend="disabled://", set_as_current=False)
+        self._asking = Celery("asking", broker=broker_url, backend=broker_url, set_as_current=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        backend: Any = self._asking.backend
+        backend.result_consumer.stop()
+        backend.client.close()
+        self._asking.close()
+        self.app.close()
+
+    def send(self, task: str, job: object, task_id: str | None = None) -> str:
+        """Enqueue a job; gives its task id."""
+        return self.send_raw(task, [job], task_id=task_id)
+
+    def send_raw(
+        self, task: str, args: list[Any], kwargs: Mapping[str, Any] | None = None, task_id: str | None = None
+    ) -> str:
+        """Enqueue whatever is to be the arguments of a task; gives its task id."""
+        return str(self.app.send_task(task, args=args, kwargs=dict(kwargs or {}), task_id=task_id, queue=QUEUES[task]))
+
+    def ask(self, task: str, job: object, task_id: str | None = None) -> Json:
+        """Enqueue a job, and give its answer."""
+        result = self._asking.send_task(task, args=[job], task_id=task_id, queue=QUEUES[task])
+        try:
+            answer: Json = result.get(timeout=ANSWERED_S)
+        finally:
+            # Or else it would reach for the broker whenever its memory is freed, be that after the broker's end.
+            result.backend.remove_pending_result(result)
+            result.backend = None
+        return answer
+
+    def done(self, task: str, job: Json) -> Json:
+        """Enqueue a job that must be done, and give its answer."""
+        answer = self.ask(task, job)
+        assert answer["status"] == "done", answer
+        return answer
+
+    def control(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
+        """What the first worker answers to a command of remote control; None if none does in time."""
+        with closing(self.app.connection_for_write()) as connection:
+            replies = self.app.control.broadcast(
+                command, arguments=arguments, reply=True, timeout=timeout, limit=1, connection=connection
+            )
+        return next(iter(replies[0].values())) if replies else None

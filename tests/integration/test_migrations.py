@@ -1,0 +1,122 @@
+"""The schema's history ends where the tables in the code are, on both databases."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, inspect
+
+from models.database import Database
+from models.errors import DatabaseBehindError
+from models.migrations import check_migrated, migrate
+from models.tables import APPEND_ONLY, metadata
+from tests.factories import balance, buy, save_people
+from tests.servers import PostgresServer
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of a database without tables, once of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    name = f"empty_{abs(hash(str(tmp_path)))}"
+    server.create_database(name)
+    request.addfinalizer(lambda: server.drop_database(name))  # noqa: PT021  of this branch only
+    return server.url(name)
+
+
+def checks(connection: Connection) -> dict[str, dict[str, str]]:
+    """Give the CHECK constraints of every table: alembic does not compare them."""
+    inspector = inspect(connection)
+    return {
+        table: {str(check["name"]): check["sqltext"] for check in inspector.get_check_constraints(table)}
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def test_the_migrated_schema_is_the_one_in_the_code(database: Database) -> None:
+    with database.read() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+
+
+def test_the_migrated_schema_checks_what_the_code_says_it_checks(database: Database, empty_url: str) -> None:
+    made = Database(empty_url)
+    if made.is_sqlite is not database.is_sqlite:
+        made.close()
+        pytest.skip("compared with its own kind only")
+    with made.begin() as connection:
+        metadata.create_all(connection)
+        in_code = checks(connection)
+    made.close()
+
+    with database.read() as connection:
+        assert checks(connection) == in_code
+
+
+def test_migrating_twice_is_harmless_and_keeps_what_is_there(database: Database, database_url: str) -> None:
+    save_people(database)
+    buy(database, "john", email=3)
+
+    migrate(database_url)
+
+    check_migrated(database)
+    assert balance(database, "john") == 3
+
+
+def test_an_empty_database_becomes_whole(empty_url: str) -> None:
+    migrate(empty_url)
+
+    database = Database(empty_url)
+    check_migrated(database)
+    with database.read() as connection:
+        tables = set(inspect(connection).get_table_names())
+    database.close()
+    assert tables == {*metadata.tables, "alembic_version"}
+
+
+def test_several_may_migrate_at_once(empty_url: str) -> None:
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            migrate(empty_url)
+        except BaseException as fault:  # noqa: BLE001  shown by the assertion
+            faults.append(fault)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert faults == []
+
+
+def test_an_empty_database_is_behind_and_the_sentence_says_what_to_do(empty_url: str) -> None:
+    database = Database(empty_url)
+    try:
+        with pytest.raises(DatabaseBehindError) as behind:
+            check_migrated(database)
+    finally:
+        database.close()
+
+    assert "is at migration none" in str(behind.value)
+    assert "postage migrate" in str(behind.value)
+
+
+def test_a_database_at_an_unheard_of_migration_is_not_taken(database: Database) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(DatabaseBehindError, match="9999"):
+        check_migrated(database)
+
+
+def test_every_append_only_table_exists(database: Database) -> None:
+    assert set(APPEND_ONLY) <= set(metadata.tables)

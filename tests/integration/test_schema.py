@@ -1,0 +1,329 @@
+"""What the database itself refuses, whoever writes to it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+from models.database import Database
+from models.tables import accounts, charges, entries, orders, owner_changes, plans, refusals, users
+from tests.factories import BILLING, buy, save_people, share
+from tests.fakes import NOON, answer, make_context
+
+
+@pytest.fixture
+def stocked(database: Database) -> Database:
+    """Give a database with people, 10 email credits of john, peter as his credit user, and one refusal."""
+    save_people(database)
+    buy(database, "john", email=10)
+    share(database, "peter", "john")
+    answer(make_context(database), "email.send", {})
+    return database
+
+
+def account(database: Database, owner: str = "john", kind: str = "email") -> int:
+    with database.read() as connection:
+        found: int = connection.execute(
+            select(accounts.c.id).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+        ).scalar_one()
+        return found
+
+
+def refused(database: Database, statement: Any) -> str:
+    """Give the words in which the database refuses `statement`."""
+    with pytest.raises(DatabaseError) as refusal, database.begin() as connection:
+        connection.execute(statement)
+    return str(refusal.value.orig)
+
+
+def entry(database: Database, **fields: Any) -> Any:
+    """Give the insertion of an entry that would be in order but for `fields`."""
+    whole = {"account_id": account(database), "seq": 2, "amount": 1, "balance_after": 11, "cause": "x", "at": NOON}
+    return insert(entries).values(**{**whole, **fields})
+
+
+def charge(database: Database, **fields: Any) -> Any:
+    """Give the insertion of a sent charge that would be in order but for `fields`."""
+    whole = {
+        "job_id": "job-1",
+        "task": "email.send",
+        "kind": "email",
+        "sender": "john",
+        "digest": "0" * 64,
+        "account_id": account(database),
+        "credits": 3,
+        "refunded": 0,
+        "state": "sent",
+        "attempts": 1,
+        "maybe_taken": False,
+        "created_at": NOON,
+        "final_at": NOON,
+    }
+    return insert(charges).values(**{**whole, **fields})
+
+
+def user(**fields: Any) -> Any:
+    """Give the insertion of a user of `acme` that would be in order but for `fields`."""
+    whole = {
+        "id": "anna",
+        "organization": "acme",
+        "name": "Anna",
+        "email": "anna@acme.test",
+        "role": "member",
+        "credit_owner_id": "anna",
+        "is_owner": True,
+        "created_at": NOON,
+    }
+    return insert(users).values(**{**whole, **fields})
+
+
+def test_the_rows_that_these_tests_spoil_are_in_order_by_themselves(stocked: Database) -> None:
+    with stocked.begin() as connection:
+        for statement in (entry(stocked), charge(stocked), user()):
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("column", ["available"])
+def test_a_balance_below_zero_is_refused(stocked: Database, column: str) -> None:
+    said = refused(stocked, update(accounts).values({column: -1}))
+
+    assert "ck_accounts_never_below_zero" in said
+
+
+def test_a_balance_below_zero_is_refused_in_raw_sql(stocked: Database) -> None:
+    said = refused(stocked, text("UPDATE accounts SET available = available - 11 WHERE owner_id = 'john'"))
+
+    assert "ck_accounts_never_below_zero" in said
+
+
+def test_a_second_account_of_a_kind_is_refused(stocked: Database) -> None:
+    again = insert(accounts).values(owner_id="john", kind="email", available=0, seq=0)
+
+    assert "unique" in refused(stocked, again).lower()
+
+
+def test_an_account_of_an_unknown_kind_is_refused(stocked: Database) -> None:
+    fax = insert(accounts).values(owner_id="john", kind="fax", available=0, seq=0)
+
+    assert "ck_accounts_known_kind" in refused(stocked, fax)
+
+
+def test_an_account_of_nobody_is_refused(stocked: Database) -> None:
+    orphan = insert(accounts).values(owner_id="nobody", kind="email", available=0, seq=0)
+
+    assert "foreign key" in refused(stocked, orphan).lower()
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"amount": 0}, "ck_entries_moves_something"),
+        ({"balance_after": -1}, "ck_entries_never_below_zero"),
+        ({"seq": 0}, "ck_entries_counted_from_one"),
+    ],
+)
+def test_a_senseless_entry_is_refused(stocked: Database, fields: dict[str, Any], constraint: str) -> None:
+    assert constraint in refused(stocked, entry(stocked, **fields))
+
+
+def test_a_second_entry_with_the_same_cause_is_refused(stocked: Database) -> None:
+    with stocked.begin() as connection:
+        connection.execute(entry(stocked, cause="charge:job-1"))
+
+    said = refused(stocked, entry(stocked, account_id=account(stocked, "mary"), seq=1, cause="charge:job-1"))
+
+    assert "cause" in said
+
+
+def test_two_entries_with_the_same_number_in_an_account_are_refused(stocked: Database) -> None:
+    with stocked.begin() as connection:
+        connection.execute(entry(stocked))
+
+    assert "unique" in refused(stocked, entry(stocked, cause="y")).lower()
+
+
+@pytest.mark.parametrize("table", [entries, owner_changes, refusals], ids=lambda table: table.name)
+def test_history_cannot_be_rewritten_or_removed(stocked: Database, table: Any) -> None:
+    with stocked.read() as connection:
+        before = connection.execute(select(table)).all()
+
+    said = [refused(stocked, update(table).values(at=NOON + timedelta(days=1))), refused(stocked, delete(table))]
+
+    assert before != []
+    assert all("append-only" in words for words in said)
+    with stocked.read() as connection:
+        assert connection.execute(select(table)).all() == before
+
+
+def test_history_cannot_be_replaced(stocked: Database) -> None:
+    """SQLite's REPLACE and PostgreSQL's TRUNCATE are ways around a trigger on DELETE."""
+    with stocked.read() as connection:
+        before = connection.execute(select(entries)).all()
+    way_around = "TRUNCATE entries"
+    if stocked.is_sqlite:
+        way_around = (
+            "REPLACE INTO entries (account_id, seq, amount, balance_after, cause, at) "
+            "SELECT account_id, seq, 99, 99, cause, at FROM entries"
+        )
+
+    with pytest.raises(DatabaseError), stocked.begin() as connection:
+        connection.exec_driver_sql(way_around)
+
+    with stocked.read() as connection:
+        assert connection.execute(select(entries)).all() == before
+
+
+def test_a_chain_of_owners_is_refused(stocked: Database) -> None:
+    """Peter uses john's credits, so nobody can use peter's."""
+    chain = update(users).where(users.c.id == "mary").values(credit_owner_id="peter", is_owner=False)
+
+    assert "foreign key" in refused(stocked, chain).lower()
+
+
+def test_an_owner_whom_others_use_cannot_be_made_a_credit_user(stocked: Database) -> None:
+    chain = update(users).where(users.c.id == "john").values(credit_owner_id="mary", is_owner=False)
+
+    assert "foreign key" in refused(stocked, chain).lower()
+
+
+def test_a_cycle_of_owners_is_refused(stocked: Database) -> None:
+    cycle = update(users).where(users.c.id == "john").values(credit_owner_id="peter", is_owner=False)
+
+    assert "foreign key" in refused(stocked, cycle).lower()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"credit_owner_id": "john"},
+        {"is_owner": False},
+        {"credit_owner_id": "john", "is_owner": False, "owner_is_owner": False},
+    ],
+)
+def test_a_lie_about_who_owns_themselves_is_refused(stocked: Database, values: dict[str, Any]) -> None:
+    assert "ck_users_owner" in refused(stocked, update(users).where(users.c.id == "mary").values(values))
+
+
+def test_an_owner_of_another_organization_is_refused(stocked: Database) -> None:
+    stranger = update(users).where(users.c.id == "mary").values(credit_owner_id="olga", is_owner=False)
+
+    assert "foreign key" in refused(stocked, stranger).lower()
+
+
+def test_an_owner_who_does_not_exist_is_refused(stocked: Database) -> None:
+    ghost = user(credit_owner_id="ghost", is_owner=False)
+
+    assert "foreign key" in refused(stocked, ghost).lower()
+
+
+def test_a_credit_user_cannot_be_moved_to_another_organization(stocked: Database) -> None:
+    moved = update(users).where(users.c.id == "peter").values(organization="other")
+
+    assert "foreign key" in refused(stocked, moved).lower()
+
+
+def test_a_user_without_a_known_role_is_refused(stocked: Database) -> None:
+    assert "foreign key" in refused(stocked, user(role="ghost")).lower()
+
+
+def test_a_user_whose_credits_are_used_cannot_be_removed(stocked: Database) -> None:
+    assert "foreign key" in refused(stocked, delete(users).where(users.c.id == "john")).lower()
+
+
+WAITING = {"state": "waiting", "due_at": NOON, "final_at": None, "content": {"to": "x"}}
+SENDING = {"state": "sending", "lease_until": NOON, "final_at": None, "content": {"to": "x"}}
+REFUSED = {"state": "refused", "account_id": None}
+
+
+@pytest.mark.parametrize("fields", [{}, WAITING, SENDING, REFUSED, {"state": "failed", "refunded": 3}, {"refunded": 3}])
+def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[str, Any]) -> None:
+    with stocked.begin() as connection:
+        connection.execute(charge(stocked, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"state": "lost"}, "known_state"),
+        ({"state": ""}, "known_state"),
+        ({"kind": "fax"}, "known_kind"),
+        ({"credits": 0}, "costs_something"),
+        ({"credits": -1}, "costs_something"),
+        ({"refunded": 4}, "refund_within_charge"),
+        ({"refunded": -1}, "refund_within_charge"),
+        ({"state": "failed"}, "failed_is_refunded"),
+        ({"state": "failed", "refunded": 2}, "failed_is_refunded"),
+        ({**WAITING, "refunded": 1}, "only_final_is_refunded"),
+        ({**REFUSED, "refunded": 1}, "only_final_is_refunded"),
+        ({"account_id": None}, "somebody_paid"),
+        ({"state": "refused"}, "somebody_paid"),
+        ({**SENDING, "lease_until": None}, "lease_while_sending"),
+        ({"lease_until": NOON}, "lease_while_sending"),
+        ({**WAITING, "due_at": None}, "due_while_waiting"),
+        ({"due_at": NOON}, "due_while_waiting"),
+        ({"final_at": None}, "final_has_its_time"),
+        ({**SENDING, "final_at": NOON}, "final_has_its_time"),
+        ({**WAITING, "content": None}, "content_while_open"),
+        ({"content": {"to": "x"}}, "content_while_open"),
+    ],
+)
+def test_a_charge_that_contradicts_itself_is_refused(
+    stocked: Database, fields: dict[str, Any], constraint: str
+) -> None:
+    # Which of two violated constraints is named first is the database's choice.
+    assert "ck_charges_" in refused(stocked, charge(stocked, **fields))
+    assert constraint in {check.name.removeprefix("ck_charges_") for check in _checks_of_charges()}
+
+
+def _checks_of_charges() -> list[Any]:
+    return [constraint for constraint in charges.constraints if str(constraint.name).startswith("ck_")]
+
+
+def test_a_charge_under_a_known_id_is_refused(stocked: Database) -> None:
+    with stocked.begin() as connection:
+        connection.execute(charge(stocked))
+
+    assert "unique" in refused(stocked, charge(stocked)).lower()
+
+
+def test_an_order_without_credits_is_refused(stocked: Database) -> None:
+    order = {
+        "order_id": "o",
+        "digest": "0",
+        "buyer_id": "john",
+        "owner_id": "john",
+        "email": 0,
+        "sms": 0,
+        "amount": 1,
+        "currency": "EUR",
+        "billing": BILLING,
+        "at": NOON,
+    }
+
+    assert "ck_orders_some_credits" in refused(stocked, insert(orders).values(order))
+    assert "ck_orders_amount_not_negative" in refused(stocked, insert(orders).values({**order, "sms": 1, "amount": -1}))
+
+
+def test_an_order_without_billing_information_is_refused(stocked: Database) -> None:
+    with pytest.raises(IntegrityError), stocked.begin() as connection:
+        connection.execute(update(orders).values(billing=None))
+
+
+def test_a_plan_without_credits_or_with_a_negative_price_is_refused(stocked: Database) -> None:
+    plan = {"id": "p", "name": "P", "email": 1, "sms": 0, "price": 0, "currency": "EUR"}
+
+    assert "ck_plans_some_credits" in refused(stocked, insert(plans).values({**plan, "email": 0}))
+    assert "ck_plans_some_credits" in refused(stocked, insert(plans).values({**plan, "email": 5, "sms": -1}))
+    assert "ck_plans_price_not_negative" in refused(stocked, insert(plans).values({**plan, "price": -1}))
+
+
+def test_a_row_that_is_too_long_for_its_column_is_no_way_to_hide(stocked: Database) -> None:
+    """SQLite ignores the length of a VARCHAR, so the wire contract is what keeps both databases alike."""
+    statement = user(id="x" * 65, credit_owner_id="x" * 65)
+    if stocked.is_sqlite:
+        with stocked.begin() as connection:
+            connection.execute(statement)
+    else:
+        assert "too long" in refused(stocked, statement)

@@ -1,0 +1,252 @@
+"""Who spends whose credits: users, roles, and the one change with its rules."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from models.database import Database
+from models.tables import owner_changes, refusals, users
+from tasks.context import Context, Json
+from tests.factories import balance, buy, email_job, save_people, share
+from tests.fakes import answer, make_context
+
+
+@pytest.fixture
+def context(database: Database) -> Context:
+    """Give a context with john the admin, peter, mary, and olga of another organization."""
+    save_people(database)
+    return make_context(database)
+
+
+def set_owner(context: Context, user: str, owner: str, actor: str = "john", change_id: str = "change-1") -> Json:
+    change = {"change_id": change_id, "actor": actor, "user": user, "owner": owner}
+    return answer(context, "credits.set_owner", change)
+
+
+def owners(context: Context) -> dict[str, str]:
+    with context.database.read() as connection:
+        return {row.id: row.credit_owner_id for row in connection.execute(select(users))}
+
+
+def changes(context: Context) -> list[Any]:
+    with context.database.read() as connection:
+        query = select(owner_changes).order_by(owner_changes.c.change_id)
+        return [(row.actor_id, row.user_id, row.old_owner_id, row.new_owner_id) for row in connection.execute(query)]
+
+
+def refused(context: Context) -> list[Any]:
+    with context.database.read() as connection:
+        return [tuple(row) for row in connection.execute(select(refusals.c.task, refusals.c.key, refusals.c.reason))]
+
+
+ALONE = {"john": "john", "peter": "peter", "mary": "mary", "olga": "olga"}
+
+
+def test_everybody_is_their_own_credit_owner_at_first(context: Context) -> None:
+    assert owners(context) == ALONE
+    assert [balance(context.database, "mary", kind) for kind in ("email", "sms")] == [0, 0]
+
+
+def test_a_user_spends_the_credits_of_the_owner_that_was_set(context: Context) -> None:
+    buy(context.database, "john", email=5)
+
+    said = set_owner(context, "peter", "john")
+    sent = answer(context, "email.send", email_job(sender="peter"))
+
+    assert said == {
+        "change_id": "change-1",
+        "status": "done",
+        "reason": None,
+        "detail": None,
+        "user": "peter",
+        "owner": "john",
+    }
+    assert owners(context) == {**ALONE, "peter": "john"}
+    assert sent["paid_by"] == "john"
+    assert changes(context) == [("john", "peter", "peter", "john")]
+
+
+def test_an_owner_may_have_many_credit_users(context: Context) -> None:
+    set_owner(context, "peter", "john")
+
+    said = set_owner(context, "mary", "john", change_id="change-2")
+
+    assert said["status"] == "done"
+    assert owners(context) == {**ALONE, "peter": "john", "mary": "john"}
+
+
+def test_the_owner_need_not_be_who_sets_it(context: Context) -> None:
+    set_owner(context, "peter", "mary")
+
+    assert owners(context) == {**ALONE, "peter": "mary"}
+
+
+def test_credits_from_before_sharing_stay_and_are_spendable_again_when_it_stops(context: Context) -> None:
+    buy(context.database, "peter", email=3)
+    buy(context.database, "john", email=5)
+    set_owner(context, "peter", "john")
+    answer(context, "email.send", email_job("while-sharing", sender="peter"))
+    while_sharing = balance(context.database, "peter"), balance(context.database, "john")
+
+    stopped = set_owner(context, "peter", "peter", change_id="change-2")
+    after = answer(context, "email.send", email_job("afterwards", sender="peter"))
+
+    assert while_sharing == (3, 4)
+    assert (stopped["status"], after["paid_by"]) == ("done", "peter")
+    assert (balance(context.database, "peter"), balance(context.database, "john")) == (2, 4)
+
+
+def test_the_same_change_twice_is_made_once(context: Context) -> None:
+    first = set_owner(context, "peter", "john")
+    set_owner(context, "peter", "mary", change_id="change-2")
+
+    again = set_owner(context, "peter", "john")
+
+    assert again == first
+    assert owners(context)["peter"] == "mary"
+    assert len(changes(context)) == 2
+
+
+def test_the_same_id_for_another_change_is_refused(context: Context) -> None:
+    set_owner(context, "peter", "john")
+
+    said = set_owner(context, "mary", "john")
+
+    assert (said["change_id"], said["status"], said["reason"]) == ("change-1", "refused", "conflicting_job")
+    assert owners(context)["mary"] == "mary"
+
+
+def test_a_credit_user_cannot_be_chosen_as_owner(context: Context) -> None:
+    set_owner(context, "peter", "john")
+
+    said = set_owner(context, "mary", "peter", change_id="change-2")
+
+    assert (said["status"], said["reason"]) == ("refused", "owner_is_credit_user")
+    assert "choose john" in said["detail"]
+    assert owners(context)["mary"] == "mary"
+
+
+def test_an_owner_whom_others_use_cannot_become_a_credit_user(context: Context) -> None:
+    set_owner(context, "peter", "mary")
+
+    said = set_owner(context, "mary", "john", change_id="change-2")
+
+    assert (said["status"], said["reason"]) == ("refused", "user_has_credit_users")
+    assert owners(context)["mary"] == "mary"
+
+
+def test_two_who_use_each_other_cannot_come_about(context: Context) -> None:
+    set_owner(context, "peter", "mary")
+
+    said = set_owner(context, "mary", "peter", change_id="change-2")
+
+    assert said["reason"] == "owner_is_credit_user"
+
+
+@pytest.mark.parametrize("rights", [[], ["view_user_list"], ["edit_user"]])
+def test_a_role_without_both_rights_may_not_set_an_owner(context: Context, rights: list[str]) -> None:
+    answer(context, "roles.save", {"organization": "acme", "role": "member", "rights": rights})
+
+    said = set_owner(context, "mary", "john", actor="peter")
+
+    assert (said["status"], said["reason"]) == ("refused", "not_permitted")
+    assert owners(context) == ALONE
+
+
+def test_rights_count_as_they_are_at_the_moment_of_the_change(context: Context) -> None:
+    both = {"organization": "acme", "role": "member", "rights": ["edit_user", "view_user_list"]}
+    answer(context, "roles.save", both)
+    granted = set_owner(context, "mary", "john", actor="peter")
+    answer(context, "roles.save", {**both, "rights": []})
+
+    taken_away = set_owner(context, "mary", "mary", actor="peter", change_id="change-2")
+
+    assert (granted["status"], taken_away["reason"]) == ("done", "not_permitted")
+
+
+@pytest.mark.parametrize(
+    ("actor", "user", "owner"),
+    [("john", "peter", "olga"), ("john", "olga", "john"), ("olga", "peter", "john"), ("olga", "olga", "john")],
+)
+def test_nothing_is_shared_across_organizations(context: Context, actor: str, user: str, owner: str) -> None:
+    said = set_owner(context, user, owner, actor)
+
+    assert (said["status"], said["reason"]) == ("refused", "other_organization")
+    assert owners(context) == ALONE
+
+
+@pytest.mark.parametrize(
+    ("actor", "user", "owner"), [("nobody", "peter", "john"), ("john", "nobody", "john"), ("john", "peter", "nobody")]
+)
+def test_everybody_named_must_be_known(context: Context, actor: str, user: str, owner: str) -> None:
+    said = set_owner(context, user, owner, actor)
+
+    assert (said["status"], said["reason"]) == ("refused", "unknown_user")
+    assert "nobody" in said["detail"]
+
+
+def test_a_refused_change_leaves_nothing_but_its_record_and_may_be_sent_again(context: Context) -> None:
+    refusal = set_owner(context, "mary", "john", actor="peter")
+    record = refused(context)
+    answer(
+        context,
+        "roles.save",
+        {"organization": "acme", "role": "member", "rights": ["view_user_list", "edit_user"]},
+    )
+
+    again = set_owner(context, "mary", "john", actor="peter")
+
+    assert refusal["status"] == "refused"
+    assert record == [("credits.set_owner", "change-1", "not_permitted")]
+    assert again["status"] == "done"
+    assert changes(context) == [("peter", "mary", "mary", "john")]
+
+
+def test_saving_a_user_again_changes_who_they_are_and_neither_owner_nor_credits(context: Context) -> None:
+    buy(context.database, "john", email=5)
+    share(context.database, "peter", "john")
+    known = {"user_id": "peter", "organization": "acme", "name": "Pete", "email": "pete@acme.test", "role": "admin"}
+
+    said = answer(context, "users.save", known)
+
+    assert (said["status"], said["user_id"]) == ("done", "peter")
+    with context.database.read() as connection:
+        saved = connection.execute(select(users).where(users.c.id == "peter")).one()
+    assert (saved.name, saved.email, saved.role) == ("Pete", "pete@acme.test", "admin")
+    assert (saved.credit_owner_id, saved.billing) == ("john", {"name": "Peter"})
+    assert balance(context.database, "john") == 5
+
+
+def test_a_user_cannot_be_moved_to_another_organization(context: Context) -> None:
+    moved = {"user_id": "peter", "organization": "other", "name": "P", "email": "p@other.test", "role": "admin"}
+
+    said = answer(context, "users.save", moved)
+
+    assert (said["status"], said["reason"]) == ("refused", "other_organization")
+
+
+def test_a_user_needs_a_role_that_was_saved(context: Context) -> None:
+    new = {"user_id": "anna", "organization": "acme", "name": "A", "email": "a@acme.test", "role": "ghost"}
+
+    said = answer(context, "users.save", new)
+
+    assert (said["status"], said["reason"]) == ("refused", "not_found")
+    assert "roles.save" in said["detail"]
+    assert "anna" not in owners(context)
+
+
+def test_the_longest_user_that_is_valid_can_be_stored(context: Context) -> None:
+    """What the wire accepts fits into the columns, on both databases."""
+    longest = {
+        "user_id": "u" * 64,
+        "organization": "acme",
+        "name": "\U0001f600" * 500,
+        "email": "l" * 64 + "@" + "d" * 63 + "." + "d" * 63 + "." + "d" * 56 + ".test",
+        "role": "member",
+        "billing": {"n" * 64: "\U0001f600" * 500},
+    }
+
+    said = answer(context, "users.save", longest)
+
+    assert said["status"] == "done"

@@ -1,0 +1,86 @@
+"""What a text message costs, at every border where it begins to cost more."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.pricing import GSM7_BASIC, GSM7_EXTENSION, sms_segments
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(sorted(GSM7_BASIC | GSM7_EXTENSION)))
+GSM7_TEXTS = st.text(st.sampled_from(sorted(GSM7_BASIC | GSM7_EXTENSION)), max_size=500)
+
+
+@pytest.mark.parametrize(
+    ("length", "segments"),
+    [(1, 1), (160, 1), (161, 2), (306, 2), (307, 3), (459, 3), (460, 4), (1530, 10), (1531, 11)],
+)
+def test_a_text_of_the_gsm_alphabet_has_160_septets_and_153_in_each_of_several_parts(
+    length: int, segments: int
+) -> None:
+    assert sms_segments("a" * length) == segments
+
+
+@pytest.mark.parametrize(
+    ("length", "segments"), [(1, 1), (70, 1), (71, 2), (134, 2), (135, 3), (201, 3), (202, 4), (670, 10), (671, 11)]
+)
+def test_any_other_text_has_70_units_and_67_in_each_of_several_parts(length: int, segments: int) -> None:
+    assert sms_segments("ж" * length) == segments
+
+
+@pytest.mark.parametrize("character", sorted(GSM7_EXTENSION))
+def test_a_character_of_the_extension_table_counts_two(character: str) -> None:
+    assert sms_segments(character * 80) == 1
+    assert sms_segments(character * 80 + "a") == 2
+    assert sms_segments("a" * 158 + character) == 1
+    assert sms_segments("a" * 159 + character) == 2
+
+
+@pytest.mark.parametrize("character", sorted(GSM7_BASIC))
+def test_a_character_of_the_basic_table_counts_one(character: str) -> None:
+    assert (sms_segments(character * 160), sms_segments(character * 161)) == (1, 2)
+
+
+def test_the_basic_table_has_its_127_characters_and_the_extension_its_nine_and_a_form_feed() -> None:
+    """3GPP TS 23.038, section 6.2.1: 128 places, one of which is the escape."""
+    assert len(GSM7_BASIC) == 127
+    assert frozenset("^{}\\[~]|€\f") == GSM7_EXTENSION
+    assert GSM7_BASIC.isdisjoint(GSM7_EXTENSION)
+
+
+@pytest.mark.parametrize("character", ["`", "ç", "ê", "–", "’", "\t", "\u00a0", "ş", "漢"])
+def test_one_character_outside_the_alphabet_makes_the_whole_text_ucs2(character: str) -> None:
+    assert sms_segments("a" * 69 + character) == 1
+    assert sms_segments("a" * 70 + character) == 2
+
+
+@pytest.mark.parametrize(("length", "segments"), [(1, 1), (35, 1), (36, 2), (67, 2), (68, 3)])
+def test_an_emoji_counts_two_because_it_is_a_surrogate_pair(length: int, segments: int) -> None:
+    assert sms_segments("\U0001f600" * length) == segments
+
+
+def test_an_emoji_of_several_code_points_counts_each_of_them() -> None:
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # two units each, and two joiners of one
+
+    assert len(family.encode("utf-16-le")) // 2 == 8
+    assert (sms_segments(family * 8), sms_segments(family * 9)) == (1, 2)
+
+
+@given(TEXTS)
+def test_nothing_is_free(text: str) -> None:
+    assert sms_segments(text) >= 1
+
+
+@given(TEXTS, TEXTS)
+def test_more_text_never_costs_less(text: str, more: str) -> None:
+    assert sms_segments(text) <= sms_segments(text + more)
+    assert sms_segments(text) <= sms_segments(more + text)
+
+
+@given(GSM7_TEXTS)
+def test_the_same_text_is_never_cheaper_outside_the_alphabet(text: str) -> None:
+    assert sms_segments(text) <= sms_segments(text + "ж")
+
+
+@given(TEXTS)
+def test_the_order_of_characters_does_not_matter(text: str) -> None:
+    assert sms_segments(text) == sms_segments("".join(sorted(text)))

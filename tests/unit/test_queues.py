@@ -1,0 +1,80 @@
+"""Drift: the wire table, the registered tasks and the routes name the same tasks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from models.messages import MESSAGES
+from tasks.door import Door
+from tests.fakes import TASK_MODULES
+from worker.queues import ROUTES, Queue, schedule
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
+
+
+@pytest.fixture(scope="module")
+def registered() -> dict[str, Door]:
+    """Give the tasks of ours that any Celery app of this process has."""
+    app = Celery("drift", set_as_current=False)
+    app.finalize()
+    rooms = {module.__name__ for module in TASK_MODULES}
+    return {name: task for name, task in app.tasks.items() if task.__module__ in rooms}
+
+
+def test_every_message_of_the_wire_has_its_task(registered: dict[str, Door]) -> None:
+    assert set(MESSAGES) - set(registered) == set()
+
+
+def test_every_task_has_its_queue_and_every_route_its_task(registered: dict[str, Door]) -> None:
+    assert set(registered) == set(ROUTES)
+
+
+def test_every_queue_is_used() -> None:
+    assert set(ROUTES.values()) == set(Queue)
+
+
+def test_every_task_comes_through_the_door(registered: dict[str, Door]) -> None:
+    assert [name for name, task in registered.items() if not isinstance(task, Door)] == []
+
+
+def test_send_tasks_keep_no_result_and_the_others_of_the_wire_do(registered: dict[str, Door]) -> None:
+    keeping = {name for name, task in registered.items() if not task.ignore_result}
+
+    assert keeping == {name for name in MESSAGES if "send" not in name}
+
+
+@pytest.mark.parametrize(
+    ("task", "queue"),
+    [
+        ("email.send", "email"),
+        ("sms.send", "sms"),
+        ("email.send_many", "bulk"),
+        ("sms.send_many", "bulk"),
+        ("credits.purchase", "billing"),
+        ("credits.set_owner", "billing"),
+        ("users.save", "billing"),
+        ("roles.save", "billing"),
+        ("plans.save", "billing"),
+        *((name, "views") for name in MESSAGES if name.startswith("views.")),
+    ],
+)
+def test_tasks_go_to_the_queue_that_other_systems_were_told(task: str, queue: str) -> None:
+    assert ROUTES[task] == queue
+
+
+def test_what_beat_asks_for_is_a_task_with_a_route(registered: dict[str, Door]) -> None:
+    asked = {entry["task"] for entry in schedule(2.0).values()}
+
+    assert asked <= set(registered)
+    assert asked <= set(ROUTES)
+
+
+def test_every_message_of_the_wire_has_an_example() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.json")} == {f"{task}.json" for task in MESSAGES}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_an_example_is_in_the_file_of_its_task(path: Path) -> None:
+    assert json.loads(path.read_text())["task"] == path.stem

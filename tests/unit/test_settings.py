@@ -1,0 +1,160 @@
+"""Settings: what is wrong is said in a sentence that names the variable and never shows a secret."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from worker.settings import SOCKET_PATH_MAX, Settings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take away what the machine's own environment says."""
+    for name in list(os.environ):
+        if name.upper().startswith("POSTAGE_"):
+            monkeypatch.delenv(name)
+    return
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **settings: str) -> str:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"POSTAGE_{name}", value)
+    with pytest.raises(SettingsError) as wrong:
+        Settings.read()
+    return str(wrong.value)
+
+
+def test_without_any_setting_everything_is_embedded_under_var() -> None:
+    settings = Settings.read()
+
+    assert settings.database == f"sqlite:///{Path('var/postage.db').resolve()}"
+    assert settings.broker.startswith("redis+socket:///")
+    assert settings.results == settings.broker
+    assert (settings.smtp_url, settings.sms_url) == ("null://", "null://")
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTAGE_DATABASE_URL", "postgresql://u:p@db/postage")
+    monkeypatch.setenv("POSTAGE_BROKER_URL", "redis://broker:6379/0")
+    monkeypatch.setenv("POSTAGE_ATTEMPTS_MAX", "3")
+
+    settings = Settings.read()
+
+    assert settings.database == "postgresql+psycopg://u:p@db/postage"
+    assert (settings.broker, settings.results) == ("redis://broker:6379/0", "redis://broker:6379/0")
+    assert settings.attempts_max == 3
+
+
+def test_an_unknown_setting_is_refused_with_the_names_of_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refusal(monkeypatch, DATABSE_URL="sqlite:///x", SMTP_HOST="mail")
+
+    assert "Unknown setting POSTAGE_DATABSE_URL, POSTAGE_SMTP_HOST." in said
+    assert "POSTAGE_DATABASE_URL" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://u:secret@db/x"),
+        ("DATABASE_URL", ""),
+        ("BROKER_URL", "amqp://u:secret@broker"),
+        ("RESULT_URL", "file:///tmp"),
+        ("SMTP_URL", "http://u:secret@mail"),
+        ("SMTP_URL", ""),
+        ("SMS_URL", "smtp://u:secret@mail"),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "many"),
+        ("CONCURRENCY", ""),
+        ("DATABASE_POOL", "-1"),
+        ("SMTP_TIMEOUT_S", "0"),
+        ("SMS_TIMEOUT_S", "1e9"),
+        ("ATTEMPTS_MAX", "1.5"),
+        ("ATTEMPTS_MAX", "0"),
+        ("RETRY_BASE_S", "-5"),
+        ("RETRY_BASE_S", "nan"),
+        ("RETRY_MAX_S", "nan"),
+        ("RETRY_MAX_S", "inf"),
+        ("LEASE_S", "nan"),
+        ("LEASE_S", "inf"),
+        ("SWEEP_S", "nan"),
+        ("SMTP_TIMEOUT_S", "nan"),
+        ("SMS_TIMEOUT_S", "nan"),
+        ("VISIBILITY_TIMEOUT_S", "-1"),
+        ("FLOWER_PORT", "70000"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_a_sentence_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    said = refusal(monkeypatch, **{name: value})
+
+    assert f"POSTAGE_{name}" in said
+    assert said.endswith(".")
+    assert "secret" not in said
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refusal(monkeypatch, CONCURRENCY="0", LOG_LEVEL="LOUD")
+
+    assert len(said.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"VISIBILITY_TIMEOUT_S": "599"}, ["POSTAGE_VISIBILITY_TIMEOUT_S (599)", "POSTAGE_LEASE_S (300)"]),
+        ({"LEASE_S": "901"}, ["POSTAGE_VISIBILITY_TIMEOUT_S (1800)", "POSTAGE_LEASE_S (901)"]),
+        ({"LEASE_S": "79"}, ["POSTAGE_LEASE_S (79)", "four times"]),
+        ({"SMTP_TIMEOUT_S": "76"}, ["POSTAGE_LEASE_S (300)", "(76)"]),
+        ({"SMS_TIMEOUT_S": "76"}, ["POSTAGE_LEASE_S (300)", "(76)"]),
+        ({"RETRY_BASE_S": "10", "RETRY_MAX_S": "9"}, ["POSTAGE_RETRY_MAX_S", "POSTAGE_RETRY_BASE_S"]),
+    ],
+)
+def test_times_with_which_a_job_could_run_twice_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], named: list[str]
+) -> None:
+    said = refusal(monkeypatch, **settings)
+
+    assert [words for words in named if words not in said] == []
+
+
+def test_times_at_the_border_of_safety_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTAGE_SMTP_TIMEOUT_S", "75")
+    monkeypatch.setenv("POSTAGE_LEASE_S", "300")
+    monkeypatch.setenv("POSTAGE_VISIBILITY_TIMEOUT_S", "600")
+
+    assert Settings.read().visibility_timeout_s == 600
+
+
+def test_a_folder_too_deep_for_a_socket_gets_a_short_path_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = [tmp_path.joinpath(*["d" * 50] * 3, name) for name in ("a", "b")]
+    sockets = []
+    for folder in deep:
+        monkeypatch.setenv("POSTAGE_VAR", str(folder))
+        sockets.append(Settings.read().embedded_socket)
+
+    assert all(len(os.fsencode(socket)) <= SOCKET_PATH_MAX for socket in sockets)
+    assert sockets[0] != sockets[1]
+
+
+def test_a_password_with_a_percent_sign_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTAGE_DATABASE_URL", "postgresql://u:100%25@db/x")
+
+    assert Settings.read().database == "postgresql+psycopg://u:100%25@db/x"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.read().concurrency = 1  # type: ignore[misc]
+
+
+def test_every_setting_is_described() -> None:
+    undescribed = [name for name, field in Settings.model_fields.items() if not field.description]
+
+    assert undescribed == []
