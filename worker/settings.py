@@ -131,8 +131,8 @@ class Settings(BaseSettings):
         """
         if self.lease_s < LEASE_TIMEOUTS * max(self.smtp_timeout_s, self.sms_timeout_s):
             msg = (
-                f"POSTAGE_LEASE_S ({self.lease_s:g}) must be at least {LEASE_TIMEOUTS} times the longest carrier timeout "
-                f"({max(self.smtp_timeout_s, self.sms_timeout_s):g}), or an attempt could outlive its lease"
+                f"POSTAGE_LEASE_S ({self.lease_s:g}) must be at least {LEASE_TIMEOUTS} times the longest carrier"
+                f" timeout ({max(self.smtp_timeout_s, self.sms_timeout_s):g}), or an attempt could outlive its lease"
             )
             raise ValueError(msg)
         if self.visibility_timeout_s < 2 * self.lease_s:

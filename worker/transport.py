@@ -1,0 +1,184 @@
+# mypy: disable-error-code="attr-defined,misc,no-untyped-call,type-arg"
+# kombu is only partly typed, and its channels get much of what they have while running.
+"""kombu's Redis transport, taking messages so that none is lost.
+
+kombu pops a message (BRPOP) and writes it to the `unacked` hash in a second round trip: a worker killed in between
+loses it. Here one script pops messages and registers them as unacknowledged in the same step, many in one round trip.
+On the wire nothing changes: producers, Flower and other workers go on using plain kombu.
+"""
+
+import json
+from collections.abc import Sequence
+from time import monotonic, time
+from typing import Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport.virtual import Empty
+from kombu.utils.encoding import bytes_to_str
+
+log = structlog.get_logger(__name__)
+
+QUARANTINE = "postage.quarantine"
+"""The list that keeps what can never be a job, as it was found, newest first."""
+TAKEN_AT_ONCE = 100
+"""Messages taken in one round trip, at most."""
+PAUSE_S = 0.02
+"""How long Redis holds its answer back when there was nothing the last time."""
+NEVER_FILLED = "postage.pause"
+"""A list to which nobody ever pushes: waiting for it is a pause that takes nothing."""
+
+TAKE = """
+local unacked, index, quarantine = KEYS[1], KEYS[2], KEYS[3]
+local now, limit, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local answer, taken = {0}, 0
+
+local function address(item)
+    local properties = cjson.decode(item).properties
+    local info = properties.delivery_info
+    if type(properties.delivery_tag) ~= 'string' or type(info.exchange) ~= 'string'
+            or type(info.routing_key) ~= 'string' then
+        error('not a message')
+    end
+    return properties.delivery_tag, cjson.encode(info.exchange), cjson.encode(info.routing_key)
+end
+
+local function take(list)
+    local item = redis.call('RPOP', list)
+    if not item then
+        return false
+    end
+    local good, tag, exchange, routing_key = pcall(address, item)
+    if good then
+        redis.call('ZADD', index, now, tag)
+        redis.call('HSET', unacked, tag, '[' .. item .. ',' .. exchange .. ',' .. routing_key .. ']')
+        answer[#answer + 1] = list
+        answer[#answer + 1] = tag
+        answer[#answer + 1] = item
+        taken = taken + 1
+    else
+        redis.call('LPUSH', quarantine, item)
+        answer[1] = answer[1] + 1
+    end
+    return true
+end
+
+for first = 4, #KEYS, queues do  -- one priority after the other
+    local more = true
+    while more and taken < limit do  -- one from each queue in turn
+        more = false
+        for list = first, first + queues - 1 do
+            if taken < limit and take(KEYS[list]) then
+                more = true
+            end
+        end
+    end
+end
+return answer
+"""
+
+
+class QoS(redis.QoS):
+    """What is delivered and not yet acknowledged."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  kombu's
+        """Remember a delivered message; one that the script took is registered in Redis already."""
+        if delivery_tag in self.channel.taken_tags:
+            self.channel.taken_tags.discard(delivery_tag)
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def quarantine(self, delivery_tag: str, item: bytes, why: str) -> None:
+        """Set a message aside that can never be a job, and forget it, in one step."""
+        with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lpush(QUARANTINE, item)
+            self._remove_from_indices(delivery_tag, pipe).execute()
+        virtual.QoS.ack(self, delivery_tag)
+        log.error("quarantined: this is no job", why=why, list=QUARANTINE)
+
+
+class Channel(redis.Channel):
+    """Takes messages with the script; everything else is kombu's."""
+
+    QoS = QoS
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
+        self.taken_tags: set[str] = set()
+        self._acknowledges = True
+        self._paused = False
+        super().__init__(*args, **options)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
+        """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way."""
+        self._acknowledges = self._acknowledges and not no_ack
+        return super().basic_consume(queue, no_ack, *args, **options)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for messages, after a pause if there were none the last time."""
+        if not self._acknowledges:
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        commands = [self._take_command(queues)]
+        if self._paused:
+            commands.insert(0, ("BRPOP", NEVER_FILLED, PAUSE_S))
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    def _take_command(self, queues: Sequence[str]) -> tuple[Any, ...]:
+        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        keys = [self.unacked_key, self.unacked_index_key, QUARANTINE, *lists]
+        credit = self.qos.can_consume_max_estimate()
+        limit = TAKEN_AT_ONCE if credit is None else min(credit, TAKEN_AT_ONCE)
+        return ("EVAL", TAKE, len(keys), *keys, time(), limit, len(queues))
+
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  kombu's
+        """Deliver what was taken."""
+        if not self._acknowledges:
+            return bool(super()._brpop_read(**options))
+        connection = self.client.connection
+        try:
+            if self._paused:
+                self.client.parse_response(connection, "BRPOP")
+            broken, *taken = self.client.parse_response(connection, "EVAL")
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+        self._paused = not taken
+        if broken:
+            log.error("quarantined: not messages", items=broken, list=QUARANTINE)
+        if not taken:
+            raise Empty
+        for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self._deliver_taken(queue, bytes_to_str(tag), item)
+        return True
+
+    def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
+        self.taken_tags.add(tag)
+        try:
+            self.connection._deliver(json.loads(item), queue)  # noqa: SLF001  kombu's channels call it so
+        except self.connection_errors:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever is wrong with it, the next message must not suffer
+            self.qos.quarantine(tag, item, f"{type(error).__name__} while it was read")
+
+
+class Transport(redis.Transport):
+    """The transport behind redis://, rediss:// and redis+socket:// in a Postage process."""
+
+    Channel = Channel
+
+
+def use_transport() -> None:
+    """Let every Redis URL of this process mean this transport."""
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = "worker.transport:Transport"
