@@ -77,3 +77,8 @@ def bulk_answer(charge: Charge, counts: Mapping[State, int], payer: str | None, 
 def iso(instant: datetime | None) -> str | None:
     """ISO 8601 in UTC, or None."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds") if instant else None
+
+
+def refused_answer(reason: str, detail: str) -> dict[str, Any]:
+    """What every refusal says."""
+    return {"status": "refused", "reason": reason, "detail": detail, "credits": 0, "paid_by": None}

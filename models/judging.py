@@ -29,20 +29,24 @@ def judge(  # noqa: PLR0911  one case, one outcome
             reason = Reason.RECIPIENT_REFUSED if receipt.recipients_refused else Reason.CARRIER_REFUSED
             return _never(charge, receipt, refused, reason)
         case Outcome.NOT_NOW if not used_up:
-            pending = [address for address in _pending(charge) if address not in refused]
-            return _wait(charge, receipt, refused, patience, now, pending=pending)
+            return _wait(charge, receipt, refused, patience, now, pending=_left(charge, refused))
         case Outcome.UNSURE if ask_again and not used_up:
-            return _wait(charge, receipt, refused, patience, now, pending=_pending(charge), maybe_taken=True)
+            return _wait(charge, receipt, refused, patience, now, pending=_left(charge, refused), maybe_taken=True)
         case Outcome.NOT_NOW if not charge.maybe_taken:
             return _never(charge, receipt, refused, Reason.CARRIER_UNAVAILABLE)
         case _:
-            return _unknown(charge, receipt)
+            return _unknown(charge, receipt, refused)
 
 
 def _pending(charge: Charge) -> list[str]:
     """The recipients of an email that are still to be handed over; none for a text message."""
     content: dict[str, Any] = charge.content or {}
     return list(content.get("recipients", ()))
+
+
+def _left(charge: Charge, refused: dict[str, str]) -> list[str]:
+    """The pending recipients who have not refused meanwhile."""
+    return [address for address in _pending(charge) if address not in refused]
 
 
 def _handed_over(charge: Charge) -> int:
@@ -103,11 +107,11 @@ def _never(charge: Charge, receipt: Receipt, refused: dict[str, str], reason: Re
     )
 
 
-def _unknown(charge: Charge, receipt: Receipt) -> Settlement:
+def _unknown(charge: Charge, receipt: Receipt, refused: dict[str, str]) -> Settlement:
     return Settlement(
         charge=charge,
         state=State.UNKNOWN,
         detail=receipt.detail,
-        recipients_refused=charge.recipients_refused,
+        recipients_refused=refused or None,
         maybe_taken=True,
     )

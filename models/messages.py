@@ -351,13 +351,15 @@ MESSAGES: dict[str, type[Message]] = {
     "views.message": ViewMessage,
 }
 """Every task of the wire and the object it takes."""
+SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))
+"""The tasks that send."""
 
 
 def printable(text: object, most: int = 64) -> str:
     """`text` made safe to store and print: ASCII, no control characters, at most `most` characters."""
     plain = str(text)[: 2 * most].encode("ascii", "backslashreplace").decode()
     plain = "".join(character if character.isprintable() else "?" for character in plain)
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
+    return plain if len(plain) <= most else plain[: most - 3] + "..."
 
 
 def explain(error: ValidationError, most: int = 3) -> str:

@@ -242,6 +242,7 @@ refusals = Table(
     Column("detail", Text, nullable=False),
     Column("at", Instant, nullable=False),
     Index("ix_refusals_at", "at"),
+    Index("ix_refusals_key", "key"),
     Index("ix_refusals_task_id", "task_id"),
 )
 

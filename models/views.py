@@ -13,12 +13,12 @@ from sqlalchemy import ColumnElement, Connection, Date, Row, Select, String, fun
 from sqlalchemy import cast as sql_cast
 
 from models import charges as charging
-from models.answers import bulk_answer, iso, message_answer, status
+from models.answers import bulk_answer, iso, message_answer, refused_answer, status
 from models.charges import Charge, State
 from models.errors import Reason, Refused
 from models.fields import KINDS
-from models.messages import View, ViewMessage, ViewUsage
-from models.tables import accounts, charges, orders, plans, users
+from models.messages import SEND_TASKS, View, ViewMessage, ViewUsage
+from models.tables import accounts, charges, orders, plans, refusals, users
 from models.users import Person, has_rights, look_up
 
 PAGE = 100
@@ -251,13 +251,39 @@ def message(connection: Connection, view: ViewMessage) -> Json:
     viewer = look_up(connection, view.viewer)
     charge = charging.read(connection, [view.job_id]).get(view.job_id)
     if charge is None:
-        raise _no_message(view)
+        return _refused_before(connection, view)
     payer = charge.payer or charging.bulk_payer(connection, charge.job_id)
     _require_concern(connection, viewer, charge, payer, view)
     if charge.state is not State.BULK:
         return message_answer(charge)
     counts = charging.count_states(connection, charge.job_id)
     return bulk_answer(charge, counts, payer, charging.charged_now(connection, charge.job_id))
+
+
+def _refused_before(connection: Connection, view: ViewMessage) -> Json:
+    """The refusal of a job that took no key, for the person whom it named as its sender."""
+    refusal = connection.execute(
+        select(refusals)
+        .where(
+            (refusals.c.key == view.job_id) | (refusals.c.task_id == view.job_id),
+            refusals.c.person == view.viewer,
+            refusals.c.task.in_(SEND_TASKS),
+        )
+        .order_by(refusals.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if refusal is None:
+        raise _no_message(view)
+    return {
+        **refused_answer(refusal.reason, refusal.detail),
+        "job_id": view.job_id,
+        "task": refusal.task,
+        "kind": refusal.task.partition(".")[0],
+        "sender": refusal.person,
+        "attempts": 0,
+        "created_at": iso(refusal.at),
+        "final_at": iso(refusal.at),
+    }
 
 
 def _require_concern(

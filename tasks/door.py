@@ -14,7 +14,7 @@ from celery import Task
 from celery.worker.request import Request
 
 from models import refusals
-from models.answers import Answer
+from models.answers import Answer, refused_answer
 from models.errors import Refused
 from models.messages import MESSAGES, Message, printable, read
 from tasks.context import Context, Json
@@ -100,13 +100,7 @@ class Door(Task):  # type: ignore[type-arg]
                 connection, task=self.name, task_id=task_id, key=key, person=person, why=why, now=context.now()
             )
         )
-        return self._naming_its_job(given, task_id) | {
-            "status": "refused",
-            "reason": why.reason,
-            "detail": why.detail,
-            "credits": 0,
-            "paid_by": None,
-        }
+        return self._naming_its_job(given, task_id) | refused_answer(why.reason, why.detail)
 
     def _naming_its_job(self, given: object, task_id: str) -> Json:
         """The id under which the producer knows the job."""

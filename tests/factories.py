@@ -91,7 +91,9 @@ def sms_job(job_id: str | None = "job-1", sender: str = "john", **fields: Any) -
     return job if job_id is None else {"job_id": job_id, **job}
 
 
-def purchase_order(order_id: str = "order-1", buyer: str = "john", *, email: int = 0, sms: int = 0, **fields: Any) -> Json:
+def purchase_order(
+    order_id: str = "order-1", buyer: str = "john", *, email: int = 0, sms: int = 0, **fields: Any
+) -> Json:
     """Give the object of `credits.purchase`, with billing information of its own."""
     return {
         "order_id": order_id,

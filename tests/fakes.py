@@ -103,7 +103,7 @@ def make_context(
 
 def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:
     """Answer one job as a worker would, through the task's own door, but without a broker."""
-    app = Celery("fake", set_as_current=False)
+    app: Any = Celery("fake", set_as_current=False)
     app.context = context
     app.finalize()
     its_task = app.tasks[task]

@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     def _safe_times(self) -> Self:
         """A job must be over before its lease is, and its lease before Redis hands the job to another worker.
 
-        No countdown is ever put into Redis (retries wait in the database), so the lease is the longest time for which
-        a message can stay unacknowledged.
+        Retries wait in the database and not in Redis, so the lease is the longest time for which a message can stay
+        unacknowledged; the minute at most that a job waits after a fault is far below it.
         """
         if self.lease_s < LEASE_TIMEOUTS * max(self.smtp_timeout_s, self.sms_timeout_s):
             msg = (

@@ -9,7 +9,7 @@ from redis import Redis, RedisError
 from sqlalchemy import Connection, Row, func, select
 
 from models import charges as charging
-from models.answers import bulk_answer, message_answer
+from models.answers import bulk_answer, message_answer, refused_answer
 from models.charges import Charge, State
 from models.tables import charges, refusals
 from tasks.context import Context, Json
@@ -99,11 +99,4 @@ def _answer_to(connection: Connection, charge: Charge) -> Json:
 
 
 def _refusal(row: Row[*tuple[Any, ...]], job_id: str) -> Json:
-    return {
-        "job_id": job_id,
-        "status": "refused",
-        "reason": row.reason,
-        "detail": row.detail,
-        "credits": 0,
-        "paid_by": None,
-    }
+    return {"job_id": job_id, **refused_answer(row.reason, row.detail)}

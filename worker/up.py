@@ -4,7 +4,6 @@ The broker and the receivers live in this process's care; worker, beat and Flowe
 end with it.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from types import FrameType
 
-from celery.exceptions import TimeoutError as ResultTimeoutError
+from celery.states import READY_STATES
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -25,7 +24,7 @@ from rich.text import Text
 from sqlalchemy import select
 
 from models import views
-from models.messages import MESSAGES, View, ViewUsage
+from models.messages import MESSAGES, SEND_TASKS, View, ViewUsage
 from models.tables import accounts, users
 from tasks.context import Json
 from tasks.door import PEOPLE, named
@@ -34,10 +33,10 @@ from worker.house import LOOK_EVERY_S, House, UpError, open_house
 from worker.settings import Settings
 
 ANSWER_WITHIN_S = 120.0
+ASK_EVERY_S = 0.02
 LOOKED_UP_AT_ONCE = 500
 SHOWN_MAX = 50
 """Refused jobs, or pools, that the tables at the end show; files can hold thousands."""
-SENDS = tuple(task for task in MESSAGES if task.split(".")[1].startswith("send"))
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ def _run(house: House, lines: Sequence[Line], console: Console) -> None:
         bar = progress.add_task("Jobs", total=len(lines))
         sends: list[Line] = []
         for line in lines:
-            if line.task in SENDS:
+            if line.task in SEND_TASKS:
                 house.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)")
                 sends.append(line)
                 continue
@@ -136,13 +135,19 @@ def _run(house: House, lines: Sequence[Line], console: Console) -> None:
 
 
 def _answer(house: House, line: Line) -> Json:
-    result = house.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)")
+    """Enqueue one job and ask for its answer until it is there.
+
+    The result object is dropped at once: it would go on listening to a broker that ends before this process does.
+    """
+    house.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)")
     deadline = time.monotonic() + ANSWER_WITHIN_S
     while time.monotonic() < deadline:
         house.check()
-        with contextlib.suppress(ResultTimeoutError):
-            answer: Json = result.get(timeout=1.0)
+        result = house.app.backend.get_task_meta(line.task_id)
+        if result["status"] in READY_STATES:
+            answer: Json = result["result"]
             return answer
+        time.sleep(ASK_EVERY_S)
     raise UpError(
         f"Line {line.number} ({line.task}) was not answered; the worker's log is {house.logs / 'worker.log'}."
     )

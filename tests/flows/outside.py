@@ -18,6 +18,8 @@ from urllib.parse import unquote
 
 from aiosmtpd.smtp import SMTP, Envelope
 from celery import Celery
+from kombu import Exchange, Queue
+from kombu import Producer as Publisher
 
 from worker.outbox import LoopbackController
 
@@ -128,7 +130,7 @@ class MailServer:
         self.offers[letter.job_id] += 1
         await server.loop.run_in_executor(None, self._open.wait, HELD_S)
         told = self._answers.get(letter.job_id)
-        said = told.pop(0) if told else f"250 2.0.0 Ok: queued as {len(self.letters)}"
+        said = told.pop(0) if told else f"250 2.0.0 Ok: queued as 4XyZ{len(self.letters):06}"
         if said == DROP:
             assert server.transport is not None
             server.transport.abort()
@@ -232,6 +234,21 @@ class Producer:
     ) -> str:
         """Enqueue whatever is to be the arguments of a task; gives its task id."""
         return str(self.app.send_task(task, args=args, kwargs=dict(kwargs or {}), task_id=task_id, queue=QUEUES[task]))
+
+    def publish(
+        self, queue: str, body: str, headers: Mapping[str, Any], content_type: str = "application/json"
+    ) -> None:
+        """Put a message of whatever make on a queue."""
+        with closing(self.app.connection_for_write()) as connection, closing(connection.channel()) as channel:
+            Publisher(channel).publish(
+                body,
+                exchange=queue,
+                routing_key=queue,
+                headers=dict(headers),
+                content_type=content_type,
+                content_encoding="utf-8",
+                declare=[Queue(queue, Exchange(queue), routing_key=queue)],
+            )
 
     def ask(self, task: str, job: object, task_id: str | None = None) -> Json:
         """Enqueue a job, and give its answer."""

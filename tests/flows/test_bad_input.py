@@ -6,17 +6,17 @@ import json
 import random
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from kombu import Producer as Publisher
 
 from models.charges import State
+from tests.conftest import TEMPLATE
 from tests.flows.house import House, until
 from tests.flows.outside import QUEUES, Json
+from tests.servers import PostgresServer, ValkeyServer
 
 pytestmark = [pytest.mark.xdist_group("house"), pytest.mark.timeout(180)]
 
@@ -107,10 +107,7 @@ def good_jobs(owner: str, member: str) -> dict[str, Json]:
 
 
 MAY_BE_NULL: Final = {"job_id", "cc", "bcc", "text", "html", "reply_to", "headers", "from", "billing", "since", "until"}
-MAY_BE_LEFT_OUT: Final = {*MAY_BE_NULL, "of", "page", "by", "values", "credit_to", "sms"}
-LISTS: Final = {"to", "cc", "bcc", "recipients", "rights"}
-LINES: Final = {"subject", "name", "reply_to", "email"}
-"""Fields of one line, in which a line break would begin a header of its own."""
+MAY_BE_LEFT_OUT: Final = {*MAY_BE_NULL, "of", "page", "by", "values", "credit_to"}
 
 
 def nested(levels: int) -> Any:
@@ -191,7 +188,8 @@ def spoiled(task: str, job: Json, draw: random.Random) -> Iterator[tuple[str, Js
         name = at[-1]
         where = f"{task} {'.'.join(map(str, at))}"
         free_key = len(at) > 1 and at[-2] in ("billing", "headers", "values")
-        if isinstance(name, str) and not free_key and name not in MAY_BE_LEFT_OUT:
+        optional = name in MAY_BE_LEFT_OUT or "credits" in at[:-1]
+        if isinstance(name, str) and not free_key and not optional:
             yield f"{where} left out", without(job, at)
         if isinstance(name, str) and name not in MAY_BE_NULL:
             yield f"{where} null", put(job, at, None)
@@ -402,3 +400,75 @@ def _send_good(house: House, sender: str, job_id: str, number: int) -> str:
         to = f"{job_id}@customer.example"
         house.send("email.send", {"job_id": job_id, "sender": sender, "to": to, "subject": "Hello", "text": "Hello"})
     return job_id
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A message that is not a task, or not as Celery writes it."""
+
+    what: str
+    body: str
+    headers: Json = field(default_factory=lambda: {"task": "email.send", "id": str(uuid.uuid4()), "lang": "py"})
+    content_type: str = "application/json"
+
+
+GARBAGE: Final = (
+    Garbage("broken JSON", '[[{"to": "x'),
+    Garbage("text", "hello"),
+    Garbage("nothing", ""),
+    Garbage("half a character", '[["\\ud83d"], {}, {}]'),
+    Garbage("deep nesting", "[" * 100_000 + "]" * 100_000),
+    Garbage("deep nesting inside an argument", "[[" + "[" * 100_000 + "]" * 100_000 + "], {}, {}]"),
+    Garbage("null", "null"),
+    Garbage("a number", "42"),
+    Garbage("no arguments", "[]"),
+    Garbage("an object for arguments", '[{"sender": "x"}, {}, {}]'),
+    Garbage("text for arguments", '["email", {}, {}]'),
+    Garbage("null for arguments", "[null, null, null]"),
+    Garbage("a list for keywords", "[[], [], {}]"),
+    Garbage("an object for a body", '{"sender": "x"}'),
+    Garbage("pickle", "cos\nsystem\n(S'exit 1'\ntR.", content_type="application/x-python-serialize"),
+    Garbage("YAML", "!!python/object/apply:os.system ['exit 1']", content_type="application/x-yaml"),
+    Garbage("an unknown content type", "hello", content_type="application/x-nothing"),
+    Garbage("no headers", "[[{}], {}, {}]", headers={}),
+    Garbage("no id", "[[{}], {}, {}]", headers={"task": "email.send"}),
+    Garbage("an unknown task", "[[{}], {}, {}]", headers={"task": "email.sned", "id": "typo"}),
+    Garbage("a task that is no text", "[[{}], {}, {}]", headers={"task": ["email.send"], "id": "list"}),
+    Garbage("an id that is no text", "[[{}], {}, {}]", headers={"task": "email.send", "id": {"a": "b"}}),
+    Garbage("an unreadable time", "[[{}], {}, {}]", headers={"task": "email.send", "id": "eta", "eta": "soon"}),
+    Garbage("a huge id", "[[{}], {}, {}]", headers={"task": "email.send", "id": "x" * 100_000}),
+    Garbage("an id that breaks lines", "[[{}], {}, {}]", headers={"task": "email.send", "id": "a\r\n\x00b\ud83d"}),
+)
+
+
+@pytest.fixture(scope="module")
+def busy_house(
+    migrated_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[House, str]]:
+    """Give a house for garbage alone, with a user who sends."""
+    folder = tmp_path_factory.mktemp("busy")
+    migrated_postgres.create_database("busy", template=TEMPLATE)
+    with (
+        ValkeyServer(folder / "valkey") as broker,
+        House(folder, migrated_postgres.url("busy"), broker.url()) as house,
+    ):
+        _, member = house.people(email=2 * len(GARBAGE))
+        yield house, member
+    migrated_postgres.drop_database("busy")
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: garbage.what)
+def test_a_worker_survives_a_message_that_is_no_job(busy_house: tuple[House, str], garbage: Garbage) -> None:
+    """And goes on with the next."""
+    house, member = busy_house
+    house.revive()
+    pid = house.worker.pid
+
+    house.producer.publish("email", garbage.body, garbage.headers, garbage.content_type)
+    job_id = _send_good(house, member, f"after-{garbage.what.replace(' ', '-')}", 0)
+    house.wait_until_final(job_id)
+    house.wait_until_idle()
+
+    assert len(house.mail.letters_of(job_id)) == 1
+    assert house.worker.runs()
+    assert house.producer.control("stats")["pid"] == pid

@@ -128,14 +128,18 @@ CASES = {
         "DELETE FROM entries WHERE cause = 'charge:e1'",
         "UPDATE entries SET amount = amount - 1 WHERE cause = 'charge:e1'",
         "UPDATE charges SET credits = credits + 1 WHERE job_id = 'e0'",
-        "UPDATE charges SET account_id = (SELECT id FROM accounts WHERE owner_id = 'mary' AND kind = 'email') "
-        "WHERE job_id = 'e0'",
+        (
+            "UPDATE charges SET account_id = (SELECT id FROM accounts WHERE owner_id = 'mary' AND kind = 'email') "
+            "WHERE job_id = 'e0'"
+        ),
     ],
     "Each refund has its entry: the same account, the amount refunded": [
         "DELETE FROM entries WHERE cause = 'refund:e1'",
         "UPDATE charges SET refunded = 1 WHERE job_id = 'e0'",
-        "UPDATE entries SET account_id = (SELECT id FROM accounts WHERE owner_id = 'olga' AND kind = 'email') "
-        "WHERE cause = 'refund:e1'",
+        (
+            "UPDATE entries SET account_id = (SELECT id FROM accounts WHERE owner_id = 'olga' AND kind = 'email') "
+            "WHERE cause = 'refund:e1'"
+        ),
     ],
     "Each order has its entries: the owner's accounts, what was bought": [
         "DELETE FROM entries WHERE cause = 'purchase:order-1:sms'",
@@ -153,8 +157,10 @@ CASES = {
         "DELETE FROM accounts WHERE owner_id = 'mary'",
     ],
     "A credit owner owns their own credits, in the same organization": [
-        "UPDATE users SET credit_owner_id = CASE id WHEN 'mary' THEN 'peter' ELSE 'john' END "
-        "WHERE id IN ('mary', 'peter')",
+        (
+            "UPDATE users SET credit_owner_id = CASE id WHEN 'mary' THEN 'peter' ELSE 'john' END "
+            "WHERE id IN ('mary', 'peter')"
+        ),
         "UPDATE users SET credit_owner_id = 'olga' WHERE id = 'mary'",
         "UPDATE users SET credit_owner_id = 'ghost' WHERE id = 'mary'",
     ],
@@ -163,8 +169,10 @@ CASES = {
         "DELETE FROM charges WHERE bulk_id = 'bulk-1'",
     ],
     "No attempt outlives its lease": [
-        "UPDATE charges SET state = 'sending', due_at = NULL, lease_until = '2026-01-05 12:00:00' "
-        "WHERE job_id = 'waits'",
+        (
+            "UPDATE charges SET state = 'sending', due_at = NULL, lease_until = '2026-01-05 12:00:00' "
+            "WHERE job_id = 'waits'"
+        ),
     ],
 }
 """For each invariant, statements that break it. Some break others too."""

@@ -182,9 +182,7 @@ def test_buying_for_oneself_without_sharing_is_buying(context: Context) -> None:
         ({"buyer": "john", "plan": "a b"}, "invalid_job", "plan"),
     ],
 )
-def test_an_order_that_cannot_be_made_says_what_to_do(
-    context: Context, fields: Json, reason: str, told: str
-) -> None:
+def test_an_order_that_cannot_be_made_says_what_to_do(context: Context, fields: Json, reason: str, told: str) -> None:
     said = purchase(context, {"order_id": "order-1", "plan": "small", **fields})
 
     assert (said["order_id"], said["status"], said["reason"]) == ("order-1", "refused", reason)

@@ -9,10 +9,11 @@ from sqlalchemy import select
 from models.audit import audit
 from models.carriers import Email, Outcome, Parcel, Receipt, Sms
 from models.database import Database
+from models.messages import SendEmail
 from models.retrying import Patience
 from models.tables import charges, entries, refusals
 from tasks.context import Context, Json
-from tasks.sending import resume, send
+from tasks.sending import send
 from tasks.upkeep import sweep
 from tests.factories import balance, buy, email_job, save_people, share, sms_job
 from tests.fakes import (
@@ -200,8 +201,9 @@ def test_recipients_that_are_put_off_alone_are_asked_again(stocked: Database) ->
     later(context)
 
     assert (first["status"], first["credits"]) == ("retrying", 3)
-    assert [parcel.recipients for parcel in carrier.parcels] == [tuple(THREE), (THREE[2],)]
-    assert [parcel.to for parcel in carrier.parcels] == [tuple(THREE)] * 2
+    emails = [parcel for parcel in carrier.parcels if isinstance(parcel, Email)]
+    assert [email.recipients for email in emails] == [tuple(THREE), (THREE[2],)]
+    assert [email.to for email in emails] == [tuple(THREE)] * 2
     final = message(context)
     assert (final["status"], final["credits"], final["attempts"]) == ("sent", 2, 2)
     assert final["recipients_refused"] == {THREE[1]: "550 never"}
@@ -520,7 +522,9 @@ def test_garbage_is_refused_and_recorded(stocked: Database, given: object) -> No
         assert connection.execute(select(refusals.c.reason)).scalars().all() == ["invalid_job"]
 
 
-@pytest.mark.parametrize("task_id", ["x" * 300, "nul\x00", "surrogate\ud800", "a/0"])
+@pytest.mark.parametrize(
+    "task_id", ["x" * 300, "x\x00", "x\ud800", "a/0"], ids=["long", "NUL", "surrogate", "of a bulk message"]
+)
 def test_a_refusal_is_recorded_whatever_the_producer_named_its_task(stocked: Database, task_id: str) -> None:
     said = answer(make_context(stocked), "email.send", {"wrong": 1}, task_id)
 
@@ -566,14 +570,9 @@ def test_a_batch_comes_back_in_order_with_each_id_sent_once(stocked: Database) -
     carrier = FakeCarrier()
     context = make_context(stocked, email=carrier)
     answer(context, "email.send", email_job("old"))
-    from models.messages import read  # noqa: PLC0415
+    jobs = [email_job("b"), email_job("a"), email_job("b"), email_job("old"), email_job("z", sender="nobody")]
 
-    batch = [
-        read("email.send", job)
-        for job in (email_job("b"), email_job("a"), email_job("b"), email_job("old"), email_job("z", sender="nobody"))
-    ]
-
-    settled = send(context, "email.send", batch)
+    settled = send(context, "email.send", [SendEmail.model_validate(job) for job in jobs])
 
     assert [charge.job_id for charge in settled] == ["b", "a", "b", "old", "z"]
     assert [str(charge.state) for charge in settled] == ["sent", "sent", "sent", "sent", "refused"]
@@ -591,14 +590,15 @@ def test_what_the_lease_gives_no_time_for_is_handed_back_and_the_attempt_does_no
     context = make_context(stocked, sms=waiting, clock=clock)
     for job_id in ("a", "b"):
         answer(context, "sms.send", sms_job(job_id))
+    clock.forward(LATER)
+    sweep(context)
 
     def take_long(_: Parcel) -> Receipt:
         clock.forward(context.patience.lease / 2 + timedelta(seconds=1))
         return ACCEPTED
 
     waiting.script = [take_long]
-    clock.forward(LATER)
-    resume(context, ["a", "b"])
+    run_enqueued(context)
 
     assert (row(stocked, "a").state, row(stocked, "a").attempts) == ("sent", 2)
     assert (row(stocked, "b").state, row(stocked, "b").attempts) == ("waiting", 1)
@@ -609,11 +609,15 @@ def test_what_the_lease_gives_no_time_for_is_handed_back_and_the_attempt_does_no
 
 
 def test_a_job_that_is_resumed_twice_is_sent_once(stocked: Database) -> None:
-    carrier = FakeCarrier(NOT_NOW)
-    context = make_context(stocked, sms=carrier)
+    carrier, clock = FakeCarrier(NOT_NOW), Clock()
+    context = make_context(stocked, sms=carrier, clock=clock)
     answer(context, "sms.send", sms_job())
+    clock.forward(LATER)
+    sweep(context)
+    broker: Any = context.enqueue
+    [enqueued] = broker.take()
 
-    first, second = (answer(context, "sms.resume", {"job_ids": ["job-1", "unheard-of"]}) for _ in range(2))
+    first, second = (answer(context, *enqueued) for _ in range(2))
 
     assert first == {"status": "done", "sent": 1}
     assert second == {"status": "done"}
@@ -633,8 +637,36 @@ def test_a_due_job_is_enqueued_again_only_when_nobody_took_it_up_for_a_while(sto
         rounds.append(broker.take())
         clock.forward(timedelta(seconds=31))
 
-    enqueued = [("sms.resume", {"job_ids": ["job-1"]})]
-    assert rounds == [enqueued, [], enqueued]
+    assert [[task for task, _ in enqueued] for enqueued in rounds] == [["sms.resume"], [], ["sms.resume"]]
+
+
+def test_a_job_enqueued_twice_while_the_queue_was_long_is_tried_once_when_its_turn_comes(stocked: Database) -> None:
+    """Else a backlog would use up the attempts of a job in a moment, with no wait between them."""
+    clock = Clock()
+    carrier = FakeCarrier(*[NOT_NOW] * 9)
+    context = make_context(stocked, sms=carrier, clock=clock)
+    answer(context, "sms.send", sms_job())
+    for _ in range(5):
+        clock.forward(timedelta(seconds=61))
+        sweep(context)
+
+    run_enqueued(context)
+
+    assert len(carrier.parcels) == 2
+
+
+def test_a_bug_with_one_message_does_not_strand_those_behind_it(stocked: Database) -> None:
+    """They certainly did not reach the carrier, so they must not end as unknown."""
+    context = make_context(stocked, email=FakeCarrier(ZeroDivisionError("a bug")))
+    answer(context, "email.send_many", bulk())
+    with pytest.raises(ZeroDivisionError):
+        run_enqueued(context)
+
+    for _ in range(3):
+        later(context)
+
+    states = [row(stocked, f"bulk-1/{number}").state for number in range(3)]
+    assert states == ["unknown", "sent", "sent"]
 
 
 def bulk(job_id: str = "bulk-1", count: int = 3, **fields: Any) -> Json:
@@ -771,14 +803,25 @@ def test_every_copy_of_a_bulk_email_is_paid_for(stocked: Database) -> None:
 
 
 def test_a_large_bulk_job_is_enqueued_in_parts(stocked: Database) -> None:
-    buy(stocked, "john", email=500)
+    buy(stocked, "john", email=50)
     context = make_context(stocked)
-
-    answer(context, "email.send_many", bulk(count=500))
-
+    answer(context, "email.send_many", bulk(count=60))
     broker: Any = context.enqueue
     enqueued = broker.take()
-    job_ids = [job_id for _, given in enqueued for job_id in given["job_ids"]]
-    assert {task for task, _ in enqueued} == {"email.resume"}
-    assert sorted(job_ids) == sorted(f"bulk-1/{number}" for number in range(500))
+
+    done = [answer(context, task, given) for task, given in enqueued]
+
+    assert [task for task, _ in enqueued] == ["email.resume"] * len(enqueued)
     assert len(enqueued) > 1
+    assert sum(said["sent"] for said in done) == 60
+    assert message(context, "bulk-1")["messages"] == {"sent": 60}
+
+
+def test_the_largest_bulk_job_is_charged_at_once(stocked: Database) -> None:
+    buy(stocked, "john", email=500)
+
+    said = answer(make_context(stocked), "email.send_many", bulk(count=500))
+
+    assert (said["status"], said["credits"], said["messages"]) == ("sending", 500, {"waiting": 500})
+    assert balance(stocked, "john") == 10
+    assert findings(stocked) == []

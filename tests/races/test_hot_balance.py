@@ -46,10 +46,10 @@ def _race_for(url: str, *, processes: int, jobs: int, credits_: int) -> None:
 
 
 def _deal(jobs: int, processes: int) -> list[list[tuple[str, str]]]:
-    """Deal (job id, sender) to the processes. Every tenth job goes to three of them, at about the same time."""
+    """Deal (job id, sender) to the processes. Every twentieth job goes to three of them, at about the same time."""
     hands: list[list[tuple[str, str]]] = [[] for _ in range(processes)]
     for number in range(jobs):
         job = f"job-{number}", CREDIT_USERS[number % len(CREDIT_USERS)]
-        for copy in range(3 if number % 10 == 0 else 1):
+        for copy in range(3 if number % 20 == 0 else 1):
             hands[(number + copy) % processes].append(job)
     return hands

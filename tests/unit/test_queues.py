@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -17,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
 @pytest.fixture(scope="module")
 def registered() -> dict[str, Door]:
     """Give the tasks of ours that any Celery app of this process has."""
-    app = Celery("drift", set_as_current=False)
+    app: Any = Celery("drift", set_as_current=False)
     app.finalize()
     rooms = {module.__name__ for module in TASK_MODULES}
     return {name: task for name, task in app.tasks.items() if task.__module__ in rooms}

@@ -75,7 +75,7 @@ async function main([url, sender, to]) {
   try {
     // Made before the job is sent and kept with it: the same job sent again under the same id is neither charged nor
     // delivered a second time.
-    const jobId = `example-${randomUUID().slice(0, 12)}`;
+    const jobId = `example-${randomUUID()}`;
     const email = { job_id: jobId, sender, to, subject: "Hello", text: "Hello from Node, über Postage." };
     await enqueue(redis, "email.send", "email", email);
     console.log(`enqueued ${jobId}`);

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201  a program on its own, which prints
 """Enqueue an email, and read what became of it, with nothing of Postage's: only `pip install "celery[redis]"`.
 
     python enqueue.py redis://127.0.0.1:6379/0 mary you@example.org
@@ -29,7 +30,7 @@ def main() -> None:
     # Made before the job is sent and kept with it: whoever sends the same job again, after a crash or a timeout, sends
     # it under the same id, and it is neither charged nor delivered a second time.
     job_id = f"example-{uuid.uuid4().hex[:12]}"
-    email = {"job_id": job_id, "sender": given.sender, "to": given.to, "subject": "Hello", "text": "Hello from Postage."}
+    email = {"job_id": job_id, "sender": given.sender, "to": given.to, "subject": "Hello", "text": "Hello from Python."}
     # argsrepr: what Celery's own events show of the arguments. Postage's workers show no more than ids anyway.
     app.send_task("email.send", args=[email], queue="email", argsrepr=f"({job_id})")
     print(f"enqueued {job_id}")

@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("at", Instant(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_refusals")),
     )
+    op.create_index("ix_refusals_key", "refusals", ["key"], unique=False)
     op.create_index("ix_refusals_at", "refusals", ["at"], unique=False)
     op.create_index("ix_refusals_task_id", "refusals", ["task_id"], unique=False)
     op.create_table(

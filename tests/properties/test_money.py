@@ -1,0 +1,841 @@
+"""Whatever happens in whatever order, the money is where a model of a page says it is.
+
+`Model` is the specification: plain Python, no database. `Money` does things to a real one, through the use cases that
+the tasks run, tells the model what it did, and compares everything after each step.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any, Literal
+
+import pytest
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select
+
+from models import charges as charging
+from models import ledger, views
+from models.answers import status
+from models.audit import audit
+from models.carriers import Outcome, Parcel, Receipt, Sms
+from models.charges import Charge
+from models.database import Database
+from models.errors import Refused
+from models.fields import KINDS, Kind
+from models.messages import (
+    Credits,
+    EmailRecipient,
+    Purchase,
+    SavePlan,
+    SaveRole,
+    SaveUser,
+    SendEmail,
+    SendMany,
+    SendManyEmails,
+    SendManySms,
+    SendOne,
+    SendSms,
+    SetOwner,
+    SmsRecipient,
+    ViewUsage,
+)
+from models.retrying import Patience
+from models.tables import accounts, charges, entries, users
+from tasks import billing, bulk, sending, upkeep
+from tests.conftest import TEMPLATE
+from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context
+from tests.servers import PostgresServer
+
+PATIENCE = Patience(attempts_max=3, base_s=10, longest_s=60, lease_s=300)
+SLOW = PATIENCE.lease / 2
+"""A carrier that takes this long leaves no time to begin with another job of the batch."""
+LOOK_AGAIN = timedelta(seconds=60)
+
+PEOPLE = ["ann", "ben", "cas", "dee", "eve", "fay"]
+EVERYBODY_ELSE_IS_UNKNOWN = [*PEOPLE, "zoe"]
+RIGHTS: dict[str, list[Any]] = {"admin": ["view_user_list", "edit_user"], "clerk": ["view_user_list"], "member": []}
+PLAN = Credits(email=3, sms=2)
+BILLING = {"name": "Acme Ltd"}
+
+
+# What the carrier is going to say.
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a carrier says to one attempt: of an email's recipients that it is given, whom it refuses and defers."""
+
+    outcome: Outcome = Outcome.ACCEPTED
+    refused: frozenset[int] = frozenset()
+    deferred: frozenset[int] = frozenset()
+    takes: timedelta = timedelta()
+
+    def receipt(self, kind: Kind, recipients: Sequence[str]) -> Receipt:
+        """The receipt for `recipients`: accepted only if at least one of them was, as a mail server's would be."""
+        if self.outcome is not Outcome.ACCEPTED or kind == "sms":
+            return Receipt(self.outcome, "So.")
+        refused = {address: "No." for place, address in enumerate(recipients) if place in self.refused}
+        deferred = {address: "Later." for place, address in enumerate(recipients) if place in self.deferred}
+        deferred = {address: reply for address, reply in deferred.items() if address not in refused}
+        if len(refused) + len(deferred) < len(recipients):
+            return Receipt(Outcome.ACCEPTED, "So.", refused=refused, deferred=deferred)
+        if deferred:
+            return Receipt(Outcome.NOT_NOW, "To nobody now.", refused=refused, deferred=deferred)
+        return Receipt(Outcome.NEVER, "To nobody.", refused=refused, recipients_refused=True)
+
+    def say(self, clock: Clock, parcel: Parcel) -> Receipt:
+        """Take one's time, and answer."""
+        clock.forward(self.takes)
+        return self.receipt("sms" if isinstance(parcel, Sms) else "email", _recipients(parcel))
+
+
+def _recipients(parcel: Parcel) -> list[str]:
+    return [parcel.to] if isinstance(parcel, Sms) else list(parcel.recipients)
+
+
+# The specification.
+
+STANDING = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts", "lease_until",
+            "due_at")  # fmt: skip
+Fate = Literal["pending", "taken", "gone"]
+Answer = dict[str, Any] | str
+"""What a command answers, or the reason why it refuses."""
+
+
+@dataclass
+class Person:
+    """Somebody who was saved."""
+
+    organization: str
+    role: str
+    owner: str
+    billing: bool
+
+
+@dataclass
+class Message:
+    """One send job: the credits for each recipient, and what became of them."""
+
+    job_id: str
+    kind: Kind
+    sender: str
+    cost: dict[str, int]
+    state: str = "sending"
+    reason: str | None = None
+    payer: str | None = None
+    attempts: int = 1
+    maybe_taken: bool = False
+    lease_until: datetime | None = None
+    due_at: datetime | None = None
+    fate: dict[str, Fate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fate = dict.fromkeys(self.cost, "pending")
+
+    @property
+    def credits(self) -> int:
+        """What it costs."""
+        return sum(self.cost.values())
+
+    @property
+    def refunded(self) -> int:
+        """What went back: the cost of recipients who will never get it, once the message is final."""
+        final = self.state in ("sent", "failed")
+        return sum(self.cost[recipient] for recipient in self.having("gone")) if final else 0
+
+    @property
+    def status(self) -> str:
+        """The word for it on the wire."""
+        if self.state == "waiting":
+            return "retrying" if self.attempts else "sending"
+        return self.state
+
+    def having(self, fate: Fate) -> list[str]:
+        """The recipients with that fate."""
+        return [recipient for recipient, its in self.fate.items() if its == fate]
+
+    def wait(self, due_at: datetime | None) -> None:
+        """Nobody holds it any more; it is tried again."""
+        self.state, self.lease_until, self.due_at = "waiting", None, due_at
+
+    def end(self, state: str, reason: str | None) -> None:
+        """It is never tried again by itself."""
+        self.state, self.reason, self.lease_until, self.due_at = state, reason, None, None
+
+
+class Model:
+    """Who there is, who owns whose credits, all moves of credits, and how every job stands."""
+
+    def __init__(self) -> None:
+        self.people: dict[str, Person] = {}
+        self.moves: dict[tuple[str, Kind], list[tuple[int, str]]] = {}
+        self.messages: dict[str, Message] = {}
+        self.bulks: dict[str, Message] = {}
+        self.orders: dict[str, tuple[Purchase, Answer]] = {}
+        self.changes: dict[str, tuple[SetOwner, Answer]] = {}
+        self.honours: dict[Kind, bool] = dict.fromkeys(KINDS, False)
+
+    def balance(self, owner: str, kind: Kind) -> int:
+        """What is left in an account: the sum of its moves."""
+        return sum(amount for amount, _ in self.moves[owner, kind])
+
+    def save_user(self, user: SaveUser) -> str | None:
+        """A new user is their own owner. Nobody changes their organization."""
+        known = self.people.get(user.user_id)
+        if known is None:
+            self.people[user.user_id] = Person(user.organization, user.role, user.user_id, bool(user.billing))
+            self.moves |= {(user.user_id, kind): [] for kind in KINDS}
+            return None
+        if known.organization != user.organization:
+            return "other_organization"
+        known.role, known.billing = user.role, known.billing or bool(user.billing)
+        return None
+
+    def purchase(self, order: Purchase) -> Answer:
+        """The credits go to the buyer's owner; an order that was made stays as it was."""
+        if order.order_id in self.orders:
+            made, answer = self.orders[order.order_id]
+            return answer if made == order else "conflicting_job"
+        buyer = self.people.get(order.buyer)
+        if buyer is None:
+            return "unknown_user"
+        if order.credit_to == "self" and buyer.owner != order.buyer:
+            return "purchase_for_self_while_sharing"
+        if order.plan == "none":
+            return "unknown_plan"
+        if not (order.billing or buyer.billing):
+            return "billing_information_missing"
+        bought = order.credits or PLAN
+        for kind in KINDS:
+            if bought.of(kind):
+                self.moves[buyer.owner, kind].append((bought.of(kind), f"purchase:{order.order_id}:{kind}"))
+        answer = {
+            "status": "done",
+            "buyer": order.buyer,
+            "owner": buyer.owner,
+            "credits": {kind: bought.of(kind) for kind in KINDS},
+        }
+        self.orders[order.order_id] = order, answer
+        return answer
+
+    def set_owner(self, change: SetOwner) -> Answer:
+        """One level, one organization, both rights; a change that was made is not made again."""
+        if change.change_id in self.changes:
+            made, answer = self.changes[change.change_id]
+            return answer if made == change else "conflicting_job"
+        involved = [self.people.get(one) for one in (change.actor, change.user, change.owner)]
+        actor, user, owner = involved
+        if actor is None or user is None or owner is None:
+            return "unknown_user"
+        if len({one.organization for one in involved if one}) > 1:
+            return "other_organization"
+        if actor.role != "admin":
+            return "not_permitted"
+        if change.user != change.owner:
+            if owner.owner != change.owner:
+                return "owner_is_credit_user"
+            if any(other.owner == change.user for name, other in self.people.items() if name != change.user):
+                return "user_has_credit_users"
+        user.owner = change.owner
+        answer = {"status": "done", "user": change.user, "owner": change.owner}
+        self.changes[change.change_id] = change, answer
+        return answer
+
+    def charge(self, message: Message, now: datetime) -> bool:
+        """Charge a message to the sender's owner if its id is new; whether it is to be delivered now."""
+        if message.job_id in self.messages:
+            return False
+        self.messages[message.job_id] = message
+        reason = self._refusal(message.sender, message.kind, message.credits)
+        if reason:
+            message.attempts = 0
+            message.end("refused", reason)
+            return False
+        self._pay(message)
+        message.lease_until = now + PATIENCE.lease
+        return True
+
+    def charge_bulk(self, whole: Message, messages: Sequence[Message], now: datetime) -> bool:
+        """Charge all messages of a bulk job, or none; whether they are to be sent now."""
+        if whole.job_id in self.bulks:
+            return False
+        self.bulks[whole.job_id] = whole
+        whole.attempts = 0
+        reason = self._refusal(whole.sender, whole.kind, whole.credits)
+        whole.end("refused" if reason else "bulk", reason)
+        if reason:
+            return False
+        for message in messages:
+            self.messages[message.job_id] = message
+            message.attempts = 0
+            self._pay(message)
+            message.wait(now + LOOK_AGAIN)
+        return True
+
+    def bulk_answer(self, job_id: str) -> dict[str, Any]:
+        """How a bulk job stands: its messages together."""
+        whole = self.bulks[job_id]
+        parts = [self.messages[part] for part in whole.cost if part in self.messages]
+        statuses = {part.status for part in parts} or {"refused"}
+        order = ("refused", "sending", "retrying", "unknown", "sent", "failed")
+        status = next(one for one in order if one in statuses)
+        return {
+            "status": "sending" if status == "retrying" else status,
+            "reason": whole.reason,
+            "paid_by": parts[0].payer if parts else None,
+            "credits": sum(part.credits - part.refunded for part in parts),
+        }
+
+    def _refusal(self, sender: str, kind: Kind, credits_: int) -> str | None:
+        if sender not in self.people:
+            return "unknown_user"
+        return "insufficient_credits" if self.balance(self.people[sender].owner, kind) < credits_ else None
+
+    def _pay(self, message: Message) -> None:
+        message.payer = self.people[message.sender].owner
+        self.moves[message.payer, message.kind].append((-message.credits, f"charge:{message.job_id}"))
+
+    def claim(self, job_ids: Sequence[str], now: datetime) -> list[Message]:
+        """Begin the next attempt of those that wait."""
+        held = [self.messages[job_id] for job_id in sorted(job_ids) if self.messages[job_id].state == "waiting"]
+        for message in held:
+            message.state, message.due_at, message.lease_until = "sending", None, now + PATIENCE.lease
+            message.attempts += 1
+        return held
+
+    def hand_back(self, message: Message, now: datetime) -> None:
+        """There was no time for it: the attempt does not count."""
+        message.attempts -= 1
+        message.wait(now)
+
+    def settle(self, message: Message, receipt: Receipt) -> None:
+        """What the carrier's answer means. The time of the next attempt is drawn, so it is not said here."""
+        last = message.attempts == PATIENCE.attempts_max
+        not_now = receipt.outcome is Outcome.NOT_NOW
+        if receipt.outcome is Outcome.UNSURE and self.honours[message.kind] and not last:
+            message.maybe_taken, message.reason = True, "carrier_unavailable"
+            return message.wait(None)
+        if receipt.outcome is Outcome.UNSURE or (not_now and last and message.maybe_taken):
+            return message.end("unknown", None)
+        for recipient in message.having("pending"):
+            if recipient in receipt.refused:
+                message.fate[recipient] = "gone"
+            elif receipt.outcome is Outcome.ACCEPTED and recipient not in receipt.deferred:
+                message.fate[recipient] = "taken"
+        if (not_now or receipt.deferred) and not last:
+            message.reason = "carrier_unavailable"
+            return message.wait(None)
+        message.fate |= dict.fromkeys(message.having("pending"), "gone")
+        if message.having("taken"):
+            message.end("sent", "recipient_refused" if message.having("gone") else None)
+        else:
+            message.fate = dict.fromkeys(message.fate, "gone")
+            refused = "recipient_refused" if receipt.recipients_refused else "carrier_refused"
+            message.end("failed", "carrier_unavailable" if not_now else refused)
+        if message.refunded and message.payer:
+            self.moves[message.payer, message.kind].append((message.refunded, f"refund:{message.job_id}"))
+        return None
+
+    def sweep(self, now: datetime) -> list[tuple[str, list[str]]]:
+        """End attempts whose lease is over, and enqueue what is due: the (task, job ids) that are enqueued."""
+        for message in self.messages.values():
+            if message.lease_until and message.lease_until <= now:
+                message.maybe_taken, message.reason = True, None
+                if self.honours[message.kind] and message.attempts < PATIENCE.attempts_max:
+                    message.wait(now)
+                else:
+                    message.end("unknown", None)
+        due = [message for message in self.messages.values() if message.due_at and message.due_at <= now]
+        for message in due:
+            message.due_at = now + LOOK_AGAIN
+        by_kind = {kind: sorted(message.job_id for message in due if message.kind == kind) for kind in KINDS}
+        return [(f"{kind}.resume", job_ids) for kind, job_ids in by_kind.items() if job_ids]
+
+    def charged_now(self, kind: Kind, *, payer: str | None = None, sender: str | None = None) -> int:
+        """What messages cost, refunds taken out: of those that `payer` paid, or that `sender` sent."""
+        return sum(
+            message.credits - message.refunded
+            for message in self.messages.values()
+            if message.kind == kind and message.payer and (message.payer == payer or message.sender == sender)
+        )
+
+
+# What can happen.
+
+people = st.sampled_from(EVERYBODY_ELSE_IS_UNKNOWN)
+kinds = st.sampled_from(KINDS)
+times = st.sampled_from([timedelta(), timedelta(), timedelta(), SLOW])
+sizes = st.integers(1, 3)
+small_sets = st.frozensets(st.integers(0, 2), max_size=2)
+words = st.one_of(
+    st.builds(Word, st.just(Outcome.ACCEPTED), small_sets, small_sets, times),
+    st.builds(Word, st.sampled_from(Outcome), takes=times),
+)
+drafts = st.lists(st.tuples(people, sizes), min_size=1, max_size=3)
+"""Jobs that come in together: who sends each, and how much of it."""
+
+
+class Money(RuleBasedStateMachine):
+    """Does things to a database, and compares it with the model."""
+
+    sent = Bundle("sent")
+    bulks = Bundle("bulks")
+    ordered = Bundle("ordered")
+    changed = Bundle("changed")
+
+    def __init__(self, open_database: Callable[[], Any]) -> None:
+        super().__init__()
+        self._opened = open_database()
+        self.clock = Clock()
+        self.swept_at = self.clock.now
+        self.carriers: dict[Kind, FakeCarrier] = {kind: FakeCarrier() for kind in KINDS}
+        self.database: Database = self._opened.__enter__()
+        self.context = make_context(
+            self.database, self.carriers["email"], self.carriers["sms"], clock=self.clock, patience=PATIENCE
+        )
+        self.broker: Any = self.context.enqueue
+        assert isinstance(self.broker, FakeBroker)
+        self.model = Model()
+        self.numbers = itertools.count(1)
+        self.viewers = itertools.cycle(PEOPLE)
+        self.lost: list[Charge] = []
+
+    def teardown(self) -> None:
+        self._opened.__exit__(None, None, None)
+
+    @initialize(honours=st.fixed_dictionaries(dict.fromkeys(KINDS, st.booleans())))
+    def found(self, honours: dict[Kind, bool]) -> None:
+        """Two organizations, a plan, four people of whom two have credits; carriers of one sort or the other."""
+        self.model.honours = honours
+        for kind in KINDS:
+            self.carriers[kind].honours_job_id = honours[kind]
+        for organization, (role, rights) in itertools.product(("north", "south"), RIGHTS.items()):
+            billing.save_role(self.context, SaveRole(organization=organization, role=role, rights=rights))
+        billing.save_plan(self.context, SavePlan(plan="small", name="Small", credits=PLAN, price=100, currency="EUR"))
+        for person, role in zip(PEOPLE, ("admin", "admin", "clerk", "member"), strict=False):
+            self.save_user(person, "north", role, has_billing=person != "cas")
+        for person in PEOPLE[:2]:
+            self.purchase(f"first-order-of-{person}", person, Credits(email=6, sms=4), "owner", has_billing=True)
+
+    @rule(
+        user=st.sampled_from(PEOPLE),
+        organization=st.sampled_from(["north", "north", "north", "south"]),
+        role=st.sampled_from(list(RIGHTS)),
+        has_billing=st.booleans(),
+    )
+    def save_user(self, user: str, organization: str, role: str, *, has_billing: bool) -> None:
+        """Make or change somebody."""
+        saved = SaveUser(
+            user_id=user,
+            organization=organization,
+            name=user.title(),
+            email=f"{user}@example.org",
+            role=role,
+            billing=BILLING if has_billing else None,
+        )
+        refusal = self.model.save_user(saved)
+        answer = _answer(partial(billing.save_user, self.context, saved))
+        assert answer == (refusal or {"status": "done", "reason": None, "detail": None, "user_id": user})
+
+    @rule(
+        target=ordered,
+        order_id=st.sampled_from([f"order-{number}" for number in range(8)]),
+        buyer=people,
+        what=st.one_of(st.builds(Credits, email=st.integers(1, 5), sms=st.integers(0, 3)),
+                       st.sampled_from(["small", "small", "none"])),
+        credit_to=st.sampled_from(["owner", "owner", "self"]),
+        has_billing=st.booleans(),
+    )  # fmt: skip
+    def purchase(
+        self, order_id: str, buyer: str, what: Credits | str, credit_to: Any, *, has_billing: bool
+    ) -> Purchase:
+        """Buy a plan or credits, under an id that may have been used."""
+        terms: dict[str, Any] = {"plan": what}
+        if isinstance(what, Credits):
+            terms = {"credits": what, "amount": 100, "currency": "EUR"}
+        order = Purchase(
+            order_id=order_id, buyer=buyer, credit_to=credit_to, billing=BILLING if has_billing else None, **terms
+        )
+        self.purchase_again(order)
+        return order
+
+    @rule(order=ordered)
+    def purchase_again(self, order: Purchase) -> None:
+        """The same order comes in (again)."""
+        _same(_answer(partial(billing.purchase, self.context, order)), self.model.purchase(order))
+
+    @rule(
+        target=changed,
+        change_id=st.sampled_from([f"change-{number}" for number in range(30)]),
+        actor=st.sampled_from(["ann", "ann", "ben", *EVERYBODY_ELSE_IS_UNKNOWN]),
+        user=people,
+        owner=people,
+    )
+    def set_owner(self, change_id: str, actor: str, user: str, owner: str) -> SetOwner:
+        """Change a credit owner, under an id that may have been used."""
+        change = SetOwner(change_id=change_id, actor=actor, user=user, owner=owner)
+        self.set_owner_again(change)
+        return change
+
+    @rule(change=changed)
+    def set_owner_again(self, change: SetOwner) -> None:
+        """The same change comes in (again)."""
+        _same(_answer(partial(billing.set_owner, self.context, change)), self.model.set_owner(change))
+
+    @rule(target=sent, kind=kinds, drafts=drafts, twice=st.booleans(), said=st.lists(words, max_size=3))
+    def send(self, kind: Kind, drafts: list[tuple[str, int]], *, twice: bool, said: list[Word]) -> Any:
+        """Send one or several jobs together, the first perhaps twice among them."""
+        jobs = self._write(kind, drafts)
+        self._send([*jobs, jobs[0]] if twice else jobs, said)
+        return multiple(*jobs)
+
+    @rule(job=sent)
+    def send_again(self, job: SendOne) -> None:
+        """A job comes in again: it is answered, and nothing else happens."""
+        self._send([job], [])
+
+    @rule(job=sent)
+    def send_something_else(self, job: SendOne) -> None:
+        """The id of a job comes in with other content: it is refused, and nothing else happens."""
+        other = job.model_copy(update={"text": "Something else."})
+        [charge] = sending.send(self.context, _task(other), [other])
+        with pytest.raises(Refused, match="conflicting_job"):
+            sending.require_same_job(charge, other.digest(_task(other)))
+        self._compare_parcels([])
+
+    @rule(target=sent, kind=kinds, drafts=drafts)
+    def die(self, kind: Kind, drafts: list[tuple[str, int]]) -> Any:
+        """A worker charges jobs, and is not heard of for a while."""
+        jobs = self._write(kind, drafts)
+        now = self.clock.now
+        charged = self.database.transact(
+            lambda connection: ledger.charge(
+                connection,
+                [sending.job_of(_task(job), job) for job in jobs],
+                now=now,
+                lease_until=now + PATIENCE.lease,
+            )
+        )
+        assert [charge.fresh for charge in charged] == [self.model.charge(_message(job), now) for job in jobs]
+        self.lost += [charge for charge in charged if charge.fresh]
+        return multiple(*jobs)
+
+    @precondition(lambda self: self.broker.sent)
+    @rule(place=st.integers(0, 9), again=st.booleans())
+    def die_at_another_attempt(self, place: int, *, again: bool) -> None:
+        """A worker begins the next attempt of jobs, and is not heard of for a while."""
+        _, job_ids = self._take(place, again=again)
+        lease_until = self.clock.now + PATIENCE.lease
+        claimed = self.database.transact(
+            lambda connection: charging.claim(connection, job_ids, lease_until=lease_until)
+        )
+        assert [charge.job_id for charge in claimed] == [
+            message.job_id for message in self.model.claim(job_ids, self.clock.now)
+        ]
+        self.lost += claimed
+
+    @precondition(lambda self: self.lost)
+    @rule(place=st.integers(0, 9), said=words)
+    def come_back(self, place: int, said: Word) -> None:
+        """A worker that was thought dead goes on: its outcome counts only if nobody has ended its attempt."""
+        charge = self.lost.pop(place % len(self.lost))
+        message = self.model.messages[charge.job_id]
+        began = self.clock.now
+        self._script(message.kind, [said])
+        sending.deliver(self.context, [charge])
+        if message.state == "sending" and message.attempts == charge.attempts:
+            self._deliver([message], [said], began)
+        else:
+            self._compare_parcels([(charge.job_id, _recipients(sending.parcel_of(charge)))])
+
+    @precondition(lambda self: self.broker.sent)
+    @rule(place=st.integers(0, 9), again=st.booleans(), said=st.lists(words, max_size=3))
+    def resume(self, place: int, said: list[Word], *, again: bool) -> None:
+        """A worker makes the next attempt of jobs that it was told of; perhaps it is told of them again."""
+        kind, job_ids = self._take(place, again=again)
+        began = self.clock.now
+        self._script(kind, said)
+        sending.resume(self.context, job_ids)
+        self._deliver(self.model.claim(job_ids, began), said, began)
+
+    @rule(seconds=st.sampled_from([1, 10, 60, 300, 1000]))
+    def let_time_pass(self, seconds: int) -> None:
+        """Time passes, and then beat has the sweeper look."""
+        self.clock.forward(timedelta(seconds=seconds))
+        known = list(self.broker.sent)
+        upkeep.sweep(self.context)
+        self.swept_at = self.clock.now
+        expected = [(task, {"job_ids": job_ids}) for task, job_ids in self.model.sweep(self.clock.now)]
+        assert self.broker.sent == known + expected
+
+    @rule(target=bulks, kind=kinds, sender=people, parts=st.lists(sizes, min_size=1, max_size=4))
+    def send_many(self, kind: Kind, sender: str, parts: list[int]) -> SendMany:
+        """Send a bulk job: an email to each, or a text to each that takes so many segments."""
+        job_id = f"bulk-{next(self.numbers)}"
+        bulk_job: SendMany
+        if kind == "email":
+            readers = [EmailRecipient(to=f"reader-{place}@example.org") for place, _ in enumerate(parts)]
+            bulk_job = SendManyEmails(job_id=job_id, sender=sender, recipients=readers, subject="News", text="None.")
+        else:
+            callers = [SmsRecipient(to="+31612345678", values={"text": _text(size)}) for size in parts]
+            bulk_job = SendManySms(job_id=job_id, sender=sender, recipients=callers, text="{{text}}")
+        self.send_many_again(bulk_job)
+        return bulk_job
+
+    @rule(bulk_job=bulks)
+    def send_many_again(self, bulk_job: SendMany) -> None:
+        """A bulk job comes in (again)."""
+        known = list(self.broker.sent)
+        answer = bulk.send_many(self.context, f"{_kind(bulk_job)}.send_many", bulk_job)
+        messages = [_message(one, f"{bulk_job.job_id}/{place}") for place, one in enumerate(bulk_job.each())]
+        cost = {message.job_id: message.credits for message in messages}
+        whole = Message(bulk_job.job_id or "", _kind(bulk_job), bulk_job.sender, cost)
+        fresh = self.model.charge_bulk(whole, messages, self.clock.now)
+        enqueued = [(f"{whole.kind}.resume", {"job_ids": list(cost)})]
+        assert self.broker.sent == known + (enqueued if fresh else [])
+        assert {name: answer[name] for name in ("status", "reason", "paid_by", "credits")} == self.model.bulk_answer(
+            whole.job_id
+        )
+
+    @rule(bulk_job=bulks)
+    def send_many_something_else(self, bulk_job: SendMany) -> None:
+        """The id of a bulk job comes in with other content: it is refused, and nothing else happens."""
+        other = bulk_job.model_copy(update={"text": "Something else."})
+        with pytest.raises(Refused, match="conflicting_job"):
+            bulk.send_many(self.context, f"{_kind(other)}.send_many", other)
+
+    # What must be true after each step.
+
+    @invariant()
+    def every_account_holds_what_the_model_says(self) -> None:
+        """To the single move: amount, cause and order; refunds so went to who paid. No balance is below zero."""
+        with self.database.read() as connection:
+            found = connection.execute(
+                select(accounts.c.owner_id, accounts.c.kind, accounts.c.available).order_by(accounts.c.id)
+            ).all()
+            moves = connection.execute(
+                select(accounts.c.owner_id, accounts.c.kind, entries.c.amount, entries.c.cause)
+                .join(entries, entries.c.account_id == accounts.c.id)
+                .order_by(entries.c.account_id, entries.c.seq)
+            ).all()
+        written: dict[tuple[str, Kind], list[tuple[int, str]]] = {(owner, kind): [] for owner, kind, _ in found}
+        for owner, kind, amount, cause in moves:
+            written[owner, kind].append((amount, cause))
+        assert written == self.model.moves
+        balances = {(owner, kind): available for owner, kind, available in found}
+        assert balances == {account: self.model.balance(*account) for account in self.model.moves}
+        assert min(balances.values()) >= 0
+
+    @invariant()
+    def every_job_stands_where_the_model_says(self) -> None:
+        """Who paid, how much, how often it was tried, and until when it is left alone."""
+        columns = [charges.c[name] for name in STANDING if name != "payer"]
+        with self.database.read() as connection:
+            query = select(*columns, accounts.c.owner_id.label("payer")).outerjoin_from(charges, accounts)
+            found = {row.job_id: row._asdict() for row in connection.execute(query)}
+        assert found == {
+            job_id: {name: getattr(message, name) for name in STANDING}
+            for job_id, message in (self.model.messages | self.model.bulks).items()
+        }
+
+    @invariant()
+    def everybody_has_the_owner_that_the_model_says(self) -> None:
+        """And nobody else is there."""
+        with self.database.read() as connection:
+            found = {row.id: row.credit_owner_id for row in connection.execute(select(users))}
+        assert found == {name: person.owner for name, person in self.model.people.items()}
+
+    @invariant()
+    def an_audit_finds_nothing(self) -> None:
+        """The sweeper ran when it was due, so no lease is stale either."""
+        with self.database.read() as connection:
+            assert list(audit(connection, self.swept_at)) == []
+
+    @invariant()
+    def a_viewer_sees_what_is_charged_now(self) -> None:
+        """Another viewer each time: in the pool that they spend from, and of their own messages."""
+        viewer = next(self.viewers)
+        if viewer not in self.model.people:
+            return
+        owner = self.model.people[viewer].owner
+        with self.database.read() as connection:
+            pool = views.usage(connection, ViewUsage(viewer=viewer))
+            own = views.usage(connection, ViewUsage(viewer=viewer, of="self"))
+        assert pool["owner"] == owner
+        assert pool["total"] == {kind: self.model.charged_now(kind, payer=owner) for kind in KINDS}
+        assert own["total"] == {kind: self.model.charged_now(kind, sender=viewer) for kind in KINDS}
+
+    # How it is done.
+
+    def _write(self, kind: Kind, drafts: list[tuple[str, int]]) -> list[SendOne]:
+        """New jobs of these senders and sizes."""
+        return [_job(f"job-{next(self.numbers)}", kind, sender, size) for sender, size in drafts]
+
+    def _send(self, jobs: Sequence[SendOne], said: Sequence[Word]) -> None:
+        began = self.clock.now
+        kind = jobs[0].kind
+        self._script(kind, said)
+        answered = sending.send(self.context, _task(jobs[0]), jobs)
+        self._deliver([message for message in map(_message, jobs) if self.model.charge(message, began)], said, began)
+        stand = [self.model.messages[job.job_id or ""] for job in jobs]
+        assert [(charge.job_id, status(charge.state, charge.attempts), charge.payer) for charge in answered] == [
+            (message.job_id, message.status, message.payer) for message in stand
+        ]
+
+    def _take(self, place: int, *, again: bool) -> tuple[Kind, list[str]]:
+        """One of the resume messages that wait, which stays there if it will come `again`."""
+        place %= len(self.broker.sent)
+        task, given = self.broker.sent[place]
+        if not again:
+            del self.broker.sent[place]
+        return task.removesuffix(".resume"), given["job_ids"]
+
+    def _script(self, kind: Kind, said: Sequence[Word]) -> None:
+        self.carriers[kind].script = [partial(word.say, self.clock) for word in said]
+
+    def _deliver(self, held: Sequence[Message], said: Sequence[Word], began: datetime) -> None:
+        """Let the model go through the attempts that one worker has made."""
+        now, parcels = began, []
+        for place, message in enumerate(held):
+            if place and now > began + PATIENCE.time_to_begin:
+                for rest in held[place:]:
+                    self.model.hand_back(rest, now)
+                break
+            word = said[place] if place < len(said) else Word()
+            now += word.takes
+            pending = message.having("pending")
+            parcels.append((message.job_id, pending))
+            self.model.settle(message, word.receipt(message.kind, pending))
+            if message.state == "waiting":
+                message.due_at = self._drawn_due_at(message, now)
+        assert self.clock.now == now
+        self._compare_parcels(parcels)
+
+    def _drawn_due_at(self, message: Message, now: datetime) -> datetime | None:
+        with self.database.read() as connection:
+            due_at = charging.read(connection, [message.job_id])[message.job_id].due_at
+        shortest, longest = (PATIENCE.wait(message.attempts, draw) for draw in (0, 1))
+        assert due_at
+        assert now + shortest <= due_at <= now + longest
+        return due_at
+
+    def _compare_parcels(self, expected: list[tuple[str, list[str]]]) -> None:
+        """The carriers got these parcels in this step, and no other."""
+        for carrier in self.carriers.values():
+            carrier.script.clear()
+        parcels = [parcel for carrier in self.carriers.values() for parcel in carrier.parcels]
+        assert [(parcel.job_id, _recipients(parcel)) for parcel in parcels] == expected
+        for carrier in self.carriers.values():
+            carrier.parcels.clear()
+
+
+def _answer(command: Callable[[], dict[str, Any]]) -> Answer:
+    try:
+        return command()
+    except Refused as why:
+        return why.reason
+
+
+def _same(answer: Answer, expected: Answer) -> None:
+    """A refusal for this reason, or an answer with these fields."""
+    assert isinstance(answer, dict) == isinstance(expected, dict), f"{answer} instead of {expected}"
+    if isinstance(answer, dict):
+        answer = {name: answer[name] for name in expected}
+    assert answer == expected
+
+
+def _text(segments: int) -> str:
+    return "a" * (160 if segments == 1 else 153 * segments)
+
+
+def _job(job_id: str, kind: Kind, sender: str, size: int) -> SendOne:
+    """An email to so many recipients, or a text of so many segments."""
+    if kind == "sms":
+        return SendSms(job_id=job_id, sender=sender, to="+31612345678", text=_text(size))
+    to = [f"reader-{place}@example.org" for place in range(size)]
+    return SendEmail(job_id=job_id, sender=sender, to=to, subject="News", text="There is none.")
+
+
+def _message(job: SendOne, job_id: str | None = None) -> Message:
+    cost = {job.to: job.cost()} if isinstance(job, SendSms) else dict.fromkeys(job.recipients(), 1)
+    return Message(job_id or job.job_id or "", job.kind, job.sender, cost)
+
+
+def _kind(bulk_job: SendMany) -> Kind:
+    return "sms" if isinstance(bulk_job, SendManySms) else "email"
+
+
+def _task(job: SendOne) -> str:
+    return f"{job.kind}.send"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with structlog.testing.capture_logs():
+        yield
+    structlog.contextvars.clear_contextvars()
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Database]:
+    database = Database(url, pool_size=1)
+    yield database
+    database.close()
+
+
+@contextmanager
+def _fresh_sqlite(template: Path, file: Path) -> Iterator[Database]:
+    for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)
+    with _opened(f"sqlite:///{copyfile(template, file)}") as database:
+        yield database
+
+
+@contextmanager
+def _fresh_postgres(server: PostgresServer) -> Iterator[Database]:
+    name = "test_money"
+    server.drop_database(name)
+    server.create_database(name, template=TEMPLATE)
+    with _opened(server.url(name)) as database:
+        yield database
+    server.drop_database(name)
+
+
+def _run(open_database: Callable[[], Any], examples: int) -> None:
+    run_state_machine_as_test(
+        lambda: Money(open_database),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_any_history_leaves_the_money_where_the_model_says_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
+    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "money.db"), examples=60)
+
+
+@pytest.mark.timeout(300)
+def test_any_history_leaves_the_money_where_the_model_says_on_postgresql(migrated_postgres: PostgresServer) -> None:
+    _run(lambda: _fresh_postgres(migrated_postgres), examples=15)

@@ -1,0 +1,132 @@
+"""Credits flow into and out of two balances at once, in batches that name everybody in any order."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from models import ledger
+from models.charges import Charge, Job, State
+from models.errors import Reason
+from models.ledger import Settlement
+from tasks.sending import job_of
+from tests.races.racing import (
+    Start,
+    balance,
+    buy,
+    findings,
+    letter,
+    race,
+    save_users,
+    share,
+    states,
+    utc_now,
+    worker,
+)
+
+OWNERS = {"olga": ["anna", "mary", "paul"], "otto": ["bert", "lena", "zoe"]}
+"""Two owners and their credit users: their names, and so the locks, lie between each other."""
+SENDERS = [person for owner, credit_users in OWNERS.items() for person in (owner, *credit_users)]
+BATCH = 20
+JOBS = 600
+"""Jobs of one process. A third of their ids are common to all processes."""
+BOUGHT, PURCHASES = 3, 100
+
+
+@dataclass
+class Flow:
+    """What one process moved, by who paid."""
+
+    charged: Counter[str] = field(default_factory=Counter)
+    refunded: Counter[str] = field(default_factory=Counter)
+    refused: set[str] = field(default_factory=set)
+
+
+@pytest.mark.timeout(300)
+def test_opposing_batches_move_every_credit_once(database_url: str) -> None:
+    """Four processes charge, settle and refund in batches, two buy; what they say they moved is what was moved."""
+    with worker(database_url) as context:
+        save_users(context, *SENDERS)
+        for owner, credit_users in OWNERS.items():
+            share(context, owner, *credit_users)
+
+        flows = race(
+            *((_charge_and_settle, database_url, number) for number in range(4)),
+            *((_buy_for_both, database_url, number) for number in range(2)),
+        )[:4]
+
+        assert findings(context) == []
+        refused = set().union(*(flow.refused for flow in flows))
+        assert {owner: balance(context, owner) for owner in OWNERS} == {
+            owner: 2 * BOUGHT * PURCHASES - sum(flow.charged[owner] - flow.refunded[owner] for flow in flows)
+            for owner in OWNERS
+        }
+        assert states(context) == {
+            ("sent", None): sum((flow.charged - flow.refunded).total() for flow in flows),
+            ("failed", "carrier_refused"): sum(flow.refunded.total() for flow in flows),
+            ("refused", "insufficient_credits"): len(refused),
+        }
+    assert all(sum(flow.charged[owner] for flow in flows) for owner in OWNERS)
+    assert refused
+
+
+def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
+    """Charge batch after batch, and give back what half of the fresh charges cost."""
+    draw = random.Random(number)
+    jobs = _jobs(number)
+    draw.shuffle(jobs)
+    flow = Flow()
+    with worker(url) as context:
+        start()
+        for first in range(0, len(jobs), BATCH):
+            batch = jobs[first : first + BATCH]
+            now = utc_now()
+            charges = context.database.transact(
+                lambda connection: ledger.charge(connection, batch, now=now, lease_until=now + context.patience.lease)  # noqa: B023  run at once
+            )
+            assert [charge.job_id for charge in charges] == [job.job_id for job in batch]
+            settlements = [_settlement(charge, refunded=draw.random() < 0.5) for charge in charges if charge.fresh]
+            draw.shuffle(settlements)
+            counted = context.database.transact(lambda connection: ledger.settle(connection, settlements, now))  # noqa: B023  run at once
+            assert len(counted) == len(settlements)
+            _note(flow, charges, settlements)
+    return flow
+
+
+def _jobs(number: int) -> list[Job]:
+    """Jobs of everybody; every third has an id that all processes use."""
+    return [
+        job_of(
+            "email.send",
+            letter(f"job-{place}" if place % 3 == 0 else f"job-{place}-of-{number}", SENDERS[place % len(SENDERS)]),
+        )
+        for place in range(JOBS)
+    ]
+
+
+def _settlement(charge: Charge, *, refunded: bool) -> Settlement:
+    if refunded:
+        return Settlement(
+            charge=charge, state=State.FAILED, reason=Reason.CARRIER_REFUSED, detail="No.", refund=charge.credits
+        )
+    return Settlement(charge=charge, state=State.SENT)
+
+
+def _note(flow: Flow, charges: Sequence[Charge], settlements: Sequence[Settlement]) -> None:
+    for settlement in settlements:
+        flow.charged[settlement.charge.payer or "nobody"] += settlement.charge.credits
+        flow.refunded[settlement.charge.payer or "nobody"] += settlement.refund
+    flow.refused |= {charge.job_id for charge in charges if charge.state == State.REFUSED}
+
+
+def _buy_for_both(start: Start, url: str, number: int) -> None:
+    """Buy for one owner and the other in turn, through any of their credit users."""
+    draw = random.Random(10 + number)
+    with worker(url) as context:
+        start()
+        for place in range(PURCHASES):
+            for owner, credit_users in OWNERS.items():
+                buyer = draw.choice([owner, *credit_users])
+                buy(context, buyer, email=BOUGHT, order_id=f"order-{number}-{place}-{owner}")

@@ -1,0 +1,267 @@
+"""The documentation is true: it names every setting, task, field, answer and reason, and its links lead somewhere."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import views
+from models.carriers import Email, Outcome, Receipt, Sms
+from models.database import Database
+from models.errors import Reason
+from models.messages import MESSAGES, read
+from tasks import billing, bulk, sending, viewing
+from tasks.context import Context
+from worker.carriers.null import NullCarrier
+from worker.queues import ROUTES, Queue
+from worker.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PRODUCERS = (ROOT / "docs/producers.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
+
+Table = list[dict[str, str]]
+
+
+def tables(text: str) -> Iterator[Table]:
+    """The tables of a Markdown text, each a list of rows by the names of its columns."""
+    lines = [*text.splitlines(), ""]
+    while lines:
+        line = lines.pop(0)
+        if not line.startswith("|"):
+            continue
+        names, rows = cells(line), []
+        lines.pop(0)
+        while lines[0].startswith("|"):
+            rows.append(dict(zip(names, cells(lines.pop(0)), strict=True)))
+        yield rows
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|(?![^`]*`[^`|]*\|)", line.strip().strip("|"))]
+
+
+def table(text: str, first_column: str) -> Table:
+    """The one table whose first column has that name."""
+    [found] = [rows for rows in tables(text) if rows and next(iter(rows[0])) == first_column]
+    return found
+
+
+def section(task: str) -> str:
+    """What docs/producers.md says of a task."""
+    found = re.search(rf"^### `{re.escape(task)}`\n(.*?)(?=^##|\Z)", PRODUCERS, re.MULTILINE | re.DOTALL)
+    assert found, f"{task} has no section"
+    return found[1]
+
+
+def names(rows: Table) -> list[str]:
+    """What the first column names, in backquotes."""
+    return [next(iter(row.values())).strip("`") for row in rows]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    rows = {row["setting"].strip("`"): row["default"].strip("`") for row in table(OPERATING, "setting")}
+
+    assert {
+        PREFIX + name.upper(): "" if field.default is None else format_default(field.default)
+        for name, field in Settings.model_fields.items()
+    } == rows
+
+
+def format_default(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / ".env.example"], ids=lambda path: path.name)
+def test_no_other_setting_is_named(document: Path) -> None:
+    """A setting that was renamed is renamed everywhere."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+
+    assert set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", document.read_text())) <= known | {PREFIX}
+
+
+# -- the wire ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", MESSAGES)
+def test_a_task_is_documented_with_its_fields(task: str) -> None:
+    """Every field that the message has and no other, and whether it is needed."""
+    documented = {row["field"].strip("`"): row["needed"] for row in table(section(task), "field")}
+
+    assert {
+        field.alias or name: "yes" if field.is_required() else "no"
+        for name, field in MESSAGES[task].model_fields.items()
+    } == documented
+
+
+@pytest.mark.parametrize("task", MESSAGES)
+def test_a_task_is_documented_with_its_queue(task: str) -> None:
+    assert f"Queue `{ROUTES[task]}`." in section(task)
+
+
+def test_no_task_is_documented_that_does_not_exist() -> None:
+    assert list(MESSAGES) == re.findall(r"^### `([a-z_.]+)`$", PRODUCERS, re.MULTILINE)
+
+
+def test_every_reason_is_documented() -> None:
+    assert [str(reason) for reason in Reason] == names(table(PRODUCERS, "reason"))
+
+
+def test_every_queue_is_documented() -> None:
+    line = next(line for line in OPERATING.splitlines() if line.startswith("Queues: "))
+
+    assert [str(queue) for queue in Queue] == re.findall(r"`(\w+)`", line)
+
+
+class PickyCarrier:
+    """Refuses one recipient of an email and takes everything else."""
+
+    honours_job_id = True
+
+    def deliver(self, parcel: Email | Sms) -> Receipt:
+        assert isinstance(parcel, Email)
+        return Receipt(Outcome.ACCEPTED, refused={parcel.recipients[0]: "550"})
+
+    def close(self) -> None:
+        pass
+
+
+STORY: list[tuple[str, dict[str, Any]]] = [
+    ("roles.save", {"organization": "acme", "role": "boss", "rights": ["view_user_list", "edit_user"]}),
+    (
+        "users.save",
+        {"user_id": "john", "organization": "acme", "role": "boss", "name": "John", "email": "john@example.org"},
+    ),
+    ("plans.save", {"plan": "small", "name": "Small", "credits": {"email": 9}, "price": 900, "currency": "EUR"}),
+    ("credits.purchase", {"order_id": "o", "buyer": "john", "plan": "small", "billing": {"name": "John"}}),
+    ("credits.set_owner", {"change_id": "c", "actor": "john", "user": "john", "owner": "john"}),
+    (
+        "email.send",
+        {"job_id": "one", "sender": "john", "to": ["a@b.example", "b@b.example"], "subject": "Hello", "text": "Hello"},
+    ),
+    (
+        "email.send_many",
+        {
+            "job_id": "many",
+            "sender": "john",
+            "recipients": [{"to": "a@b.example"}],
+            "subject": "Hello",
+            "text": "Hello",
+        },
+    ),
+    *((f"views.{view}", {"viewer": "john"}) for view in ("overview", "usage", "orders", "billing", "users")),
+]
+RUNS: dict[str, Callable[[Context, Any], dict[str, Any]]] = {
+    "roles.save": billing.save_role,
+    "users.save": billing.save_user,
+    "plans.save": billing.save_plan,
+    "credits.purchase": billing.purchase,
+    "credits.set_owner": billing.set_owner,
+    "email.send": lambda context, message: sending._send_one(context, "email.send", message),
+    "email.send_many": lambda context, message: bulk.send_many(context, "email.send_many", message),
+    "views.overview": lambda context, view: viewing.show(context, views.overview, view),
+    "views.usage": lambda context, view: viewing.show(context, views.usage, view),
+    "views.orders": lambda context, view: viewing.show(context, views.order_history, view),
+    "views.billing": lambda context, view: viewing.show(context, views.billing, view),
+    "views.users": lambda context, view: viewing.show(context, views.user_list, view),
+}
+
+
+@pytest.fixture
+def answers(sqlite_url: str) -> Iterator[dict[str, dict[str, Any]]]:
+    """What each task answers, in a story that has something to show everywhere."""
+    context = Context(
+        database=Database(sqlite_url),
+        carriers={"email": PickyCarrier(), "sms": NullCarrier()},
+        enqueue=lambda task, given: None,
+    )
+    answers = {task: RUNS[task](context, read(task, job)) for task, job in STORY}
+    by_message = read("views.usage", {"viewer": "john", "by": "message"})
+    answers["by message"] = RUNS["views.usage"](context, by_message)
+    yield answers
+    context.close()
+
+
+def test_answers_are_documented(answers: dict[str, dict[str, Any]]) -> None:
+    """Every field of every answer, and no other."""
+    answers.pop("by message")
+    of_sends = names(table(PRODUCERS.partition("### The answer to a send job")[2].partition("\n## ")[0], "answer"))
+
+    assert {"done", "sent", "sending"} == {answer["status"] for answer in answers.values()}
+    assert answers["email.send"]["recipients_refused"] == {"a@b.example": "550"}
+    assert of_sends == list(answers.pop("email.send_many"))
+    assert of_sends[:-1] == list(answers.pop("email.send"))
+    for task, answer in answers.items():
+        assert names(table(section(task), "answer")) == list(answer), task
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "field", "words"),
+    [
+        ("views.overview", "views.overview", "plans", ""),
+        ("views.usage", "views.usage", "rows", "By day: "),
+        ("views.usage", "by message", "rows", "By message: "),
+        ("views.orders", "views.orders", "rows", ""),
+        ("views.users", "views.users", "rows", ""),
+    ],
+)
+def test_rows_of_views_are_documented(
+    task: str, answer: str, field: str, words: str, answers: dict[str, dict[str, Any]]
+) -> None:
+    """Their fields are named between braces."""
+    documented = re.search(words + r"`\{(\w+(?:, \w+)+)\}`", section(task))
+
+    assert documented
+    assert list(answers[answer][field][0]) == documented[1].split(", ")
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link names a file that is there, and a heading that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(document.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{document.name} links to {target}"
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that headings can be linked by."""
+    headings = re.findall(r"^#+ (.+)$", without_code(document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_document_can_be_found() -> None:
+    """From the README one gets everywhere."""
+    reached, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        if document in reached or document.suffix != ".md":
+            continue
+        reached.add(document)
+        links = re.findall(r"\]\(([^)#\s]+)", without_code(document.read_text()))
+        waiting += [(document.parent / link).resolve() for link in links if "://" not in link]
+
+    assert set(DOCUMENTS) <= reached
+
+
+def test_decisions_are_numbered_without_a_gap() -> None:
+    numbers = sorted(int(path.name[:4]) for path in ROOT.glob("docs/decisions/0*.md"))
+
+    assert list(range(1, len(numbers) + 1)) == numbers

@@ -1,0 +1,197 @@
+"""The door shows ids and outcomes, and nothing of what a job says, whatever came off the wire."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from celery import Celery
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu import Message as KombuMessage
+
+from models.answers import Answer
+from models.errors import Reason
+from tasks.door import KEYS, PEOPLE, DiscreetRequest, named, summary
+from tests.fakes import TASK_MODULES
+from worker.logs import QUIET, set_up_logging
+from worker.settings import Settings
+
+SECRET = "ada@example.test"
+TEXTS = st.text(st.characters())
+GARBAGE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(TEXTS | st.sampled_from(KEYS + PEOPLE), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        ([{"job_id": "job-1", "sender": "john", "to": SECRET}], "(job=job-1, sender=john)"),
+        (({"order_id": "order-1", "buyer": "john"},), "(job=order-1, sender=john)"),
+        ([{"change_id": "c-1", "actor": "john", "user": "peter", "owner": "mary"}], "(job=c-1, sender=john)"),
+        ([{"viewer": "john", "job_id": "job-1"}], "(job=job-1, sender=john)"),
+        ([{"user_id": "peter", "email": SECRET}], "(job=peter, sender=-)"),
+        ([{"job_id": SECRET, "sender": "a b"}], "(job=-, sender=-)"),
+        ([{"job_id": "x" * 65, "sender": ""}], "(job=-, sender=-)"),
+        ([{"job_id": "job\n", "sender": "john\n"}], "(job=-, sender=-)"),
+        ([{"job_id": 7, "sender": ["john"]}], "(job=-, sender=-)"),
+        ([SECRET], "(job=-, sender=-)"),
+        (SECRET, "(job=-, sender=-)"),
+        ({"job_id": "job-1"}, "(job=-, sender=-)"),
+        ([], "(job=-, sender=-)"),
+        (None, "(job=-, sender=-)"),
+    ],
+)
+def test_arguments_are_shown_as_the_job_and_who_sent_it(args: object, shown: str) -> None:
+    assert summary(args) == shown
+
+
+@given(GARBAGE | st.lists(GARBAGE, max_size=2))
+def test_garbage_is_shown_as_nothing_or_as_ids(args: object) -> None:
+    shown = summary(args)
+
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert len(shown) < 160
+
+
+@given(GARBAGE)
+def test_a_name_is_a_proper_id_or_none(given_: object) -> None:
+    found = named(given_, KEYS)
+
+    assert found is None or (isinstance(given_, dict) and found in [given_.get(key) for key in KEYS])
+
+
+def test_the_first_field_that_holds_an_id_is_the_name() -> None:
+    assert named({"job_id": None, "order_id": "order-1", "user_id": "u"}, KEYS) == "order-1"
+
+
+def test_an_answer_prints_ids_and_outcome_only() -> None:
+    answer = Answer(
+        {
+            "job_id": "job-1",
+            "status": "refused",
+            "reason": Reason.INVALID_JOB,
+            "detail": f"Something about {SECRET}.",
+            "billing": {"name": SECRET},
+            "recipients_refused": {SECRET: "550"},
+            "rows": [{"email": SECRET}],
+        }
+    )
+
+    assert repr(answer) == str(answer) == "job_id=job-1 status=refused reason=invalid_job"
+    assert SECRET not in f"{answer} {answer!r} {[answer]}"
+
+
+def test_an_answer_goes_over_the_wire_as_its_object() -> None:
+    from kombu.utils.json import dumps  # noqa: PLC0415
+
+    fields = {"job_id": "job-1", "status": "sent", "reason": Reason.NOT_FOUND, "credits": 1}
+
+    assert json.loads(dumps(Answer(fields))) == {**fields, "reason": "not_found"}
+
+
+@pytest.fixture(scope="module")
+def app() -> Celery:
+    assert TASK_MODULES
+    app = Celery("door", set_as_current=False)
+    app.finalize()
+    return app
+
+
+def request(app: Celery, args: object, kwargs: object, **headers: Any) -> DiscreetRequest:
+    """Give the request that a worker makes of a message whose producer knows nothing of discretion."""
+    message = KombuMessage(
+        body=json.dumps([args, kwargs, {}]),
+        headers={
+            "id": "task-1",
+            "task": "email.send",
+            "argsrepr": repr(args),
+            "kwargsrepr": repr(kwargs),
+            "origin": "elsewhere",
+            **headers,
+        },
+        content_type="application/json",
+        content_encoding="utf-8",
+        properties={"correlation_id": "task-1"},
+        delivery_info={"exchange": "", "routing_key": "email"},
+    )
+    return DiscreetRequest(message, app=app, hostname="here", task=app.tasks["email.send"], connection_errors=())
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ([{"job_id": "job-1", "sender": "john", "to": SECRET}], {}),
+        ([{"job_id": "job-1", "sender": "john", "to": SECRET}], {"to": SECRET}),
+        ([SECRET], {SECRET: SECRET}),
+    ],
+)
+def test_a_request_shows_ids_where_celery_would_show_arguments(app: Celery, args: object, kwargs: object) -> None:
+    made = request(app, args, kwargs)
+
+    shown = f"{made!r} {made} {made.humaninfo()} {made.info()} {made.info(safe=False)}"
+    assert SECRET not in shown
+    assert summary(args) in repr(made)
+
+
+def test_a_request_still_hands_its_arguments_to_the_task(app: Celery) -> None:
+    made = request(app, [{"to": SECRET}], {})
+
+    assert made.args == [{"to": SECRET}]
+
+
+def test_every_task_is_asked_for_by_a_discreet_request(app: Celery) -> None:
+    indiscreet = [
+        name
+        for name, task in app.tasks.items()
+        if not name.startswith("celery.") and task.Request != "tasks.door:DiscreetRequest"
+    ]
+
+    assert indiscreet == []
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Put logging back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    quiet = {name: logging.getLogger(name).level for name in QUIET}
+    saved = structlog.get_config()
+    yield
+    structlog.configure(**saved)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, its_level in quiet.items():
+        logging.getLogger(name).setLevel(its_level)
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("library", ["structlog", "logging"])
+def test_a_traceback_in_the_log_shows_no_variables(log_format: Any, library: str) -> None:
+    """Local variables at a fault are the message itself: its addresses and its text."""
+    stream = io.StringIO()
+    set_up_logging(Settings(log_format=log_format), stream)
+
+    def fault(charge: dict[str, str]) -> None:
+        raise ZeroDivisionError(len(charge))
+
+    try:
+        fault({"to": SECRET})
+    except ZeroDivisionError:
+        if library == "structlog":
+            structlog.get_logger("test.of.tracebacks").exception("fault")
+        else:
+            logging.getLogger("test.of.tracebacks").exception("fault")
+
+    assert "ZeroDivisionError" in stream.getvalue()
+    assert SECRET not in stream.getvalue()
