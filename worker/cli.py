@@ -19,7 +19,6 @@ from celery.bin.base import CLIContext
 from celery.bin.beat import beat as celery_beat
 from celery.bin.control import control, inspect
 from celery.bin.worker import worker as celery_worker
-from flower.command import flower as celery_flower
 from rich.console import Console
 
 from models.answers import Answer
@@ -138,6 +137,8 @@ postage.add_command(control)
 @click.pass_context
 def flower(ctx: click.Context, options: tuple[str, ...]) -> None:
     """Start Flower, which shows every task. POSTAGE_FLOWER_ADDRESS, _PORT and _AUTH are used; OPTIONS are Flower's."""
+    from flower.command import flower as celery_flower  # noqa: PLC0415  a large import for one command
+
     settings = the_app(ctx).settings
     os.environ.setdefault("FLOWER_ADDRESS", settings.flower_address)
     os.environ.setdefault("FLOWER_PORT", str(settings.flower_port))
