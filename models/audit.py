@@ -170,8 +170,14 @@ def _missing_accounts() -> Select[*tuple[Any, ...]]:
 
 def _chains() -> Select[*tuple[Any, ...]]:
     owner = users.alias("owner")
-    wrong = or_(owner.c.credit_owner_id != owner.c.id, owner.c.organization != users.c.organization)
-    return select(users.c.id, literal("owner ") + owner.c.id).where(owner.c.id == users.c.credit_owner_id, wrong)
+    wrong = or_(
+        owner.c.id.is_(None), owner.c.credit_owner_id != owner.c.id, owner.c.organization != users.c.organization
+    )
+    return (
+        select(users.c.id, literal("owner ") + users.c.credit_owner_id)
+        .outerjoin_from(users, owner, owner.c.id == users.c.credit_owner_id)
+        .where(wrong)
+    )
 
 
 def _bulks() -> Select[*tuple[Any, ...]]:

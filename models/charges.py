@@ -9,10 +9,10 @@ A holder of a job is who made its last attempt: the attempt number fences out ev
 """
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, case, func, select, update
 
@@ -108,20 +108,31 @@ def _charge(row: Row[Any], *, fresh: bool = False) -> Charge:
     return Charge(**{**row._mapping, "state": State(row.state), "fresh": fresh})  # noqa: SLF001  its public name
 
 
+class Due(NamedTuple):
+    """A job that waits for its next attempt, and how many were made."""
+
+    kind: Kind
+    job_id: str
+    attempts: int
+
+
 def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     """The charges of `job_ids` as they stand, by id; unknown ids are left out."""
     return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
 
 
-def claim(connection: Connection, job_ids: Collection[str], *, lease_until: datetime) -> list[Charge]:
-    """Begin the next attempt of those jobs that wait. Jobs that somebody else is claiming are left to them."""
+def claim(connection: Connection, attempts: Mapping[str, int], *, lease_until: datetime) -> list[Charge]:
+    """Begin the next attempt of jobs that wait, given how many attempts each has had.
+
+    One that has had more meanwhile was asked for twice; one that somebody else is claiming is left to them.
+    """
     waiting = connection.execute(
-        select(charges.c.job_id)
-        .where(charges.c.job_id.in_(job_ids), charges.c.state == State.WAITING)
+        select(charges.c.job_id, charges.c.attempts)
+        .where(charges.c.job_id.in_(attempts), charges.c.state == State.WAITING)
         .order_by(charges.c.job_id)
         .with_for_update(skip_locked=True)
-    ).scalars()
-    claimed = list(waiting)
+    )
+    claimed = [row.job_id for row in waiting if row.attempts == attempts[row.job_id]]
     connection.execute(
         update(charges)
         .where(charges.c.job_id.in_(claimed))
@@ -145,8 +156,8 @@ def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> 
         )
 
 
-def take_due(connection: Connection, now: datetime, look_again_at: datetime, limit: int) -> list[tuple[Kind, str]]:
-    """The jobs whose next attempt is due, longest first, as (kind, job id).
+def take_due(connection: Connection, now: datetime, look_again_at: datetime, limit: int) -> list[Due]:
+    """The jobs whose next attempt is due, longest first.
 
     Each is put off until `look_again_at`, so that a busy queue does not get the same job over and over, and a lost
     message is made up for.
@@ -162,9 +173,9 @@ def take_due(connection: Connection, now: datetime, look_again_at: datetime, lim
         update(charges)
         .where(charges.c.job_id.in_(list(due)))
         .values(due_at=look_again_at)
-        .returning(charges.c.kind, charges.c.job_id)
+        .returning(charges.c.kind, charges.c.job_id, charges.c.attempts)
     )
-    return sorted((row.kind, row.job_id) for row in taken)
+    return sorted(Due(*row) for row in taken)
 
 
 def expire(

@@ -46,7 +46,7 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
     require_same_job(charge, digest)
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     if charge.fresh and charge.state is State.BULK:
-        enqueue_resume(context, whole.kind, [message.job_id for message in messages])
+        enqueue_resume(context, whole.kind, dict.fromkeys((message.job_id for message in messages), 0))
     with context.database.read() as connection:
         return bulk_answer(
             charge,

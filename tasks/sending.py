@@ -4,7 +4,7 @@ The charge is committed before the carrier is called, and no database connection
 said is settled in a second short transaction. Whoever dies in between leaves a lease that ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from celery import shared_task
@@ -40,10 +40,10 @@ def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charg
     return [settled.get(charge.job_id, charge) for charge in charges]
 
 
-def resume(context: Context, job_ids: Sequence[str]) -> list[Charge]:
-    """Make the next attempt of jobs that wait for one; the others are left alone."""
+def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
+    """Make the next attempt of jobs that wait for one, given how many each has had; the others are left alone."""
     lease_until = context.now() + context.patience.lease
-    held = context.database.transact(lambda connection: charging.claim(connection, job_ids, lease_until=lease_until))
+    held = context.database.transact(lambda connection: charging.claim(connection, attempts, lease_until=lease_until))
     return list(deliver(context, held).values())
 
 
@@ -56,11 +56,18 @@ def deliver(context: Context, held: Sequence[Charge]) -> dict[str, Charge]:
     settled: dict[str, Charge] = {}
     for place, charge in enumerate(held):
         if place and context.now() > until:
-            rest = held[place:]
-            context.database.transact(lambda connection: charging.hand_back(connection, rest, context.now()))  # noqa: B023  run at once
+            _hand_back(context, held[place:])
             break
-        settled[charge.job_id] = _deliver_one(context, charge)
+        try:
+            settled[charge.job_id] = _deliver_one(context, charge)
+        except Exception:
+            _hand_back(context, held[place + 1 :])  # the bug was in this one: those behind it are none the worse
+            raise
     return settled
+
+
+def _hand_back(context: Context, held: Sequence[Charge]) -> None:
+    context.database.transact(lambda connection: charging.hand_back(connection, held, context.now()))
 
 
 def _deliver_one(context: Context, charge: Charge) -> Charge:
@@ -162,14 +169,15 @@ def sms_send(context: Context, message: SendSms) -> Json:
     return _send_one(context, "sms.send", message)
 
 
-def enqueue_resume(context: Context, kind: str, job_ids: Sequence[str]) -> None:
-    """Ask the workers of `kind` for the next attempt of `job_ids`."""
-    for start in range(0, len(job_ids), CHUNK):
-        context.enqueue(f"{kind}.resume", {"job_ids": list(job_ids[start : start + CHUNK])})
+def enqueue_resume(context: Context, kind: str, attempts: Mapping[str, int]) -> None:
+    """Ask the workers of `kind` for the next attempt of jobs, given how many attempts each has had."""
+    jobs = list(attempts.items())
+    for start in range(0, len(jobs), CHUNK):
+        context.enqueue(f"{kind}.resume", {"attempts": dict(jobs[start : start + CHUNK])})
 
 
 def _resume(context: Context, given: Json) -> Json:
-    charges = resume(context, given["job_ids"])
+    charges = resume(context, given["attempts"])
     states = [charge.state for charge in charges]
     return {"status": "done", **{str(state): states.count(state) for state in State if state in states}}
 

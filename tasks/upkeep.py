@@ -26,7 +26,7 @@ def sweep(context: Context) -> Json:
         lambda connection: charging.take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE)
     )
     for kind in KINDS:
-        enqueue_resume(context, kind, [job_id for its_kind, job_id in due if its_kind == kind])
+        enqueue_resume(context, kind, {job.job_id: job.attempts for job in due if job.kind == kind})
     return {"status": "done", "resumed": len(due), "expired": len(waiting), "unknown": len(unknown)}
 
 

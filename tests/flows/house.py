@@ -72,14 +72,16 @@ def command(*arguments: str) -> list[str]:
 class Program:
     """One of Postage's own commands as a process, with everything it says in a file."""
 
-    def __init__(self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object], **variables: str
+    ) -> None:
         self.log = folder / f"{name}.log"
         self.name = name
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command(*arguments),
                 cwd=folder,
-                env=environment(settings),
+                env=environment(settings) | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -96,13 +98,19 @@ class Program:
         """All it has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def complaints(self) -> str:
+        """The last of what it wrote above the level of information."""
+        lines = [line for line in self.said.splitlines() if '"level": "info"' not in line and '"debug"' not in line]
+        return "\n".join(line[:1500] for line in lines[-10:])
+
     def runs(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
 
     def check(self) -> None:
         """Make sure that it has not ended."""
-        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.said[-4000:]}"
+        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.complaints}"
 
     def tell(self, signum: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, without waiting for it."""
@@ -190,9 +198,11 @@ class House:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def revive(self) -> None:
-        """Start another worker if the first has died."""
+    def revive(self, *, forget: bool = True) -> None:
+        """Start another worker if the first has ended; `forget` all messages, if one of them may be the cause."""
         if not self.worker.runs():
+            if forget:
+                self.redis.flushdb()
             self.worker = self._start("worker", self._stack)
             until(self._answers, "the new worker answers")
 
