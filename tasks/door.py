@@ -53,6 +53,8 @@ class DiscreetRequest(Request):
         super().__init__(*args, **options)
         self._argsrepr = summary(self._args)  # type: ignore[attr-defined]
         self._kwargsrepr = "{}"
+        # Whether an answer is kept is the task's affair; a producer that says nothing of it sends "yes".
+        self._ignore_result = self._request_dict["ignore_result"] = self.task.ignore_result  # type: ignore[attr-defined]
 
     def info(self, safe: bool = False) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002  Celery's
         """What remote control (so Flower) may know of this request."""

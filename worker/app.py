@@ -15,6 +15,7 @@ from worker.carriers import open_email, open_sms
 from worker.logs import set_up_logging
 from worker.queues import ROUTES, Queue, schedule
 from worker.settings import Settings
+from worker.transport import use_transport
 
 TASK_MODULES = (billing, bulk, sending, upkeep, viewing)
 """Imported for real, so that the tasks exist; Celery's autodiscovery would look for other names."""
@@ -49,6 +50,7 @@ class PostageApp(Celery):
 
 def create_app(settings: Settings) -> PostageApp:
     """The app for these settings."""
+    use_transport()
     app = PostageApp(settings)
     app.conf.update(configuration(settings))
     return app
@@ -115,6 +117,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,
+        "worker_consumer": "worker.consumer:CarefulConsumer",
         "worker_pool": "threads",
         "worker_concurrency": settings.concurrency,
         # A message half handed over must not be cut off because Redis blinked.

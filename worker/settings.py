@@ -84,10 +84,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             raise SettingsError(
-                "\n".join(
-                    f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}." if e["loc"] else f"{e['msg']}."
-                    for e in error.errors()
-                )
+                "\n".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
             ) from None
 
     @field_validator("database_url")
@@ -173,6 +170,12 @@ class Settings(BaseSettings):
     def results(self) -> str:
         """The Celery URL of the result backend."""
         return self.result_url or self.broker
+
+
+def _sentence(where: tuple[int | str, ...], message: str) -> str:
+    """What pydantic says of a setting, for somebody who sets environment variables."""
+    words = message.removeprefix("Value error, ")
+    return f"{PREFIX}{'_'.join(map(str, where)).upper()}: {words}." if where else f"{words}."
 
 
 def here() -> str:

@@ -89,13 +89,12 @@ class QoS(redis.QoS):
         else:
             super().append(message, delivery_tag)
 
-    def quarantine(self, delivery_tag: str, item: bytes, why: str) -> None:
+    def quarantine(self, delivery_tag: str, item: bytes) -> None:
         """Set a message aside that can never be a job, and forget it, in one step."""
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(QUARANTINE, item)
             self._remove_from_indices(delivery_tag, pipe).execute()
         virtual.QoS.ack(self, delivery_tag)
-        log.error("quarantined: this is no job", why=why, list=QUARANTINE)
 
 
 class Channel(redis.Channel):
@@ -153,7 +152,7 @@ class Channel(redis.Channel):
             self._in_poll = None
         self._paused = not taken
         if broken:
-            log.error("quarantined: not messages", items=broken, list=QUARANTINE)
+            log.error("quarantined", why="not messages", items=broken)
         if not taken:
             raise Empty
         for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
@@ -169,7 +168,9 @@ class Channel(redis.Channel):
         except self.connection_errors:
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the next message must not suffer
-            self.qos.quarantine(tag, item, f"{type(error).__name__} while it was read")
+            # Without its traceback, which may show the body.
+            log.error("quarantined", why=f"{type(error).__name__} while it was read")  # noqa: TRY400
+            self.qos.quarantine(tag, item)
 
 
 class Transport(redis.Transport):

@@ -24,7 +24,7 @@ from tasks.context import utc_now
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
 from worker.embedded import dying_with_parent
 
-DEADLINE_S: Final = 60.0
+DEADLINE_S: Final = 90.0
 LOOK_EVERY_S: Final = 0.03
 
 SETTINGS: Final = {
@@ -198,8 +198,10 @@ class House:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def revive(self, *, forget: bool = True) -> None:
-        """Start another worker if the first has ended; `forget` all messages, if one of them may be the cause."""
+    def revive(self, *, by_force: bool = False, forget: bool = True) -> None:
+        """Start another worker if the first has ended, or `by_force`; `forget` all messages if one may be to blame."""
+        if by_force:
+            self.worker.end(signal.SIGKILL)
         if not self.worker.runs():
             if forget:
                 self.redis.flushdb()
@@ -302,10 +304,10 @@ class House:
 
     def wait_until_idle(self) -> None:
         """Return once no job waits on a queue or is in a worker's hands."""
-        until(self._idle, "every job is answered")
+        until(lambda: self.worker.check() or self.idle(), "every job is answered")
 
-    def _idle(self) -> bool:
-        self.worker.check()
+    def idle(self) -> bool:
+        """Whether no job waits on a queue or is in a worker's hands."""
         held: Any = self.redis.hvals("unacked")
         waits = any(self.redis.llen(queue) for queue in set(QUEUES.values()))
         return not waits and all(b"upkeep.sweep" in message for message in held)
