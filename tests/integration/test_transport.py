@@ -1,0 +1,167 @@
+"""The transport: what it takes is registered in the same step, and what is no message is set aside."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from kombu import Connection, Consumer, Message, Producer, Queue
+from kombu.transport import redis as stock
+from redis import Redis
+
+from worker.transport import QUARANTINE, Transport
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[Redis]:
+    with Redis.from_url(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
+def ours(valkey_url: str) -> Iterator[Connection]:
+    with Connection(valkey_url, transport=Transport) as connection:
+        yield connection
+
+
+@pytest.fixture
+def producer(valkey_url: str) -> Iterator[Producer]:
+    """A producer that knows nothing of our transport."""
+    with Connection(valkey_url, transport=stock.Transport) as connection:
+        yield Producer(connection.channel())
+
+
+def publish(producer: Producer, queue: str, *numbers: int, priority: int = 0) -> None:
+    for number in numbers:
+        producer.publish({"number": number}, routing_key=queue, serializer="json", priority=priority)
+
+
+def take(connection: Connection, *queues: str, prefetch: int, no_ack: bool = False) -> list[Message]:
+    """What arrives within a moment for a consumer that acknowledges nothing."""
+    taken: list[Message] = []
+    channel = connection.channel()
+    channel.basic_qos(0, prefetch, False)
+    consumer = Consumer(
+        channel,
+        queues=[Queue(name, routing_key=name) for name in queues],
+        on_message=taken.append,
+        no_ack=no_ack,
+        auto_declare=False,
+    )
+    consumer.consume()
+    for _ in range(10):
+        try:
+            connection.drain_events(timeout=0.1)
+        except TimeoutError:
+            break
+    return taken
+
+
+def numbers(taken: list[Message]) -> list[int]:
+    return [json.loads(message.body)["number"] for message in taken]
+
+
+def test_what_is_taken_is_registered_as_unacknowledged(redis: Redis, ours: Connection, producer: Producer) -> None:
+    """The list is empty and every message is in the hash and the index, in kombu's own form."""
+    publish(producer, "email", 1, 2, 3)
+
+    taken = take(ours, "email", prefetch=10)
+
+    assert numbers(taken) == [1, 2, 3]
+    assert redis.llen("email") == 0
+    tags = {message.delivery_tag for message in taken}
+    assert {tag.decode() for tag in redis.hkeys("unacked")} == tags
+    assert {tag.decode() for tag in redis.zrange("unacked_index", 0, -1)} == tags
+    [message, exchange, routing_key] = json.loads(redis.hget("unacked", taken[0].delivery_tag))
+    assert (message["body"], exchange, routing_key) == (taken[0]._raw["body"], "", "email")
+
+
+def test_a_message_survives_a_worker_that_dies_before_it_hears_of_it(redis: Redis, ours: Connection) -> None:
+    """The script has run and nobody reads its answer: the message waits in the hash for the visibility timeout."""
+    with ours.channel() as channel:
+        channel._queue_cycle.update(["email"])
+        Producer(channel).publish({"number": 1}, routing_key="email", serializer="json")
+        redis.execute_command(*channel._take_command(["email"]))
+
+    assert (redis.llen("email"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 1, 1)
+
+
+def test_acknowledged_messages_are_forgotten(redis: Redis, ours: Connection, producer: Producer) -> None:
+    publish(producer, "email", 1, 2)
+
+    for message in take(ours, "email", prefetch=10):
+        message.ack()
+
+    assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
+
+
+def test_a_requeued_message_is_on_its_queue_again(redis: Redis, ours: Connection, producer: Producer) -> None:
+    publish(producer, "email", 1)
+    [message] = take(ours, "email", prefetch=1)
+
+    message.requeue()
+
+    [item] = redis.lrange("email", 0, -1)
+    assert redis.hlen("unacked") == 0
+    assert json.loads(item)["properties"]["delivery_tag"] == message.delivery_tag
+
+
+def test_no_more_is_taken_than_may_be_held(redis: Redis, ours: Connection, producer: Producer) -> None:
+    publish(producer, "email", *range(10))
+
+    taken = take(ours, "email", prefetch=4)
+
+    assert numbers(taken) == [0, 1, 2, 3]
+    assert (redis.llen("email"), redis.hlen("unacked")) == (6, 4)
+
+
+def test_queues_take_turns_so_that_a_long_one_holds_up_none(ours: Connection, producer: Producer) -> None:
+    publish(producer, "email", *range(100, 200))
+    publish(producer, "sms", 1, 2)
+
+    taken = take(ours, "email", "sms", prefetch=4)
+
+    assert sorted(numbers(taken)) == [1, 2, 100, 101]
+
+
+def test_every_priority_is_consumed_the_highest_first(ours: Connection, producer: Producer) -> None:
+    """0 is the highest, as kombu has it on Redis."""
+    publish(producer, "email", 9, priority=9)
+    publish(producer, "email", 3, priority=3)
+    publish(producer, "email", 0, priority=0)
+
+    assert numbers(take(ours, "email", prefetch=10)) == [0, 3, 9]
+
+
+def test_what_is_no_message_is_set_aside_as_it_came_and_the_next_one_is_taken(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    address = {"exchange": "", "routing_key": "email"}
+    garbage = [
+        b"garbage",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"properties": 5}',
+        b'{"properties": {"delivery_tag": 5, "delivery_info": {"exchange": "", "routing_key": "email"}}}',
+        b"[" * 100_000,
+        json.dumps({"properties": {"delivery_tag": "headers", "delivery_info": address}, "headers": 5}).encode(),
+        b'{"x": "\xff", "properties": {"delivery_tag": "x", "delivery_info": {"exchange": "", "routing_key": "x"}}}',
+    ]
+    for item in garbage:
+        redis.lpush("email", item)
+    publish(producer, "email", 1)
+
+    assert numbers(take(ours, "email", prefetch=50)) == [1]
+    assert (redis.llen("email"), redis.hlen("unacked")) == (0, 1)
+    assert set(redis.lrange(QUARANTINE, 0, -1)) == set(garbage)
+
+
+def test_who_acknowledges_nothing_leaves_nothing_unacknowledged(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    """Replies of remote control are read so; registered, they would come back after the visibility timeout."""
+    publish(producer, "reply", 1)
+
+    assert numbers(take(ours, "reply", prefetch=0, no_ack=True)) == [1]
+    assert redis.hlen("unacked") == 0
