@@ -104,18 +104,24 @@ class Channel(redis.Channel):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
-        self._acknowledges = True
+        self._unacknowledged_queues: set[str] = set()
+        self._asked_by_script = False
         self._paused = False
         super().__init__(*args, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
-        """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way."""
-        self._acknowledges = self._acknowledges and not no_ack
+        """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way.
+
+        A worker does so for a moment at its start, on the very channel that then consumes its tasks.
+        """
+        if no_ack:
+            self._unacknowledged_queues.add(queue)
         return super().basic_consume(queue, no_ack, *args, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages, after a pause if there were none the last time."""
-        if not self._acknowledges:
+        self._asked_by_script = self._unacknowledged_queues.isdisjoint(self.active_queues)
+        if not self._asked_by_script:
             super()._brpop_start(timeout)
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -138,7 +144,7 @@ class Channel(redis.Channel):
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  kombu's
         """Deliver what was taken."""
-        if not self._acknowledges:
+        if not self._asked_by_script:
             return bool(super()._brpop_read(**options))
         connection = self.client.connection
         try:

@@ -165,3 +165,24 @@ def test_who_acknowledges_nothing_leaves_nothing_unacknowledged(
 
     assert numbers(take(ours, "reply", prefetch=0, no_ack=True)) == [1]
     assert redis.hlen("unacked") == 0
+
+
+def test_tasks_are_taken_by_the_script_after_replies_were_read_on_the_same_channel(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    """A worker greets its neighbours so before it consumes its first task."""
+    channel = ours.default_channel
+    replies = Consumer(
+        channel, [Queue("reply", routing_key="reply")], on_message=print, no_ack=True, auto_declare=False
+    )
+    with replies, pytest.raises(TimeoutError):
+        ours.drain_events(timeout=0.1)
+    before = redis.info("commandstats").get("cmdstat_rpop", {"calls": 0})["calls"]
+    publish(producer, "email", 1)
+    taken: list[Message] = []
+    consumer = Consumer(channel, [Queue("email", routing_key="email")], on_message=taken.append, auto_declare=False)
+    consumer.consume()
+    ours.drain_events(timeout=2)
+
+    assert numbers(taken) == [1]
+    assert redis.info("commandstats")["cmdstat_rpop"]["calls"] > before  # the script's; kombu's own is BRPOP
