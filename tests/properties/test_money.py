@@ -63,7 +63,7 @@ from tests.conftest import TEMPLATE
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context
 from tests.servers import PostgresServer
 
-PATIENCE = Patience(attempts_max=3, base_s=10, longest_s=60, lease_s=300)
+PATIENCE = Patience(attempts_max=2, base_s=10, longest_s=60, lease_s=300)
 SLOW = PATIENCE.lease / 2
 """A carrier that takes this long leaves no time to begin with another job of the batch."""
 LOOK_AGAIN = timedelta(seconds=60)
@@ -367,6 +367,11 @@ class Model:
         had = {kind: {message.job_id: message.attempts for message in due if message.kind == kind} for kind in KINDS}
         return [(f"{kind}.resume", {"attempts": attempts}) for kind, attempts in had.items() if attempts]
 
+    def next_at(self) -> datetime | None:
+        """When the next job is due, or the next lease ends."""
+        moments = (moment for message in self.messages.values() for moment in (message.due_at, message.lease_until))
+        return min((moment for moment in moments if moment), default=None)
+
     def charged_now(self, kind: Kind, *, payer: str | None = None, sender: str | None = None) -> int:
         """What messages cost, refunds taken out: of those that `payer` paid, or that `sender` sent."""
         return sum(
@@ -384,7 +389,8 @@ kinds = st.sampled_from(KINDS)
 times = st.sampled_from([timedelta(), timedelta(), timedelta(), SLOW])
 sizes = st.sampled_from([2, 3, 1])
 small_sets = st.frozensets(st.integers(0, 2), max_size=2)
-words = st.builds(Word, st.one_of(st.just(Outcome.ACCEPTED), st.sampled_from(Outcome)), small_sets, small_sets, times)
+outcomes = st.sampled_from([Outcome.ACCEPTED, Outcome.NOT_NOW, Outcome.UNSURE, Outcome.NEVER, Outcome.ACCEPTED])
+words = st.builds(Word, outcomes, small_sets, small_sets, times)
 Known = SendOne | SendMany | Purchase | SetOwner
 drafts = st.lists(st.tuples(people, sizes), min_size=1, max_size=3)
 """Jobs that come in together: who sends each, and how much of it."""
@@ -576,17 +582,24 @@ class Money(RuleBasedStateMachine):
         sending.resume(self.context, attempts)
         self._deliver(self.model.claim(attempts, began), said, began)
 
-    @rule(seconds=st.sampled_from([1, 10, 60, 300, 1000]), workers=st.integers(0, 2), said=st.lists(words, max_size=3))
-    def let_time_pass(self, seconds: int, workers: int, said: list[Word]) -> None:
-        """Time passes, beat has the sweeper look, and some of what it enqueues is taken up at once."""
+    @rule(seconds=st.sampled_from([1, 10, 60, 300, 1000]))
+    def let_time_pass(self, seconds: int) -> None:
+        """Time passes, and then beat has the sweeper look."""
         self.clock.forward(timedelta(seconds=seconds))
-        known = list(self.broker.sent)
-        upkeep.sweep(self.context)
-        self.swept_at = self.clock.now
-        enqueued = self.model.sweep(self.clock.now)
-        assert self.broker.sent == known + enqueued
-        for _ in enqueued[:workers]:
-            self.resume(-1, said, again=False)
+        self._sweep()
+
+    @precondition(lambda self: self.model.next_at())
+    @rule(then=st.sampled_from(["work", "work", "die", "rest"]), said=st.lists(words, min_size=1, max_size=3))
+    def wait_for_the_next_moment(self, then: str, said: list[Word]) -> None:
+        """Time passes until a job is due or a lease ends; what is enqueued is perhaps taken up at once."""
+        next_at = self.model.next_at()
+        assert next_at
+        self.clock.now = max(self.clock.now, next_at)
+        for _ in self._sweep():
+            if then == "work":
+                self.resume(-1, said, again=False)
+            elif then == "die":
+                self.die_at_another_attempt(-1, again=False)
 
     @rule(target=known, kind=kinds, sender=people, parts=st.lists(sizes, min_size=1, max_size=4))
     def send_many(self, kind: Kind, sender: str, parts: list[int]) -> SendMany:
@@ -700,6 +713,15 @@ class Money(RuleBasedStateMachine):
         assert {name: answer[name] for name in ("status", "reason", "paid_by", "credits")} == self.model.bulk_answer(
             whole.job_id
         )
+
+    def _sweep(self) -> list[tuple[str, dict[str, Any]]]:
+        """Have the sweeper look; what it enqueues."""
+        known = list(self.broker.sent)
+        upkeep.sweep(self.context)
+        self.swept_at = self.clock.now
+        enqueued = self.model.sweep(self.clock.now)
+        assert self.broker.sent == known + enqueued
+        return enqueued
 
     def _take(self, place: int, *, again: bool) -> tuple[Kind, dict[str, int]]:
         """One of the resume messages that wait, which stays there if it will come `again`."""
