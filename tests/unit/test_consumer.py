@@ -59,7 +59,7 @@ def test_a_task_message_of_either_protocol_is_fit() -> None:
         arrived(headers={}, body={"task": "email.send", "id": "1", "args": "x"}),
         arrived(headers={}, body={"task": "email.send", "id": "1", "kwargs": []}),
     ],
-    ids=str,
+    ids=lambda message: f"{message.content_type} {message.headers} {message.body[:60]!r}",
 )
 def test_anything_else_is_unfit_and_the_reason_is_a_few_words(message: Arrived) -> None:
     assert unfit(message)
