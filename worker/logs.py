@@ -14,7 +14,6 @@ from worker.settings import Settings
 
 QUIET = (
     "celery.worker.strategy",  # "received", from a thread that does not know the job; the door says more
-    "celery.pool",  # at DEBUG it prints the arguments
     "celery.app.trace",  # "succeeded": the door says what was answered; failures stay
     "urllib3",
     "mail.log",

@@ -89,12 +89,13 @@ class QoS(redis.QoS):
         else:
             super().append(message, delivery_tag)
 
-    def quarantine(self, delivery_tag: str, item: bytes) -> None:
+    def quarantine(self, delivery_tag: str, item: bytes, why: str) -> None:
         """Set a message aside that can never be a job, and forget it, in one step."""
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(QUARANTINE, item)
             self._remove_from_indices(delivery_tag, pipe).execute()
         virtual.QoS.ack(self, delivery_tag)
+        log.error("quarantined: this can never be a job", why=why, list=QUARANTINE)
 
 
 class Channel(redis.Channel):
@@ -104,24 +105,18 @@ class Channel(redis.Channel):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
-        self._unacknowledged_queues: set[str] = set()
-        self._asked_by_script = False
+        self._acknowledges = True
         self._paused = False
         super().__init__(*args, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
-        """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way.
-
-        A worker does so for a moment at its start, on the very channel that then consumes its tasks.
-        """
-        if no_ack:
-            self._unacknowledged_queues.add(queue)
+        """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way."""
+        self._acknowledges = self._acknowledges and not no_ack
         return super().basic_consume(queue, no_ack, *args, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages, after a pause if there were none the last time."""
-        self._asked_by_script = self._unacknowledged_queues.isdisjoint(self.active_queues)
-        if not self._asked_by_script:
+        if not self._acknowledges:
             super()._brpop_start(timeout)
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -144,7 +139,7 @@ class Channel(redis.Channel):
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  kombu's
         """Deliver what was taken."""
-        if not self._asked_by_script:
+        if not self._acknowledges:
             return bool(super()._brpop_read(**options))
         connection = self.client.connection
         try:
@@ -158,7 +153,7 @@ class Channel(redis.Channel):
             self._in_poll = None
         self._paused = not taken
         if broken:
-            log.error("quarantined", why="not messages", items=broken)
+            log.error("quarantined: not messages", items=broken, list=QUARANTINE)
         if not taken:
             raise Empty
         for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
@@ -174,9 +169,7 @@ class Channel(redis.Channel):
         except self.connection_errors:
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the next message must not suffer
-            # Without its traceback, which may show the body.
-            log.error("quarantined", why=f"{type(error).__name__} while it was read")  # noqa: TRY400
-            self.qos.quarantine(tag, item)
+            self.qos.quarantine(tag, item, f"{type(error).__name__} while it was read")
 
 
 class Transport(redis.Transport):

@@ -1,9 +1,10 @@
 """A house that flow tests share, and servers of their own for those that must be alone."""
 
-import functools
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,11 @@ OpenHouse = Callable[..., House]
 
 @pytest.fixture
 def open_house(tmp_path: Path, postgres_url: str) -> Iterator[OpenHouse]:
-    """Give a way to open a house with a database and a broker that nothing else uses: `with open_house() as house`."""
-    with ValkeyServer(tmp_path / "valkey") as broker:
-        yield functools.partial(House, tmp_path / "house", postgres_url, broker.url())
+    """Give a way to open a house with a database and a broker that nothing else uses."""
+    with ExitStack() as stack:
+        broker = stack.enter_context(ValkeyServer(tmp_path / "valkey"))
+
+        def opened(**settings: Any) -> House:
+            return stack.enter_context(House(tmp_path / "house", postgres_url, broker.url(), **settings))
+
+        yield opened

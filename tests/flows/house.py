@@ -24,7 +24,7 @@ from tasks.context import utc_now
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
 from worker.embedded import dying_with_parent
 
-DEADLINE_S: Final = 90.0
+DEADLINE_S: Final = 60.0
 LOOK_EVERY_S: Final = 0.03
 
 SETTINGS: Final = {
@@ -72,16 +72,14 @@ def command(*arguments: str) -> list[str]:
 class Program:
     """One of Postage's own commands as a process, with everything it says in a file."""
 
-    def __init__(
-        self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object], **variables: str
-    ) -> None:
+    def __init__(self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object]) -> None:
         self.log = folder / f"{name}.log"
         self.name = name
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command(*arguments),
                 cwd=folder,
-                env=environment(settings) | variables,
+                env=environment(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -98,19 +96,13 @@ class Program:
         """All it has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    @property
-    def complaints(self) -> str:
-        """The last of what it wrote above the level of information."""
-        lines = [line for line in self.said.splitlines() if '"level": "info"' not in line and '"debug"' not in line]
-        return "\n".join(line[:1500] for line in lines[-10:])
-
     def runs(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
 
     def check(self) -> None:
         """Make sure that it has not ended."""
-        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.complaints}"
+        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.said[-4000:]}"
 
     def tell(self, signum: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, without waiting for it."""
@@ -198,13 +190,9 @@ class House:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def revive(self, *, by_force: bool = False, forget: bool = True) -> None:
-        """Start another worker if the first has ended, or `by_force`; `forget` all messages if one may be to blame."""
-        if by_force:
-            self.worker.end(signal.SIGKILL)
+    def revive(self) -> None:
+        """Start another worker if the first has died."""
         if not self.worker.runs():
-            if forget:
-                self.redis.flushdb()
             self.worker = self._start("worker", self._stack)
             until(self._answers, "the new worker answers")
 
@@ -304,10 +292,10 @@ class House:
 
     def wait_until_idle(self) -> None:
         """Return once no job waits on a queue or is in a worker's hands."""
-        until(lambda: self.worker.check() or self.idle(), "every job is answered")
+        until(self._idle, "every job is answered")
 
-    def idle(self) -> bool:
-        """Whether no job waits on a queue or is in a worker's hands."""
+    def _idle(self) -> bool:
+        self.worker.check()
         held: Any = self.redis.hvals("unacked")
         waits = any(self.redis.llen(queue) for queue in set(QUEUES.values()))
-        return not waits and all(b"upkeep.sweep" in message for message in held)
+        return not waits and all(b"upkeep." in message for message in held)

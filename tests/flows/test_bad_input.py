@@ -1,6 +1,7 @@
 """Hundreds of jobs that no worker can run, on every task of the wire: each is refused, and the worker works on."""
 
 import copy
+import itertools
 import json
 import random
 import uuid
@@ -377,10 +378,7 @@ def test_every_malformed_job_is_refused_with_its_reason_and_every_good_one_is_do
     assert house.worker.pid == pid
     assert house.producer.control("stats")["pid"] == pid
     assert len(good) >= len(bad) / EACH
-    assert house.remaining(owner) == {
-        "email": 1000 - sum("mail" in one for one in good),
-        "sms": 1000 - sum("text" in one for one in good),
-    }
+    assert house.remaining(owner) == {"email": 1000 - sum("mail" in one for one in good), "sms": 1000 - sum("text" in one for one in good)}
     assert [letter for letter in house.mail.letters if "bad" in " ".join(letter.recipients)] == []
     assert house.findings() == []
 
@@ -463,7 +461,7 @@ def busy_house(
 def test_a_worker_survives_a_message_that_is_no_job(busy_house: tuple[House, str], garbage: Garbage) -> None:
     """And goes on with the next."""
     house, member = busy_house
-    house.revive(by_force=not house.idle())
+    house.revive()
     pid = house.worker.pid
 
     house.producer.publish("email", garbage.body, garbage.headers, garbage.content_type)

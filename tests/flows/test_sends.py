@@ -1,4 +1,4 @@
-"""Emails and text messages end to end: a producer outside, and a real broker, worker, database and carriers."""
+"""Emails and text messages end to end: an outside producer, a real broker, worker, database, mail server and gateway."""
 
 import itertools
 

@@ -212,7 +212,7 @@ def test_an_attempt_cannot_settle_what_a_later_attempt_holds(stocked: Database) 
     [first] = charge(stocked, ledger_job(sms_job()))
     settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON))
     with stocked.begin() as connection:
-        [second] = charging.claim(connection, {"job-1": 1}, lease_until=LEASE)
+        [second] = charging.claim(connection, ["job-1"], lease_until=LEASE)
 
     stale = settle(stocked, Settlement(charge=first, state=State.FAILED, refund=1))
     counted = settle(stocked, Settlement(charge=second, state=State.SENT))
@@ -262,7 +262,7 @@ def test_the_messages_of_a_bulk_job_wait_and_can_be_claimed(stocked: Database) -
     charge_bulk(stocked, *bulk(1, 3))
 
     with stocked.begin() as connection:
-        held = charging.claim(connection, {"bulk/2": 0, "bulk/0": 0, "bulk": 0}, lease_until=LEASE)
+        held = charging.claim(connection, ["bulk/2", "bulk/0", "bulk"], lease_until=LEASE)
 
     assert [(one.job_id, one.state, one.attempts) for one in held] == [
         ("bulk/0", State.SENDING, 1),
@@ -300,4 +300,4 @@ def test_jobs_are_taken_up_longest_due_first_and_then_left_alone_for_a_while(sto
         rest = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
         nothing = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
 
-    assert (one, rest, nothing) == ([("email", "b", 1)], [("email", "a", 1)], [])
+    assert (one, rest, nothing) == ([("email", "b")], [("email", "a")], [])

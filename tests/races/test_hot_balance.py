@@ -8,7 +8,7 @@ OWNER = "olga"
 CREDIT_USERS = [f"user-{number}" for number in range(8)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_sixteen_processes_spend_exactly_what_one_balance_holds(postgres_url: str) -> None:
     """10,000 jobs for 7,000 credits, on PostgreSQL."""
     _race_for(postgres_url, processes=16, jobs=10_000, credits_=7_000)

@@ -61,7 +61,7 @@ class Tenure:
         return self.since <= call.ended and call.began <= self.until
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_every_message_is_paid_by_who_was_the_senders_owner_at_that_moment(postgres_url: str) -> None:
     """200 changes from two processes, of which many are refused, while four processes send 5,000 messages."""
     with worker(postgres_url) as context:
