@@ -49,6 +49,12 @@ local function take(list)
         return false
     end
     local good, tag, exchange, routing_key = pcall(address, item)
+    if not good then  -- Lua's reader is stricter than Python's about what stands in strings, such as half characters
+        tag = string.match(item, '"delivery_tag": ?"([%w-]+)"')
+        exchange = string.match(item, '"exchange": ?("[%w._:-]*")')
+        routing_key = string.match(item, '"routing_key": ?("[%w._:-]+")')
+        good = tag and exchange and routing_key
+    end
     if good then
         redis.call('ZADD', index, now, tag)
         redis.call('HSET', unacked, tag, '[' .. item .. ',' .. exchange .. ',' .. routing_key .. ']')
