@@ -288,7 +288,10 @@ def inspect(broker: str, what: str) -> dict[str, Any]:
     """What the workers say of themselves. No connection of this process is left open."""
     with Celery(broker=broker) as asking:
         told: dict[str, Any] = getattr(asking.control.inspect(timeout=1.0, limit=1), what)() or {}
-    kombu.pools.reset()
+        here = asking.connection_for_write()
+    for pools in (kombu.pools.producers, kombu.pools.connections):  # of this broker alone: other tests have theirs
+        pools[here].force_close_all()
+        del pools[here]
     return told
 
 
