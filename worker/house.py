@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from models.migrations import migrate
@@ -86,16 +87,16 @@ def open_house(settings: Settings, console: Console) -> Iterator[House]:
         migrate(settings.database)
         console.print(f"Database  {'embedded SQLite' if settings.database_url is None else 'as set'}, migrated")
         settings, outbox = _with_receivers(settings, stack)
-        settings = settings.model_copy(update={"flower_port": free_port(settings.flower_address, settings.flower_port)})
         logs = settings.var.resolve() / "logs"
         logs.mkdir(exist_ok=True)
         app = create_app(settings)
         stack.callback(app.close_context)
         children: dict[str, subprocess.Popen[bytes]] = {}
         stack.callback(_stop, children, console)
-        for name in ("worker", "beat", "flower"):
+        for name in ("worker", "beat"):
             children[name] = _start(name, settings, logs)
-        house = House(app, children, f"http://{settings.flower_address}:{settings.flower_port}", outbox, logs)
+        house = House(app, children, "", outbox, logs)
+        house.flower_url = _open_flower(house, settings)
         _await_worker(house)
         console.print("Running   worker, beat, Flower")
         yield house
@@ -159,6 +160,30 @@ def _await_worker(house: House) -> None:
         house.check()
         if time.monotonic() > deadline:
             raise UpError(f"The worker does not answer; its log is {house.logs / 'worker.log'}.")
+
+
+def _open_flower(house: House, settings: Settings) -> str:
+    """Start Flower and give its address. If another program takes the port first, it starts again on another one."""
+    for wanted in (settings.flower_port, 0, 0):
+        port = free_port(settings.flower_address, wanted)
+        flower = _start("flower", settings.model_copy(update={"flower_port": port}), house.logs)
+        house.children["flower"] = flower
+        deadline = time.monotonic() + READY_WITHIN_S
+        while flower.poll() is None and time.monotonic() < deadline:
+            if _listens(flower):
+                return f"http://{settings.flower_address}:{port}"
+            time.sleep(LOOK_EVERY_S)
+        if flower.poll() is None:
+            break  # it runs but never came to listen; another port would not help
+    raise UpError(f"Flower does not listen; its log is {house.logs / 'flower.log'}.")
+
+
+def _listens(child: subprocess.Popen[bytes]) -> bool:
+    """Whether the process itself listens: that somebody answers on its port does not say so."""
+    try:
+        return any(c.status == psutil.CONN_LISTEN for c in psutil.Process(child.pid).net_connections("inet"))
+    except psutil.Error:
+        return False  # it has just ended
 
 
 def free_port(address: str, wanted: int) -> int:

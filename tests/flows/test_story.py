@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from models.audit import audit
 from models.database import Database
 from models.messages import View, ViewUsage
 from tasks.context import Json, utc_now
-from tests.flows.house import Program, Ran, run, until
+from tests.flows.house import DEADLINE_S, Program, Ran, run, until
 
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(300)]
 
@@ -93,6 +94,7 @@ def running(folder: Path) -> list[str]:
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder = tmp_path_factory.mktemp("story")
     first = run("up", str(STORY), "--exit", cwd=folder)
+    assert first.code == 0, first.out + first.err
     sent, left, booked = [outbox(folder)], [running(folder)], [books(folder)]
     with ThreadPoolExecutor(2) as threads:
         seen = threads.map(lambda words: run(*words, "--json", cwd=folder), LOOKS.values())
@@ -311,9 +313,17 @@ def _tasks_of(flower: str, count: int) -> dict[str, Any] | None:
     return sends if sum(task["state"] == "SUCCESS" for task in sends.values()) >= count else None
 
 
-def test_a_supervisor_ends_it_as_cleanly_as_a_person(tmp_path: Path) -> None:
-    """By SIGTERM, in a folder where nothing was ever done."""
-    with serving(tmp_path, signal.SIGTERM):
-        pass
+def test_two_that_start_at_once_find_ports_of_their_own_and_a_supervisor_ends_them_cleanly(tmp_path: Path) -> None:
+    """By SIGTERM, in folders where nothing was ever done. Both see the same port free before either listens there."""
 
-    assert outbox(tmp_path) == []
+    def serve(name: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        with serving(folder, signal.SIGTERM) as up:
+            both_serve.wait(DEADLINE_S)
+        assert outbox(folder) == []
+        return _flower_url(up.said)
+
+    both_serve = Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(serve, ("one", "other")))) == 2
