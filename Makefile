@@ -8,7 +8,7 @@ READY = .venv/.ready
 
 # The steps of `make test` follow each other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test lint format types imports tests clean
+.PHONY: help setup run test lint format types imports tests chaos clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ imports: $(READY) ## Check which room may import which
 tests: $(READY) ## Run the tests alone (JOBS=4: in four processes)
 	@echo '== Tests: pytest'
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+chaos: $(READY) ## Kill, stop and cut everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
+	@exec $(BIN)/python -m tests.chaos $(CHAOS)
 
 clean: ## Remove .venv and every cache; var/, where messages and money are, stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -1,20 +1,41 @@
-"""The invariants of the money, as read-only queries. A finding is a fault; nothing is mended here."""
+"""Audits: every invariant of the money, over all history or over what is new since the last one.
+
+An audit that finds nothing leaves marks, in the transaction in which it looked: for each account the entry it came to
+and the balance there, and the time at which it looked. The next one goes on from them, so its work does not grow with
+history. Why that leaves no gap:
+
+* **Entries** go by number, not by time. The ledger numbers them under the account's lock, so they become visible in
+  the order of their numbers: an entry that is still uncommitted has a higher number than the mark. With each new entry
+  its charge, refund or order is looked up, and the sum of the new entries is the balance's difference.
+* **Charges and orders** go by time, for the other direction: a charge without any entry moves no account. They are
+  looked at from the last audit's time on, less an overlap. `created_at`, `final_at` and `at` are read from a worker's
+  clock before the transaction that writes them, so a row may appear later than its time says: by as long as a
+  transaction is tried again (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that differ.
+  A worker that stood still for longer, between its clock and its commit, can be late with a charge; the charge is then
+  looked at when it is settled, by the later clock reading of its settlement.
+* **A change to what is already marked** is not seen by such an audit. An audit of the whole history sees it.
+
+As long as anything is found the marks stand still, so a fault is found again each time until it is mended.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, String, and_, func, literal, or_, select
-from sqlalchemy import cast as sql_cast
+from sqlalchemy import Connection, Row, delete, or_, select
 
-from models.fields import KINDS
-from models.tables import accounts, charges, entries, orders, users
+from models.database import Database, insert
+from models.invariants import STALE_AFTER, WHOLE, Invariant, Scope, examined, invariants, of_the_history, of_the_state
+from models.tables import accounts, audit_marks, audit_progress
 
-STALE_AFTER = timedelta(minutes=10)
-"""How long after its end a lease may stand before it is a fault: the sweeper should have ended it long ago."""
+__all__ = ["MARGIN", "STALE_AFTER", "Audit", "Finding", "audit", "check", "invariants", "scope_since_marks"]
+
 FINDINGS_MAX = 100
 """Findings named for each invariant; more are as bad."""
+MARGIN = timedelta(minutes=20)
+"""The longest that one transaction of the ledger can take (fewer than ten statements, each ended by the database after
+a minute), twice over: beside that the 5 s by which clocks may differ (worker/checks.py) are nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +48,89 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Invariant:
-    """A truth about the money, and the query that finds where it is none: rows of (subject, difference)."""
+class Audit:
+    """What an audit found, and how much it looked at: rows of each table with history."""
 
-    name: str
-    exceptions: Select[*tuple[Any, ...]]
+    findings: list[Finding]
+    whole: bool
+    since: datetime | None
+    """From when on charges and orders were looked at; None: all of them."""
+    examined: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer of an audit."""
+        return {
+            "status": "failed" if self.findings else "done",
+            "full": self.whole,
+            "since": self.since.isoformat() if self.since else None,
+            "examined": self.examined,
+            "findings": [
+                {"invariant": one.invariant, "subject": one.subject, "difference": one.difference}
+                for one in self.findings
+            ],
+        }
 
 
 def audit(connection: Connection, now: datetime) -> Iterator[Finding]:
-    """Everything that does not hold, at one moment (the caller's transaction)."""
+    """Everything in the whole history that does not hold, at one moment (the caller's transaction); leaves no marks."""
     for invariant in invariants(now):
-        for row in connection.execute(invariant.exceptions.limit(FINDINGS_MAX)):
-            yield _finding(invariant, row)
+        yield from _exceptions(connection, invariant)
+
+
+def check(database: Database, now: datetime, *, patience: timedelta, whole: bool = False) -> Audit:
+    """Audit what is new, or the whole history, and move the marks if nothing was found.
+
+    `patience` is how long workers try a transaction again. An audit of the whole history that finds something removes
+    the marks: the next one starts from nothing.
+    """
+    return database.transact(lambda connection: _check(connection, now, patience, whole=whole))
+
+
+def _check(connection: Connection, now: datetime, patience: timedelta, *, whole: bool) -> Audit:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # all of it is of one moment
+    scope = WHOLE if whole else scope_since_marks(connection, patience)
+    findings = [*_findings(connection, of_the_state(now))]
+    _say_how_to_search(connection, whole=whole)
+    findings += _findings(connection, of_the_history(scope))
+    counts = {table: connection.execute(query).scalar_one() for table, query in examined(scope).items()}
+    if whole:
+        connection.execute(delete(audit_marks))
+        connection.execute(delete(audit_progress))
+    if not findings:
+        _mark(connection, now, whole=whole)
+    return Audit(findings, whole, scope.since, counts)
+
+
+def scope_since_marks(connection: Connection, patience: timedelta) -> Scope:
+    """What the marks do not cover."""
+    checked_at = connection.execute(select(audit_progress.c.checked_at)).scalar()
+    return Scope(marked=True, since=checked_at - patience - MARGIN if checked_at else None)
+
+
+def _say_how_to_search(connection: Connection, *, whole: bool) -> None:
+    """Tell PostgreSQL's planner what it cannot know: that the marks leave few rows, or that time is no matter.
+
+    It has no statistics on what an account's number exceeds its mark by. It guesses a third of all entries, and would
+    read every one of them.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    if whole:
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        return
+    for plan in ("seqscan", "hashjoin", "mergejoin"):
+        connection.exec_driver_sql(f"SET LOCAL enable_{plan} = off")
+
+
+def _findings(connection: Connection, each: list[Invariant]) -> Iterator[Finding]:
+    for invariant in each:
+        yield from _exceptions(connection, invariant)
+
+
+def _exceptions(connection: Connection, invariant: Invariant) -> Iterator[Finding]:
+    for row in connection.execute(invariant.exceptions.limit(FINDINGS_MAX)):
+        yield _finding(invariant, row)
 
 
 def _finding(invariant: Invariant, row: Row[*tuple[Any, ...]]) -> Finding:
@@ -46,155 +138,23 @@ def _finding(invariant: Invariant, row: Row[*tuple[Any, ...]]) -> Finding:
     return Finding(invariant.name, str(subject), ", ".join(str(part) for part in difference))
 
 
-def invariants(now: datetime) -> list[Invariant]:
-    """All invariants, in the order they are checked."""
-    return [
-        Invariant("An account's entries add up to its balance, and are counted without a gap", _sums()),
-        Invariant("Each entry leaves the balance that the one before and its amount make", _continuity()),
-        Invariant("No balance is below zero", _below_zero()),
-        Invariant("Each charge has its entry: the payer's account, the whole cost", _charges_without_entry()),
-        Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry()),
-        Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry()),
-        Invariant("Each entry has its charge or order", _orphans()),
-        Invariant("Each user has an account of each kind", _missing_accounts()),
-        Invariant("A credit owner owns their own credits, in the same organization", _chains()),
-        Invariant("A bulk job costs what its messages cost", _bulks()),
-        Invariant("No attempt outlives its lease", _stale_leases(now)),
-    ]
-
-
-def _sums() -> Select[*tuple[Any, ...]]:
-    written = (
-        select(
-            entries.c.account_id,
-            func.sum(entries.c.amount).label("sum"),
-            func.count().label("count"),
-            func.max(entries.c.seq).label("last"),
+def _mark(connection: Connection, now: datetime, *, whole: bool) -> None:
+    """Note how far everything was found to hold. Only the marks are written, and nothing of the ledger is locked."""
+    moved = (
+        select(accounts.c.id, accounts.c.seq, accounts.c.available)
+        .outerjoin_from(accounts, audit_marks, audit_marks.c.account_id == accounts.c.id)
+        .where(accounts.c.seq > 0, or_(audit_marks.c.seq.is_(None), audit_marks.c.seq != accounts.c.seq))
+    )
+    made = insert(connection, audit_marks).from_select(["account_id", "seq", "balance"], moved)
+    connection.execute(
+        made.on_conflict_do_update(
+            index_elements=[audit_marks.c.account_id],
+            set_={"seq": made.excluded.seq, "balance": made.excluded.balance},
         )
-        .group_by(entries.c.account_id)
-        .subquery()
     )
-    total, count, last = (func.coalesce(written.c[name], 0) for name in ("sum", "count", "last"))
-    return (
-        select(
-            _account_name(),
-            literal("balance ") + sql_cast(accounts.c.available, String),
-            literal("entries add up to ") + sql_cast(total, String),
-            literal("counted ") + sql_cast(accounts.c.seq, String),
-            literal("entries ") + sql_cast(count, String),
-        )
-        .outerjoin_from(accounts, written, written.c.account_id == accounts.c.id)
-        .where(or_(total != accounts.c.available, count != accounts.c.seq, last != accounts.c.seq))
+    progress = {"checked_at": now, **({"whole_at": now} if whole else {})}
+    connection.execute(
+        insert(connection, audit_progress)
+        .values(id=1, **progress)
+        .on_conflict_do_update(index_elements=[audit_progress.c.id], set_=progress)
     )
-
-
-def _continuity() -> Select[*tuple[Any, ...]]:
-    before = func.lag(entries.c.balance_after, 1, 0).over(partition_by=entries.c.account_id, order_by=entries.c.seq)
-    chain = select(entries.c.cause, (before + entries.c.amount).label("should"), entries.c.balance_after).subquery()
-    return select(
-        chain.c.cause,
-        literal("should leave ") + sql_cast(chain.c.should, String),
-        literal("says ") + sql_cast(chain.c.balance_after, String),
-    ).where(chain.c.should != chain.c.balance_after)
-
-
-def _below_zero() -> Select[*tuple[Any, ...]]:
-    return select(_account_name(), sql_cast(accounts.c.available, String)).where(accounts.c.available < 0)
-
-
-def _charges_without_entry() -> Select[*tuple[Any, ...]]:
-    matches = and_(
-        entries.c.cause == literal("charge:") + charges.c.job_id,
-        entries.c.account_id == charges.c.account_id,
-        entries.c.amount == -charges.c.credits,
-    )
-    return select(charges.c.job_id, literal("no entry of -") + sql_cast(charges.c.credits, String)).where(
-        charges.c.account_id.is_not(None), ~select(entries.c.seq).where(matches).exists()
-    )
-
-
-def _refunds_without_entry() -> Select[*tuple[Any, ...]]:
-    matches = and_(
-        entries.c.cause == literal("refund:") + charges.c.job_id,
-        entries.c.account_id == charges.c.account_id,
-        entries.c.amount == charges.c.refunded,
-    )
-    return select(charges.c.job_id, literal("no entry of ") + sql_cast(charges.c.refunded, String)).where(
-        charges.c.refunded > 0, ~select(entries.c.seq).where(matches).exists()
-    )
-
-
-def _orders_without_entry() -> Select[*tuple[Any, ...]]:
-    bought = select(
-        orders.c.order_id, orders.c.owner_id, literal("email").label("kind"), orders.c.email.label("credits")
-    )
-    bought_sms = select(orders.c.order_id, orders.c.owner_id, literal("sms"), orders.c.sms)
-    parts = bought.union_all(bought_sms).subquery()
-    matches = and_(
-        entries.c.cause == literal("purchase:") + parts.c.order_id + literal(":") + parts.c.kind,
-        entries.c.amount == parts.c.credits,
-        entries.c.account_id == accounts.c.id,
-        accounts.c.owner_id == parts.c.owner_id,
-        accounts.c.kind == parts.c.kind,
-    )
-    found = select(entries.c.seq).select_from(entries).join(accounts, accounts.c.id == entries.c.account_id)
-    return select(parts.c.order_id, literal("no entry of ") + sql_cast(parts.c.credits, String)).where(
-        parts.c.credits > 0, ~found.where(matches).exists()
-    )
-
-
-def _orphans() -> Select[*tuple[Any, ...]]:
-    charged = select(charges.c.job_id).where(
-        entries.c.cause == literal("charge:") + charges.c.job_id, charges.c.account_id == entries.c.account_id
-    )
-    refunded = select(charges.c.job_id).where(
-        entries.c.cause == literal("refund:") + charges.c.job_id, charges.c.refunded == entries.c.amount
-    )
-    bought = select(orders.c.order_id).where(
-        or_(*(entries.c.cause == literal("purchase:") + orders.c.order_id + literal(f":{kind}") for kind in KINDS))
-    )
-    return select(entries.c.cause, sql_cast(entries.c.amount, String)).where(
-        ~charged.exists(), ~refunded.exists(), ~bought.exists()
-    )
-
-
-def _missing_accounts() -> Select[*tuple[Any, ...]]:
-    count = func.count(accounts.c.id)
-    return (
-        select(users.c.id, sql_cast(count, String) + literal(" accounts"))
-        .outerjoin_from(users, accounts, accounts.c.owner_id == users.c.id)
-        .group_by(users.c.id)
-        .having(count != len(KINDS))
-    )
-
-
-def _chains() -> Select[*tuple[Any, ...]]:
-    owner = users.alias("owner")
-    wrong = or_(
-        owner.c.id.is_(None), owner.c.credit_owner_id != owner.c.id, owner.c.organization != users.c.organization
-    )
-    return (
-        select(users.c.id, literal("owner ") + users.c.credit_owner_id)
-        .outerjoin_from(users, owner, owner.c.id == users.c.credit_owner_id)
-        .where(wrong)
-    )
-
-
-def _bulks() -> Select[*tuple[Any, ...]]:
-    message = charges.alias("message")
-    total = func.coalesce(
-        select(func.sum(message.c.credits)).where(message.c.bulk_id == charges.c.job_id).scalar_subquery(), 0
-    )
-    return select(charges.c.job_id, sql_cast(charges.c.credits, String), sql_cast(total, String)).where(
-        charges.c.state == "bulk", total != charges.c.credits
-    )
-
-
-def _stale_leases(now: datetime) -> Select[*tuple[Any, ...]]:
-    return select(charges.c.job_id, literal("lease ended at ") + sql_cast(charges.c.lease_until, String)).where(
-        charges.c.lease_until < now - STALE_AFTER
-    )
-
-
-def _account_name() -> Any:  # noqa: ANN401  a column
-    return (accounts.c.owner_id + literal("/") + accounts.c.kind).label("account")

@@ -1,7 +1,7 @@
 """What the house asks of a carrier, and what a carrier may say. No SMTP and no HTTP here."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -93,8 +93,12 @@ class Carrier(Protocol):
     def honours_job_id(self) -> bool:
         """Whether asking again with the same job id can never send twice."""
 
-    def deliver(self, parcel: Parcel) -> Receipt:
-        """Hand one message over. Never raises for what a carrier or a network does; safe to call from threads."""
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
+        """Hand one message over. Never raises for what a carrier or a network does; safe to call from threads.
+
+        A carrier that does not honour the job id calls `about_to_hand_over` at the last moment at which it is certain
+        that nobody has accepted the message; if that raises, nothing is handed over.
+        """
 
     def close(self) -> None:
         """Say goodbye on kept connections."""

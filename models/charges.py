@@ -5,7 +5,8 @@
                   v   │ (a new attempt)
                  waiting          refused: never charged        bulk: stands for the messages of a bulk job
 
-A holder of a job is who made its last attempt: the attempt number fences out everybody before.
+A holder of a job is who made its last attempt: its name and the attempt number, which a person may set back, fence out
+everybody before.
 """
 
 import enum
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select, update
 
 from models.fields import Kind
-from models.tables import accounts, charges, users
+from models.tables import Instant, accounts, charges, users
 
 
 class State(enum.StrEnum):
@@ -75,7 +76,9 @@ class Charge:
     reason: str | None
     detail: str | None
     attempts: int
-    maybe_taken: bool
+    deaths: int
+    holder: str | None
+    handed_at: datetime | None
     content: dict[str, Any] | None
     recipients_refused: dict[str, str] | None
     carrier_reference: str | None
@@ -92,8 +95,8 @@ class Charge:
 _COLUMNS = (
     *(charges.c[name] for name in (
         "job_id", "task", "kind", "sender", "digest", "credits", "refunded", "state", "reason", "detail", "attempts",
-        "maybe_taken", "content", "recipients_refused", "carrier_reference", "bulk_id", "created_at", "due_at",
-        "final_at",
+        "deaths", "holder", "handed_at", "content", "recipients_refused", "carrier_reference", "bulk_id", "created_at",
+        "due_at", "final_at",
     )),
     accounts.c.owner_id.label("payer"),
     users.c.name.label("sender_name"),
@@ -121,25 +124,47 @@ def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
 
 
-def claim(connection: Connection, attempts: Mapping[str, int], *, lease_until: datetime) -> list[Charge]:
+def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, lease_until: datetime) -> list[Charge]:
     """Begin the next attempt of jobs that wait, given how many attempts each has had.
 
-    One that has had more meanwhile was asked for twice; one that somebody else is claiming is left to them.
+    One that has had more meanwhile was asked for twice; one that somebody else is claiming is left to them. Run again
+    under the same `holder`, after a commit whose answer was lost, it finds what it claimed then.
     """
-    waiting = connection.execute(
-        select(charges.c.job_id, charges.c.attempts)
-        .where(charges.c.job_id.in_(attempts), charges.c.state == State.WAITING)
+    mine = (charges.c.state == State.SENDING) & (charges.c.holder == holder)
+    found = connection.execute(
+        select(charges.c.job_id, charges.c.state, charges.c.attempts)
+        .where(charges.c.job_id.in_(attempts), (charges.c.state == State.WAITING) | mine)
         .order_by(charges.c.job_id)
         .with_for_update(skip_locked=True)
-    )
-    claimed = [row.job_id for row in waiting if row.attempts == attempts[row.job_id]]
+    ).all()
+    waiting = [row.job_id for row in found if row.state == State.WAITING and row.attempts == attempts[row.job_id]]
     connection.execute(
         update(charges)
-        .where(charges.c.job_id.in_(claimed))
-        .values(state=State.SENDING, attempts=charges.c.attempts + 1, lease_until=lease_until, due_at=None)
+        .where(charges.c.job_id.in_(waiting))
+        .values(
+            state=State.SENDING,
+            attempts=charges.c.attempts + 1,
+            holder=holder,
+            lease_until=lease_until,
+            due_at=None,
+        )
     )
-    found = connection.execute(_SELECT.where(charges.c.job_id.in_(claimed)).order_by(charges.c.job_id))
-    return [_charge(row, fresh=True) for row in found]
+    held = [*waiting, *(row.job_id for row in found if row.state == State.SENDING)]
+    return [
+        _charge(row, fresh=True)
+        for row in connection.execute(_SELECT.where(charges.c.job_id.in_(held)).order_by(charges.c.job_id))
+    ]
+
+
+def mark_handed(connection: Connection, charge: Charge, now: datetime) -> bool:
+    """Note that from now on the carrier may have the message; False if the attempt is no longer the last."""
+    marked = connection.execute(
+        update(charges)
+        .where(_is_held(charge))
+        .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", now, Instant)))
+        .returning(charges.c.job_id)
+    )
+    return marked.one_or_none() is not None
 
 
 def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> None:
@@ -147,13 +172,19 @@ def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> 
     for charge in sorted(held, key=lambda one: one.job_id):
         connection.execute(
             update(charges)
-            .where(
-                charges.c.job_id == charge.job_id,
-                charges.c.attempts == charge.attempts,
-                charges.c.state == State.SENDING,
-            )
+            .where(_is_held(charge))
             .values(state=State.WAITING, attempts=charges.c.attempts - 1, lease_until=None, due_at=now)
         )
+
+
+def _is_held(charge: Charge) -> ColumnElement[bool]:
+    """Whether the attempt that `charge` stands for is still the last one, and not settled."""
+    return (
+        (charges.c.job_id == charge.job_id)
+        & (charges.c.attempts == charge.attempts)
+        & (charges.c.holder == charge.holder)
+        & (charges.c.state == State.SENDING)
+    )
 
 
 def take_due(connection: Connection, now: datetime, look_again_at: datetime, limit: int) -> list[Due]:
@@ -178,39 +209,44 @@ def take_due(connection: Connection, now: datetime, look_again_at: datetime, lim
     return sorted(Due(*row) for row in taken)
 
 
-def expire(
-    connection: Connection, now: datetime, *, ask_again: Collection[Kind], attempts_max: int, limit: int
-) -> tuple[list[str], list[str]]:
-    """End the attempts whose lease is over: their holder is dead, and the carrier may have taken the message.
-
-    A carrier that honours the job id (its kind is in `ask_again`) is asked once more, as long as attempts are left.
-    Otherwise the job is `unknown`: it stays charged and is never sent again silently.
-
-    Returns the ids of the jobs that wait for another attempt, and of those that are unknown now.
-    """
-    expired = connection.execute(
+def lock_dead(connection: Connection, now: datetime, limit: int) -> list[Charge]:
+    """The jobs whose lease is over, so whose holder is dead, locked until the transaction ends."""
+    dead = connection.execute(
         select(charges.c.job_id)
         .where(charges.c.lease_until <= now)
         .order_by(charges.c.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).scalars()
-    again = charges.c.kind.in_(ask_again) & (charges.c.attempts < attempts_max)
-    ended = connection.execute(
+    return list(read(connection, list(dead)).values())
+
+
+def with_deaths(connection: Connection, job_ids: Collection[str]) -> set[str]:
+    """Those of `job_ids` over which a worker has died."""
+    found = connection.execute(select(charges.c.job_id).where(charges.c.job_id.in_(job_ids), charges.c.deaths > 0))
+    return set(found.scalars())
+
+
+def lock_unknown(connection: Connection, job_ids: Collection[str]) -> list[Charge]:
+    """Those of `job_ids` whose outcome is unknown, locked in id order until the transaction ends."""
+    found = connection.execute(
+        select(charges.c.job_id)
+        .where(charges.c.job_id.in_(job_ids), charges.c.state == State.UNKNOWN)
+        .order_by(charges.c.job_id)
+        .with_for_update()
+    ).scalars()
+    locked = list(found)
+    return [charge for job_id, charge in sorted(read(connection, locked).items())]
+
+
+def begin_anew(connection: Connection, charge: Charge, content: dict[str, Any], now: datetime) -> None:
+    """Let an unknown job wait, due at once, as if nobody had tried it before."""
+    connection.execute(
         update(charges)
-        .where(charges.c.job_id.in_(list(expired)))
-        .values(
-            state=case((again, State.WAITING), else_=State.UNKNOWN),
-            lease_until=None,
-            due_at=case((again, now), else_=None),
-            maybe_taken=True,
-            reason=None,
-            detail="The worker that was sending this died or lost its database: the carrier may have taken it.",
-        )
-        .returning(charges.c.job_id, charges.c.state)
-    ).all()
-    waiting = [row.job_id for row in ended if row.state == State.WAITING]
-    return waiting, [row.job_id for row in ended if row.state != State.WAITING]
+        .where(charges.c.job_id == charge.job_id, charges.c.state == State.UNKNOWN)
+        .values(state=State.WAITING, reason=None, detail=None, attempts=0, deaths=0, holder=None, handed_at=None,
+                due_at=now, content=content)
+    )  # fmt: skip
 
 
 def count_states(connection: Connection, bulk_id: str) -> dict[State, int]:

@@ -1,30 +1,44 @@
-"""The database: how connections begin, and transactions that are run again as a whole when they only lost a race."""
+"""The database: how connections begin, and transactions that are run again as a whole after what passes."""
 
 import functools
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import structlog
 import tenacity
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity.nap import sleep_using_event
 
 POSTGRES_SESSION = "-c lock_timeout=15s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
 """A wait that long is a fault; it ends the transaction, which is then run again."""
 SQLITE_BUSY_S = 60.0
 """SQLite has one writer at a time; the others wait for it this long."""
-LOST_RACES = frozenset({"40001", "40P01", "55P03"})
-"""SQLSTATEs after which the same transaction may succeed: serialization failure, deadlock, lock not available."""
+PASSING = frozenset(
+    {
+        *("40001", "40P01", "55P03"),  # a race was lost: serialization failure, deadlock, lock not available
+        *("57P01", "57P02", "57P03", "25006"),  # shut down, crashed, starting up, read-only because of a fail-over
+        *("57014", "57P05", "25P03", "53300"),  # cancelled for taking too long, idle too long, too many connections
+    }
+)
+"""SQLSTATEs after which the same transaction may succeed; so it may after all of class 08 (connection exceptions)."""
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class Database:
     """One database and its pool of connections. Safe for threads; make it after a fork, not before."""
 
-    def __init__(self, url: str, pool_size: int = 10) -> None:
+    def __init__(self, url: str, pool_size: int = 10, wait_s: float = 300.0) -> None:
+        self.wait_s = wait_s
+        self.closing = threading.Event()
         parsed = make_url(url)
         # Parameters are data of customers and must not appear in the text of an exception.
         options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "hide_parameters": True}
@@ -33,7 +47,6 @@ class Database:
         else:
             parsed = parsed.set(drivername="postgresql+psycopg")
             options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10}
-            options["pool_pre_ping"] = True
         self.engine: Engine = create_engine(parsed, **options)
         # Everything that is read together is of one moment.
         snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -60,31 +73,60 @@ class Database:
             yield connection
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction that writes, and again as a whole when it lost a race for a lock."""
-        return self._again(functools.partial(self._once, work))
+        """Run `work` in a transaction that writes, and again as a whole when it lost a race or its connection.
 
-    def _once(self, work: Callable[[Connection], T]) -> T:
-        with self.begin() as connection:
+        A connection that is lost during COMMIT leaves open whether the transaction happened: `work` must bear to be run
+        again after it did. While the database cannot be reached this waits, for `wait_s` at most.
+        """
+        return self._patiently(functools.partial(self._once, self.engine, work))
+
+    def look(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that only reads and sees one state of things; patient like `transact`."""
+        return self._patiently(functools.partial(self._once, self._reading, work))
+
+    def _once(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        with engine.begin() as connection:
             return work(connection)
 
-    def _again(self, once: Callable[[], T]) -> T:
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lost_a_race),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_attempt(12),
+    def _patiently(self, once: Callable[[], T]) -> T:
+        patient = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(passes),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=5.0),
+            stop=tenacity.stop_after_delay(self.wait_s) | tenacity.stop_when_event_set(self.closing),
+            before_sleep=_say_waiting,
+            sleep=sleep_using_event(self.closing),
             reraise=True,
-        )(once)
+        )
+        result: T = patient(once)
+        return result
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and let nobody wait for the database any more."""
+        self.closing.set()
         self.engine.dispose()
 
 
-def lost_a_race(error: BaseException) -> bool:
-    """Whether the same transaction, run again, may succeed: nothing of it was written."""
+def passes(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when it is run again: a race was lost, or the database was gone."""
+    if isinstance(error, PoolTimeoutError):
+        return True
     if not isinstance(error, DBAPIError):
         return False
-    return getattr(error.orig, "sqlstate", None) in LOST_RACES or "database is locked" in str(error.orig)
+    if _is_sqlite(error):
+        return "database is locked" in str(error.orig)
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # no answer at all: refused, reset, timed out
+        return isinstance(error, (OperationalError, InterfaceError))
+    return state in PASSING or state.startswith("08")
+
+
+def _is_sqlite(error: DBAPIError) -> bool:
+    return isinstance(error.orig, sqlite3.Error)
+
+
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number in (6, 12) or state.attempt_number % 24 == 0:
+        log.warning("the database does not answer, or many wait for it; trying on", attempts=state.attempt_number)
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

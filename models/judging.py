@@ -1,5 +1,6 @@
 """What a carrier's answer means for a charge. Pure: the whole rule of refunds and retries in one place."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -31,11 +32,53 @@ def judge(  # noqa: PLR0911  one case, one outcome
         case Outcome.NOT_NOW if not used_up:
             return _wait(charge, receipt, refused, patience, now, pending=_left(charge, refused))
         case Outcome.UNSURE if ask_again and not used_up:
-            return _wait(charge, receipt, refused, patience, now, pending=_left(charge, refused), maybe_taken=True)
-        case Outcome.NOT_NOW if not charge.maybe_taken:
+            return _wait(charge, receipt, refused, patience, now, pending=_left(charge, refused), in_doubt=True)
+        case Outcome.NOT_NOW if charge.handed_at is None:
             return _never(charge, receipt, refused, Reason.CARRIER_UNAVAILABLE)
         case _:
             return _unknown(charge, receipt, refused)
+
+
+DEATHS_MAX = 3
+"""Workers that may die over one job before it is set aside: it may be what kills them."""
+
+
+def judge_death(charge: Charge, *, patience: Patience, ask_again: bool, now: datetime) -> Settlement:
+    """How an attempt ends whose lease is over: its worker is dead, or has lost its database for too long.
+
+    As long as nothing was handed over, or the carrier honours the job id (`ask_again`), the job is tried again, a few
+    times. Otherwise the carrier may have taken it, and only a person can tell.
+    """
+    in_doubt = charge.handed_at is not None or ask_again
+    refused = charge.recipients_refused or {}
+    if charge.deaths + 1 < DEATHS_MAX and not patience.used_up(charge.attempts) and (ask_again or not in_doubt):
+        receipt = Receipt(Outcome.NOT_NOW, "The worker died, or lost its database, before the outcome was known.")
+        ended = _wait(charge, receipt, refused, patience, now, pending=_pending(charge), in_doubt=in_doubt)
+        return replace(ended, reason=None, death=True)
+    if in_doubt:
+        words = "The worker died, or lost its database, while the carrier may have taken the message."
+        return replace(_unknown(charge, Receipt(Outcome.UNSURE, words), refused), death=True)
+    words = f"{charge.deaths + 1} workers died over this job before it was handed over: it may be what kills them."
+    return replace(_never(charge, Receipt(Outcome.NEVER, words), refused, Reason.CARRIER_UNAVAILABLE), death=True)
+
+
+def judge_refund(charge: Charge) -> Settlement:
+    """How an unknown job ends when a person decides that the carrier did not take it.
+
+    Recipients whom earlier attempts certainly reached stay charged.
+    """
+    words = "A person decided that the carrier did not take it: what it cost went back."
+    receipt = Receipt(Outcome.NEVER, words)
+    ended = _never(charge, receipt, charge.recipients_refused or {}, Reason.CARRIER_UNAVAILABLE)
+    return replace(ended, reason=Reason.CARRIER_UNAVAILABLE, detail=words)
+
+
+def content_to_resend(charge: Charge) -> dict[str, Any]:
+    """What the next attempt of an unknown job is to hand over: to nobody who has refused it already."""
+    content: dict[str, Any] = charge.content or {}
+    if charge.kind == "sms":
+        return content
+    return {**content, "recipients": _left(charge, charge.recipients_refused or {}) or _pending(charge)}
 
 
 def _pending(charge: Charge) -> list[str]:
@@ -53,7 +96,8 @@ def _handed_over(charge: Charge) -> int:
     """To how many recipients earlier attempts have handed the message over already."""
     if charge.kind == "sms":
         return 0
-    return charge.credits - len(charge.recipients_refused or {}) - len(_pending(charge))
+    refused = charge.recipients_refused or {}
+    return charge.credits - len(refused) - len(_left(charge, refused))
 
 
 def _wait(
@@ -64,7 +108,7 @@ def _wait(
     now: datetime,
     *,
     pending: list[str],
-    maybe_taken: bool = False,
+    in_doubt: bool = False,
 ) -> Settlement:
     return Settlement(
         charge=charge,
@@ -74,7 +118,7 @@ def _wait(
         recipients_refused=refused or None,
         due_at=now + patience.wait(charge.attempts),
         content={**(charge.content or {}), "recipients": pending} if charge.kind == "email" else None,
-        maybe_taken=charge.maybe_taken or maybe_taken,
+        in_doubt=charge.handed_at is not None or in_doubt,
     )
 
 
@@ -113,5 +157,5 @@ def _unknown(charge: Charge, receipt: Receipt, refused: dict[str, str]) -> Settl
         state=State.UNKNOWN,
         detail=receipt.detail,
         recipients_refused=refused or None,
-        maybe_taken=True,
+        in_doubt=True,
     )

@@ -43,20 +43,26 @@ class Settlement:
     carrier_reference: str | None = None
     due_at: datetime | None = None
     content: dict[str, Any] | None = None
-    maybe_taken: bool = False
+    in_doubt: bool = False
+    """Whether the carrier may have the message all the same."""
+    death: bool = False
+    """Whether the attempt ended because its worker died."""
 
 
-def charge(connection: Connection, jobs: Sequence[Job], *, now: datetime, lease_until: datetime) -> list[Charge]:
+def charge(
+    connection: Connection, jobs: Sequence[Job], *, holder: str, now: datetime, lease_until: datetime
+) -> list[Charge]:
     """Charge each job to its sender's credit owner, and hold it for sending until `lease_until`.
 
     What comes back, in the order of `jobs`: fresh charges, which the caller must now deliver; refused ones (sender
     unknown, balance too small, in job order); and, for ids that were known, the charge as it stands, whose digest
-    tells whether it was the same job.
+    tells whether it was the same job. Run again under the same `holder`, after a commit whose answer was lost, it finds
+    what it charged then.
     """
     people = fence(connection, {job.sender for job in jobs})
     account_ids = _account_ids(connection, {person.owner for person in people.values()})
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
-    made = {job_id: _made(job, people.get(job.sender), State.SENDING, now) for job_id, job in first.items()}
+    made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
     new = _insert(connection, list(made.values()), account_ids, lease_until=lease_until)
     debits = [
         Move(account_ids[one.payer, one.kind], -one.credits, f"charge:{one.job_id}")
@@ -67,7 +73,7 @@ def charge(connection: Connection, jobs: Sequence[Job], *, now: datetime, lease_
     stand = {
         **made,
         **_refuse_unaffordable(connection, made, short, now),
-        **charging.read(connection, made.keys() - new),
+        **{job_id: _mine(known, holder) for job_id, known in charging.read(connection, made.keys() - new).items()},
     }
     return [stand[job.job_id] if job is first[job.job_id] else replace(stand[job.job_id], fresh=False) for job in jobs]
 
@@ -103,14 +109,17 @@ def charge_bulk(
     return made
 
 
-def settle(connection: Connection, settlements: Sequence[Settlement], now: datetime) -> list[Settlement]:
+def settle(
+    connection: Connection, settlements: Sequence[Settlement], now: datetime, *, before: State = State.SENDING
+) -> list[Settlement]:
     """Write how attempts ended, and give back what is to be given back, to the account that paid.
 
-    Returns the settlements that counted: an attempt whose lease was lost to another has no say any more.
+    Returns the settlements that counted: an attempt whose lease was lost to another has no say any more. `before` is
+    the state that ends: `unknown` where a person has decided.
     """
     counted, refunds = [], []
     for one in sorted(settlements, key=lambda settlement: settlement.charge.job_id):
-        account_id = _settle_one(connection, one, now)
+        account_id = _settle_one(connection, one, now, before)
         if account_id is None:
             continue
         counted.append(one)
@@ -175,6 +184,10 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
     return short
 
 
+def _mine(known: Charge, holder: str) -> Charge:
+    return replace(known, fresh=known.holder == holder and known.state is State.SENDING)
+
+
 def _account_ids(connection: Connection, owners: set[str]) -> dict[tuple[str, str], int]:
     found = connection.execute(
         select(accounts.c.owner_id, accounts.c.kind, accounts.c.id).where(accounts.c.owner_id.in_(owners))
@@ -182,7 +195,7 @@ def _account_ids(connection: Connection, owners: set[str]) -> dict[tuple[str, st
     return {(row.owner_id, row.kind): row.id for row in found}
 
 
-def _made(job: Job, sender: Person | None, state: State, now: datetime) -> Charge:
+def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: str | None = None) -> Charge:
     """The charge of a new job in `state`, or refused where the sender is unknown."""
     refusal = None if sender else unknown(job.sender)
     return Charge(
@@ -198,7 +211,9 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime) -> Charg
         reason=refusal.reason if refusal else None,
         detail=refusal.detail if refusal else None,
         attempts=1 if sender and state is State.SENDING else 0,
-        maybe_taken=False,
+        deaths=0,
+        holder=holder,
+        handed_at=None,
         content=job.content if sender and state in charging.OPEN else None,
         recipients_refused=None,
         carrier_reference=None,
@@ -237,7 +252,8 @@ def _insert(
             "attempts": one.attempts,
             "lease_until": lease_until if one.state is State.SENDING else None,
             "due_at": due_at if one.state is State.WAITING else None,
-            "maybe_taken": False,
+            "deaths": 0,
+            "holder": one.holder,
             "content": one.content,
             "bulk_id": one.bulk_id,
             "created_at": one.created_at,
@@ -296,7 +312,7 @@ def _how_many_fit(costs: Sequence[int], available: int) -> int:
     return fit
 
 
-def _settle_one(connection: Connection, one: Settlement, now: datetime) -> int | None:
+def _settle_one(connection: Connection, one: Settlement, now: datetime, before: State) -> int | None:
     """Write the end of one attempt; the account that paid, or None if the attempt is no longer the last."""
     values: dict[str, Any] = {
         "state": one.state,
@@ -307,7 +323,8 @@ def _settle_one(connection: Connection, one: Settlement, now: datetime) -> int |
         "due_at": one.due_at,
         "recipients_refused": one.recipients_refused,
         "carrier_reference": one.carrier_reference,
-        "maybe_taken": one.maybe_taken,
+        "deaths": one.charge.deaths + one.death,
+        "handed_at": (one.charge.handed_at or now) if one.in_doubt else None,
         "final_at": now if one.state in charging.FINAL else None,
     }
     if one.state in charging.FINAL:
@@ -319,7 +336,8 @@ def _settle_one(connection: Connection, one: Settlement, now: datetime) -> int |
         .where(
             charges.c.job_id == one.charge.job_id,
             charges.c.attempts == one.charge.attempts,
-            charges.c.state == State.SENDING,
+            charges.c.holder == one.charge.holder,
+            charges.c.state == before,
         )
         .values(**values)
         .returning(charges.c.account_id)

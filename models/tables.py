@@ -165,7 +165,11 @@ charges = Table(
     Column("attempts", SmallInteger, nullable=False),
     Column("lease_until", Instant),
     Column("due_at", Instant),
-    Column("maybe_taken", Boolean, nullable=False),
+    Column("deaths", SmallInteger, nullable=False),
+    # Who made the last attempt its own: known again after a commit whose answer was lost.
+    Column("holder", String(32)),
+    # Since when the carrier may have the message without our knowing its answer.
+    Column("handed_at", Instant),
     Column("content", JSON(none_as_null=True)),
     Column("recipients_refused", JSON(none_as_null=True)),
     Column("carrier_reference", String(300)),
@@ -183,6 +187,7 @@ charges = Table(
     CheckConstraint("(account_id IS NULL) = (state IN ('refused', 'bulk'))", name="somebody_paid"),
     CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="lease_while_sending"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'waiting')", name="due_while_waiting"),
+    CheckConstraint("handed_at IS NULL OR state IN ('sending', 'waiting', 'unknown')", name="doubt_while_open"),
     CheckConstraint("(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))", name="final_has_its_time"),
     # A message is kept only while something may still be done with it.
     CheckConstraint("(content IS NOT NULL) = (state IN ('waiting', 'sending', 'unknown'))", name="content_while_open"),
@@ -193,6 +198,11 @@ Index("ix_charges_due_at", charges.c.due_at, postgresql_where=charges.c.due_at.i
       sqlite_where=charges.c.due_at.is_not(None))  # fmt: skip
 Index("ix_charges_lease_until", charges.c.lease_until, postgresql_where=charges.c.lease_until.is_not(None),
       sqlite_where=charges.c.lease_until.is_not(None))  # fmt: skip
+# For the audit, which looks at what was settled or begun lately, whatever history there is.
+Index("ix_charges_final_at", charges.c.final_at, postgresql_where=charges.c.final_at.is_not(None),
+      sqlite_where=charges.c.final_at.is_not(None))  # fmt: skip
+Index("ix_charges_open_created_at", charges.c.created_at, postgresql_where=charges.c.final_at.is_(None),
+      sqlite_where=charges.c.final_at.is_(None))  # fmt: skip
 Index("ix_charges_bulk_id", charges.c.bulk_id, postgresql_where=charges.c.bulk_id.is_not(None),
       sqlite_where=charges.c.bulk_id.is_not(None))  # fmt: skip
 
@@ -214,6 +224,7 @@ orders = Table(
     CheckConstraint("amount >= 0", name="amount_not_negative"),
     Index("ix_orders_owner_id_at", "owner_id", "at"),
     Index("ix_orders_buyer_id_at", "buyer_id", "at"),
+    Index("ix_orders_at", "at"),
 )
 
 owner_changes = Table(
@@ -246,5 +257,61 @@ refusals = Table(
     Index("ix_refusals_task_id", "task_id"),
 )
 
-APPEND_ONLY = ("entries", "owner_changes", "refusals")
+decisions = Table(
+    "decisions",
+    metadata,
+    _key(),
+    Column("job_id", String(72), ForeignKey("charges.job_id"), nullable=False),
+    Column("decision", String(6), nullable=False),
+    _id("operator", nullable=False),
+    Column("note", String(500)),
+    Column("at", Instant, nullable=False),
+    CheckConstraint("decision IN ('refund', 'resend')", name="known_decision"),
+    Index("ix_decisions_job_id", "job_id"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    _key(),
+    Column("task", String(32), nullable=False),
+    # None where the job died long after its task.
+    Column("task_id", String(255)),
+    # The job's id, or the id of the task that brought it.
+    Column("key", String(255), nullable=False),
+    _id("person"),
+    Column("status", String(7), nullable=False),
+    Column("reason", String(40)),
+    Column("detail", Text),
+    Column("job", JSON(none_as_null=True), nullable=False),
+    # Of task, key and job: the same job that dies again has one letter.
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("at", Instant, nullable=False),
+    Column("replayed_as", String(255)),
+    Column("replayed_at", Instant),
+    CheckConstraint("status IN ('refused', 'failed', 'fault')", name="known_status"),
+    CheckConstraint("(replayed_as IS NULL) = (replayed_at IS NULL)", name="replayed_as_something"),
+    Index("ix_dead_letters_at", "at"),
+)
+
+audit_marks = Table(
+    "audit_marks",
+    metadata,
+    # How far an account's entries have been checked. No foreign key: it would lock accounts, which every charge wants.
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("balance", BigInteger, nullable=False),
+)
+
+audit_progress = Table(
+    "audit_progress",
+    metadata,
+    # One row: when an audit last found nothing, and when one of the whole history did.
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("checked_at", Instant, nullable=False),
+    Column("whole_at", Instant),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+APPEND_ONLY = ("entries", "owner_changes", "refusals", "decisions")
 """Tables whose rows are never changed or removed: triggers refuse it (see the migrations)."""

@@ -47,13 +47,14 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     if charge.fresh and charge.state is State.BULK:
         enqueue_resume(context, whole.kind, dict.fromkeys((message.job_id for message in messages), 0))
-    with context.database.read() as connection:
-        return bulk_answer(
+    return context.database.look(
+        lambda connection: bulk_answer(
             charge,
             charging.count_states(connection, bulk_id),
             charging.bulk_payer(connection, bulk_id),
             charging.charged_now(connection, bulk_id),
         )
+    )
 
 
 @shared_task(name="email.send_many", base=Door, ignore_result=True)

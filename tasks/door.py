@@ -11,10 +11,13 @@ from typing import Any, cast
 
 import structlog
 from celery import Task
+from celery.exceptions import Reject
 from celery.worker.request import Request
+from sqlalchemy import Connection
 
-from models import refusals
+from models import dead, refusals
 from models.answers import Answer, refused_answer
+from models.dead import Letter, Status
 from models.errors import Refused
 from models.messages import MESSAGES, Message, printable, read
 from tasks.context import Context, Json
@@ -82,27 +85,80 @@ class Door(Task):  # type: ignore[type-arg]
             fields = self._answer(context, given, task_id)
         except Exception as fault:
             log.exception("fault", retries=self.request.retries)
-            raise self.retry(exc=fault, countdown=_wait_s(self.request.retries or 0)) from fault
+            raise self._try_again(context, given, task_id, fault) from fault
         log.log(self.log_level, "answered", status=fields.get("status"), reason=fields.get("reason"))
         return Answer(fields)
 
     def _answer(self, context: Context, given: object, task_id: str) -> Json:
         try:
-            return cast("Json", self.run(context, self._read(given, task_id)))
+            fields = cast("Json", self.run(context, self._read(given, task_id)))
         except Refused as why:
             return self._refuse(context, given, task_id, why)
+        if fields.get("status") == "refused":
+            letters = self._letters(context, given, task_id, "refused", fields["reason"], fields["detail"])
+            if letters:
+                context.database.transact(lambda connection: dead.keep(connection, letters, context.now()))
+        return fields
 
     def _read(self, given: object, task_id: str) -> Message:
         return read(self.name, given, job_id=task_id)
 
     def _refuse(self, context: Context, given: object, task_id: str, why: Refused) -> Json:
         key, person = named(given, KEYS), named(given, PEOPLE)
-        context.database.transact(
-            lambda connection: refusals.record(
+        letters = self._letters(context, given, task_id, "refused", why.reason, why.detail)
+
+        def write(connection: Connection) -> None:
+            refusals.record(
                 connection, task=self.name, task_id=task_id, key=key, person=person, why=why, now=context.now()
             )
-        )
+            dead.keep(connection, letters, context.now())
+
+        context.database.transact(write)
         return self._naming_its_job(given, task_id) | refused_answer(why.reason, why.detail)
+
+    def _try_again(self, context: Context, given: object, task_id: str, fault: Exception) -> Exception:
+        """What to raise after a fault: Celery's retry, or, when the retries are used up, the fault itself.
+
+        A job that is given up is a dead letter first. If that cannot be written, the job is not given up.
+        """
+        retries = self.request.retries or 0
+        if retries < FAULT_RETRIES or self.request.called_directly:
+            return self._come_back(fault, retries, FAULT_RETRIES)
+        detail = f"{type(fault).__name__}, {retries + 1} times: the log says more."
+        letters = self._letters(context, given, task_id, "fault", None, detail)
+        try:
+            context.database.transact(lambda connection: dead.keep(connection, letters, context.now()))
+        except Exception:
+            log.exception("a job that should be given up could not be kept", retries=retries)
+            return self._come_back(fault, retries, retries + 1)
+        log.error("given up after too many faults", kept=bool(letters), retries=retries)
+        return fault
+
+    def _come_back(self, fault: Exception, retries: int, most: int) -> Exception:
+        """Enqueue the job once more; if the broker does not take it, leave it where it is."""
+        try:
+            return self.retry(exc=fault, countdown=_wait_s(retries), max_retries=most)
+        except Reject:  # without this Celery would drop it
+            raise Reject(type(fault).__name__, requeue=True) from fault
+
+    def _letters(  # noqa: PLR0917
+        self, context: Context, given: object, task_id: str, status: Status, reason: str | None, detail: str
+    ) -> list[Letter]:
+        """The dead letter of this job, or none where nothing is kept of it."""
+        if not context.keeps_dead or not isinstance(given, dict) or not dead.can_be_kept(self.name, given):
+            return []
+        return [
+            Letter(
+                task=self.name,
+                task_id=task_id,
+                key=named(given, KEYS) or task_id,
+                person=named(given, PEOPLE),
+                status=status,
+                reason=reason,
+                detail=detail,
+                job=given,
+            )
+        ]
 
     def _naming_its_job(self, given: object, task_id: str) -> Json:
         """The id under which the producer knows the job."""

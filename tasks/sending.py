@@ -4,13 +4,15 @@ The charge is committed before the carrier is called, and no database connection
 said is settled in a second short transaction. Whoever dies in between leaves a lease that ends.
 """
 
+import functools
+import uuid
 from collections.abc import Mapping, Sequence
 
 import structlog
 from celery import shared_task
 
 from models import charges as charging
-from models import ledger
+from models import dead, ledger
 from models.answers import message_answer
 from models.carriers import Carrier, Email, Parcel, Sms
 from models.charges import Charge, Job, State
@@ -33,8 +35,9 @@ def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charg
     """
     jobs = [job_of(task, message) for message in messages]
     now = context.now()
+    holder, lease_until = uuid.uuid4().hex, now + context.patience.lease
     charges = context.database.transact(
-        lambda connection: ledger.charge(connection, jobs, now=now, lease_until=now + context.patience.lease)
+        lambda connection: ledger.charge(connection, jobs, holder=holder, now=now, lease_until=lease_until)
     )
     settled = deliver(context, [charge for charge in charges if charge.fresh])
     return [settled.get(charge.job_id, charge) for charge in charges]
@@ -42,8 +45,10 @@ def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charg
 
 def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
     """Make the next attempt of jobs that wait for one, given how many each has had; the others are left alone."""
-    lease_until = context.now() + context.patience.lease
-    held = context.database.transact(lambda connection: charging.claim(connection, attempts, lease_until=lease_until))
+    holder, lease_until = uuid.uuid4().hex, context.now() + context.patience.lease
+    held = context.database.transact(
+        lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
+    )
     return list(deliver(context, held).values())
 
 
@@ -73,15 +78,35 @@ def _hand_back(context: Context, held: Sequence[Charge]) -> None:
 def _deliver_one(context: Context, charge: Charge) -> Charge:
     structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
     carrier: Carrier = context.carriers[charge.kind]
-    receipt = carrier.deliver(parcel_of(charge)).tidied()
+    try:
+        receipt = carrier.deliver(parcel_of(charge), functools.partial(_note_handing_over, context, charge)).tidied()
+    except LeaseLostError:
+        log.warning("the lease of this attempt ended before anything was handed over")
+        return _as_it_stands(context, charge)
     now = context.now()
     settlement = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=now)
     log.info("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)
-    counted = context.database.transact(lambda connection: ledger.settle(connection, [settlement], now))
+    keep_dead = context.keeps_dead
+    counted = context.database.transact(
+        lambda connection: dead.settle(connection, [settlement], now, keep_dead=keep_dead)
+    )
     if not counted:
         log.warning("the lease of this attempt ended before it did: its outcome was not counted")
-    with context.database.read() as connection:
-        return charging.read(connection, [charge.job_id])[charge.job_id]
+    return _as_it_stands(context, charge)
+
+
+class LeaseLostError(Exception):
+    """Somebody else has the job now: nothing more may be done for this attempt."""
+
+
+def _note_handing_over(context: Context, charge: Charge) -> None:
+    """Commit, before the carrier can accept the message, that it may have: whoever comes after a crash must know."""
+    if not context.database.transact(lambda connection: charging.mark_handed(connection, charge, context.now())):
+        raise LeaseLostError
+
+
+def _as_it_stands(context: Context, charge: Charge) -> Charge:
+    return context.database.look(lambda connection: charging.read(connection, [charge.job_id]))[charge.job_id]
 
 
 def job_of(task: str, message: SendOne, *, job_id: str | None = None, bulk_id: str | None = None,
@@ -100,9 +125,9 @@ def job_of(task: str, message: SendOne, *, job_id: str | None = None, bulk_id: s
 
 
 def content_of(message: SendOne) -> Json:
-    """What is kept of a message while it is not final: all that an attempt needs."""
+    """What is kept of a message while it is not final: all that an attempt needs, and all that was asked for."""
     if isinstance(message, SendEmail):
-        content = message.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "bcc"})
+        content = message.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender"})
         return {**content, "recipients": list(message.recipients())}
     return {
         **message.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender"}),

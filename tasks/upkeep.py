@@ -1,12 +1,19 @@
-"""What beat asks for: jobs whose next attempt is due, and attempts whose holder is dead."""
+"""What beat asks for: due attempts, attempts whose holder is dead, dead letters that are old, and audits."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import structlog
 from celery import shared_task
+from sqlalchemy import Connection
 
+from models import audit as auditing
 from models import charges as charging
+from models import dead
+from models.charges import Due, State
 from models.fields import KINDS
+from models.judging import judge_death
+from models.ledger import Settlement
 from tasks.context import Context, Json
 from tasks.door import InnerDoor
 from tasks.sending import enqueue_resume
@@ -14,40 +21,78 @@ from tasks.sending import enqueue_resume
 log = structlog.get_logger(__name__)
 
 SWEPT_AT_ONCE = 500
+ERASED_AT_ONCE = 500
 LOOK_AGAIN = timedelta(seconds=60)
 """A job that was put on its queue is put there again if nobody has taken it up by then."""
 
 
 def sweep(context: Context) -> Json:
-    """End dead attempts, and enqueue what is due."""
-    waiting, unknown = end_dead_attempts(context)
+    """End dead attempts, enqueue what is due, and erase what was kept long enough."""
+    ended = end_dead_attempts(context)
     now = context.now()
     due = context.database.transact(
         lambda connection: charging.take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE)
     )
+    enqueue_due(context, due)
+    before = now - context.keep_dead
+    erased = context.database.transact(lambda connection: dead.erase(connection, before, ERASED_AT_ONCE))
+    return {"status": "done", "resumed": len(due), "ended": len(ended), "erased": erased}
+
+
+def enqueue_due(context: Context, due: Sequence[Due]) -> None:
+    """Ask for the next attempts: many in one message, but of a job over which a worker has died alone.
+
+    It may be what killed the worker, and would take those along that are resumed with it.
+    """
+    job_ids = [job.job_id for job in due]
+    suspects = context.database.look(lambda connection: charging.with_deaths(connection, job_ids)) if due else set()
     for kind in KINDS:
-        enqueue_resume(context, kind, {job.job_id: job.attempts for job in due if job.kind == kind})
-    return {"status": "done", "resumed": len(due), "expired": len(waiting), "unknown": len(unknown)}
+        harmless = (job for job in due if job.kind == kind and job.job_id not in suspects)
+        enqueue_resume(context, kind, {job.job_id: job.attempts for job in harmless})
+    for job in due:
+        if job.job_id in suspects:
+            enqueue_resume(context, job.kind, {job.job_id: job.attempts})
 
 
-def end_dead_attempts(context: Context) -> tuple[list[str], list[str]]:
-    """End the attempts whose lease is over; the ids that will be tried again, and those that are unknown now."""
-    ask_again = [kind for kind in KINDS if context.carriers[kind].honours_job_id]
-    waiting, unknown = context.database.transact(
-        lambda connection: charging.expire(
-            connection,
-            context.now(),
-            ask_again=ask_again,
-            attempts_max=context.patience.attempts_max,
-            limit=SWEPT_AT_ONCE,
+def end_dead_attempts(context: Context) -> list[Settlement]:
+    """End the attempts whose lease is over: each job is tried again, set aside, or unknown."""
+    ended = context.database.transact(lambda connection: _end_dead_attempts(context, connection))
+    for one in ended:
+        say = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning
+        say("a worker died", job=one.charge.job_id, sender=one.charge.sender, payer=one.charge.payer, state=one.state)
+    return ended
+
+
+def _end_dead_attempts(context: Context, connection: Connection) -> list[Settlement]:
+    now = context.now()
+    settlements = [
+        judge_death(
+            charge,
+            patience=context.patience,
+            ask_again=context.carriers[charge.kind].honours_job_id,
+            now=now,
         )
-    )
-    for job_id in unknown:
-        log.warning("unknown: its worker died while the carrier may have taken it", job=job_id)
-    return waiting, unknown
+        for charge in charging.lock_dead(connection, now, SWEPT_AT_ONCE)
+    ]
+    return dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
+
+
+def audit(context: Context) -> Json:
+    """Check the invariants of the money on what is new; each fault is an error in the log."""
+    patience = timedelta(seconds=context.database.wait_s)
+    found = auditing.check(context.database, context.now(), patience=patience)
+    for one in found.findings:
+        log.error("audit finding", invariant=one.invariant, subject=one.subject, difference=one.difference)
+    return found.as_json()
 
 
 @shared_task(name="upkeep.sweep", base=InnerDoor, ignore_result=True)
 def upkeep_sweep(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
     """One round of upkeep."""
     return sweep(context)
+
+
+@shared_task(name="upkeep.audit", base=InnerDoor, ignore_result=True)
+def upkeep_audit(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
+    """One audit of what is new."""
+    return audit(context)

@@ -16,8 +16,7 @@ V = TypeVar("V", bound=View)
 
 def show(context: Context, what: Callable[[Connection, V], Json], view: V) -> Json:
     """What the viewer asked to see."""
-    with context.database.read() as connection:
-        return what(connection, view)
+    return context.database.look(lambda connection: what(connection, view))
 
 
 @shared_task(name="views.overview", base=Door)

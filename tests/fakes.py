@@ -42,7 +42,8 @@ class Clock:
 class FakeCarrier:
     """A carrier that keeps what it is given and says what it was told to say, then accepts everything.
 
-    A scripted exception is raised; a scripted function is called with the parcel, and says what the carrier says.
+    A scripted exception is raised, before anything is handed over; a scripted function is called with the parcel, and
+    says what the carrier says.
     """
 
     def __init__(self, *script: Scripted, honours_job_id: bool = False) -> None:
@@ -51,12 +52,14 @@ class FakeCarrier:
         self.parcels: list[Parcel] = []
         self.closed = False
 
-    def deliver(self, parcel: Parcel) -> Receipt:
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
         """Keep the parcel, and follow the script."""
         self.parcels.append(parcel)
         said = self.script.pop(0) if self.script else ACCEPTED
         if isinstance(said, Exception):
             raise said
+        if not self.honours_job_id:
+            about_to_hand_over()
         return said if isinstance(said, Receipt) else said(parcel)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The Celery app: all wiring on one page."""
 
 import threading
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery, signals
@@ -60,7 +61,7 @@ def make_context(app: PostageApp) -> Context:
     """Open the database and the carriers."""
     settings = app.settings
     return Context(
-        database=Database(settings.database, settings.database_pool),
+        database=Database(settings.database, settings.database_pool, settings.database_wait_s),
         carriers={
             "email": open_email(settings.smtp_url, settings.smtp_timeout_s),
             "sms": open_sms(settings.sms_url, settings.sms_timeout_s),
@@ -72,12 +73,13 @@ def make_context(app: PostageApp) -> Context:
             longest_s=settings.retry_max_s,
             lease_s=settings.lease_s,
         ),
+        keep_dead=timedelta(seconds=settings.keep_dead_s),
     )
 
 
 def enqueue(app: Celery, task: str, given: Json) -> None:
-    """Put a task on its queue."""
-    app.send_task(task, args=[given], argsrepr="(…)")
+    """Put a task on its queue. Nobody here waits for its answer, and the result store is not even connected to."""
+    app.send_task(task, args=[given], argsrepr="(…)", ignore_result=True)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # For Flower. What events show of a job is its id and its sender (tasks/door.py).
         "worker_send_task_events": True,
         "task_send_sent_event": False,
-        "beat_schedule": schedule(settings.sweep_s),
+        "beat_schedule": schedule(settings.sweep_s, settings.audit_s),
         "beat_schedule_filename": str(settings.var / "beat-schedule"),
         "timezone": "UTC",
         "enable_utc": True,
@@ -145,6 +147,15 @@ def _set_up_child(**_kwargs: object) -> None:
     from celery import current_app  # noqa: PLC0415  the app of this process
 
     set_up_logging(current_app.settings)  # type: ignore[attr-defined]
+
+
+@signals.worker_shutting_down.connect
+def _stop_waiting(**_kwargs: object) -> None:
+    """A worker that is told to end does not wait for a database that is gone: its jobs go back to the queue."""
+    from celery import current_app  # noqa: PLC0415  the app of this process
+
+    app: PostageApp = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    app.context.database.closing.set()
 
 
 @signals.worker_shutdown.connect

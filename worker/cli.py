@@ -4,13 +4,13 @@ Sends go through the broker, like any producer's; purchases, changes and views a
 use cases that the tasks run.
 """
 
-import json
 import os
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,30 +19,37 @@ from celery.bin.base import CLIContext
 from celery.bin.beat import beat as celery_beat
 from celery.bin.control import control, inspect
 from celery.bin.worker import worker as celery_worker
-from rich.console import Console
+from kombu.exceptions import OperationalError as BrokerError
+from redis import RedisError
 
+from models import audit as auditing
 from models.answers import Answer
-from models.audit import audit as find_faults
 from models.errors import DatabaseBehindError
 from models.migrations import check_migrated, migrate
 from tasks.context import Json, utc_now
 from worker import screens
 from worker import status as reporting
-from worker.app import PostageApp, create_app
+from worker.app import create_app
+from worker.checks import DATABASE_ERRORS, NotReadyError, database_clock_differs, failure, require_ready
+from worker.deciding import dead, unknown
 from worker.embedded import EmbeddedError, embedded_broker
 from worker.house import UpError
 from worker.logs import set_up_logging
+from worker.metrics import MetricsError, served
 from worker.settings import Settings, SettingsError
+from worker.showing import as_json, show, the_app
 from worker.up import up as run_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPERATORS = {"worker", "beat", "flower", "inspect", "control", "send-email", "send-sms", "status"}
+OPERATORS = {"worker", "beat", "flower", "inspect", "control", "send-email", "send-sms", "status", "dead"}
 """Commands that need a broker; an embedded one is started for them unless it runs already."""
-NEED_SCHEMA = {"worker", "beat"}
-"""Commands that refuse to start on a database that is behind its migrations."""
+CHECKED = {"worker", "beat"}
+"""Commands that refuse to start while something they depend on is not as it must be (worker/checks.py)."""
 SAYS = {"worker", "beat", "flower", "up"}
 """Commands that run on and log; the others only speak to who asked."""
+ASKING_WAIT_S = 5.0
+"""How long the others wait for a database that does not answer: somebody sits before them."""
 
 
 class Postage(click.Group):
@@ -52,8 +59,10 @@ class Postage(click.Group):
         """Run a command; what a person can mend is said in a sentence, without a traceback."""
         try:
             return super().invoke(ctx)
-        except (SettingsError, EmbeddedError, DatabaseBehindError, UpError) as error:
+        except (SettingsError, EmbeddedError, DatabaseBehindError, UpError, NotReadyError, MetricsError) as error:
             raise click.ClickException(str(error)) from error
+        except (*DATABASE_ERRORS, BrokerError, RedisError) as error:
+            raise click.ClickException(failure(error, Settings.read())) from error
 
 
 @click.group(cls=Postage, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -75,7 +84,10 @@ def postage(ctx: click.Context) -> None:
         return
     settings = Settings.read()
     command = ctx.invoked_subcommand or ""
-    set_up_logging(settings if command in SAYS else settings.model_copy(update={"log_level": "WARNING"}))
+    if command not in SAYS:
+        wait_s = min(settings.database_wait_s, ASKING_WAIT_S)
+        settings = settings.model_copy(update={"log_level": "WARNING", "database_wait_s": wait_s})
+    set_up_logging(settings)
     if settings.database_url is None and command != "up":
         settings.var.mkdir(parents=True, exist_ok=True)
         migrate(settings.database)
@@ -85,31 +97,10 @@ def postage(ctx: click.Context) -> None:
     if command in OPERATORS:
         stack.enter_context(embedded_broker(settings))
     stack.callback(app.close_context)
-    if command in NEED_SCHEMA:
-        check_migrated(app.context.database)
-        app.close_context()  # a pool of forked children must not inherit connections
-
-
-def the_app(ctx: click.Context) -> PostageApp:
-    """The app that the group has made."""
-    return cast("PostageApp", ctx.obj.app)
-
-
-def as_json(command: F) -> F:
-    """Give a command the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
-
-
-def show(answer: Json, *, as_json: bool, screen: Callable[[Console, Json], None]) -> None:
-    """Print an answer, and end with exit code 1 if it is a refusal."""
-    if as_json:
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-    elif answer.get("status") == "refused":
-        click.echo(f"Refused ({answer['reason']}): {answer['detail']}", err=True)
-    else:
-        screen(Console(), answer)
-    if answer.get("status") in ("refused", "failed", "unknown"):
-        raise click.exceptions.Exit(1)
+    if command in CHECKED:
+        require_ready(settings)
+    if command == "worker":
+        stack.enter_context(served(settings))
 
 
 def ask(ctx: click.Context, task: str, given: Json) -> Json:
@@ -224,7 +215,7 @@ def _send(ctx: click.Context, task: str, given: Json, *, wait: float, as_json: b
         if job.get(body) == "-":
             job[body] = sys.stdin.read()
     job.setdefault("job_id", new_id("cli"))
-    sent = app.send_task(task, args=[job], argsrepr="(…)")
+    sent = app.send_task(task, args=[job], argsrepr="(…)", ignore_result=True)
     answer = reporting.wait_for(app.context, sent.id, job["job_id"], until=time.monotonic() + wait)
     show(answer, as_json=as_json, screen=screens.message)
 
@@ -356,16 +347,22 @@ def status(ctx: click.Context, job_id: str | None, as_json: bool) -> None:  # no
 
 
 @postage.command()
+@click.option("--full", is_flag=True, help="Check the whole history again, not only what is new since the last audit.")
 @as_json
 @click.pass_context
-def audit(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
+def audit(ctx: click.Context, full: bool, as_json: bool) -> None:  # noqa: FBT001
     """Check every invariant of the money. Exit code 0 only if all hold; names what differs."""
     database = the_app(ctx).context.database
     check_migrated(database)
-    with database.read() as connection:
-        findings = [
-            {"invariant": one.invariant, "subject": one.subject, "difference": one.difference}
-            for one in find_faults(connection, utc_now())
-        ]
-    answer = {"status": "failed" if findings else "done", "findings": findings}
-    show(answer, as_json=as_json, screen=screens.audit)
+    wrong_clock = database_clock_differs(database, utc_now)  # the time of this audit is where the next one goes on
+    if wrong_clock is not None:
+        raise click.ClickException(wrong_clock)
+    patience = timedelta(seconds=Settings.read().database_wait_s)  # of the workers, not of this command
+    found = auditing.check(database, utc_now(), patience=patience, whole=full)
+    show(found.as_json(), as_json=as_json, screen=screens.audit)
+
+
+# -- deciding ---------------------------------------------------------------------------------------------------------
+
+postage.add_command(unknown)
+postage.add_command(dead)

@@ -21,6 +21,7 @@ from rich.console import Console
 from models.migrations import migrate
 from tasks.context import Context
 from worker.app import PostageApp, create_app
+from worker.checks import require_ready
 from worker.embedded import dying_with_parent, embedded_broker
 from worker.outbox import MailReceiver, SmsReceiver
 from worker.settings import Settings
@@ -84,6 +85,7 @@ def open_house(settings: Settings, console: Console) -> Iterator[House]:
         stack.enter_context(exclusive(settings.var / "up.lock"))
         broker = stack.enter_context(embedded_broker(settings))
         console.print(f"Broker    {'embedded Valkey' if broker else 'as set by POSTAGE_BROKER_URL'}")
+        require_ready(settings, migrated=False)
         migrate(settings.database)
         console.print(f"Database  {'embedded SQLite' if settings.database_url is None else 'as set'}, migrated")
         settings, outbox = _with_receivers(settings, stack)
@@ -213,5 +215,9 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UpError(f"`postage up` runs already on {path.parent.resolve()}.") from None
+            sentence = (
+                f"`postage up` runs already on the folder {path.parent.resolve()}: end that one first (Ctrl-C where it "
+                "runs), or set POSTAGE_VAR to another folder for this one."
+            )
+            raise UpError(sentence) from None
         yield

@@ -7,7 +7,15 @@ from rich.text import Text
 
 from tasks.context import Json
 
-STYLES = {"sent": "green", "done": "green", "refused": "yellow", "failed": "red", "unknown": "magenta"}
+STYLES = {
+    "sent": "green",
+    "done": "green",
+    "refused": "yellow",
+    "failed": "red",
+    "unknown": "magenta",
+    "fault": "red",
+    "quarantined": "magenta",
+}
 
 
 def table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -143,10 +151,92 @@ def status(console: Console, answer: Json) -> None:
             jobs.add_row(kind, coloured(state), str(count))
     console.print(jobs)
     console.print(f"Refusals that took no key: {answer['refusals']}")
+    if answer["dead"] or answer["quarantined"]:
+        console.print(
+            f"Dead: {answer['dead']} jobs, and {answer['quarantined'] or 0} in quarantine: `postage dead list`."
+        )
+    if any(states.get("unknown") for states in answer["jobs"].values()):
+        console.print("Some messages are unknown: `postage unknown list`.")
+
+
+def unknown(console: Console, answer: Json) -> None:
+    """Messages whose outcome is unknown."""
+    if not answer["rows"]:
+        console.print("Nothing is unknown.", style="green")
+        return
+    rows = table("Unknown", "job", "kind", "sender", "credits", "paid by", "handed over", "why", numbers=("credits",))
+    for row in answer["rows"]:
+        rows.add_row(row["job_id"], row["kind"], row["sender"], str(row["credits"]), row["paid_by"],
+                     moment(row["handed_at"]), Text(row["detail"] or ""))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def decided(console: Console, answer: Json) -> None:
+    """What a person decided about unknown messages."""
+    for one in answer["settled"]:
+        if answer["decision"] == "resend":
+            console.print(f"{one['job_id']}: will be sent again.")
+        else:
+            back = one["cost"] - one["credits"]
+            console.print(f"{one['job_id']}: {back} of {one['cost']} credits went back to {one['paid_by']}.")
+    for one in answer["not_unknown"]:
+        console.print(Text(f"{one['job_id']}: {one['detail']} ({one['status']})"), style="red")
+    if not answer["settled"] and not answer["not_unknown"]:
+        console.print("Nothing is unknown.", style="green")
+
+
+def dead(console: Console, answer: Json) -> None:
+    """Dead jobs, without what they say."""
+    if answer.get("detail"):
+        console.print(Text(answer["detail"]), style="yellow")
+    if not answer["rows"]:
+        console.print("No dead jobs.", style="green")
+        return
+    rows = table("Dead jobs", "id", "kind", "task", "job", "person", "reason", "at", "replayed as")
+    for row in answer["rows"]:
+        if row["kind"] == "quarantined":
+            job, reason = row["queue"] or "", f"{row['bytes']} bytes"
+        else:
+            job, reason = row["key"], row["reason"] or ""
+        rows.add_row(row["id"], coloured(row["kind"]), Text(row["task"] or "-"), Text(job), row.get("person") or "",
+                     reason, moment(row.get("at")), Text(row.get("replayed_as") or ""))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def dead_one(console: Console, answer: Json) -> None:
+    """One dead job with all it says."""
+    for name, part in answer.items():
+        if name not in ("status", "job", "raw") and part is not None:
+            console.print(Text(f"{name}: {part}"))
+    if "raw" in answer:
+        console.print(Text(printable_lines(answer["raw"])))
+    else:
+        console.print_json(data=answer["job"], ensure_ascii=True)
+
+
+def printable_lines(text: str) -> str:
+    """`text` without what a terminal would obey."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
+def replayed(console: Console, answer: Json) -> None:
+    """What became of a replay."""
+    for row in answer["rows"]:
+        if row["replayed_as"] is None:
+            console.print(Text(f"{row['id']}: not replayed. {row['detail']}"), style="red")
+        else:
+            console.print(Text(f"{row['id']}: {row['task'] or 'the item'} is enqueued again, as {row['replayed_as']}."))
+    if not answer["rows"]:
+        console.print("Nothing to replay.", style="green")
 
 
 def audit(console: Console, answer: Json) -> None:
-    """The findings of an audit."""
+    """What an audit looked at, and what it found."""
+    looked_at = ", ".join(f"{count} {table}" for table, count in answer["examined"].items())
+    since = "the whole history" if answer["full"] else f"since {moment(answer['since']) or 'the beginning'}"
+    console.print(f"Looked at {looked_at}: {since}.")
     if not answer["findings"]:
         console.print("Every invariant of the money holds.", style="green")
         return

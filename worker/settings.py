@@ -40,6 +40,9 @@ class Settings(BaseSettings):
 
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
     database_pool: int = Field(default=10, ge=1, le=256, description="Database connections kept by one process.")
+    database_wait_s: float = Field(
+        default=300.0, ge=0, le=86400, description="How long a job waits for a database that does not answer."
+    )
     smtp_timeout_s: float = Field(default=20.0, gt=0, le=300, description="For each step of a mail conversation.")
     sms_timeout_s: float = Field(default=20.0, gt=0, le=300, description="For one request to the SMS gateway.")
 
@@ -49,7 +52,11 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         default=300.0, gt=0, le=86400, description="How long one attempt may hold a job before it counts as dead."
     )
+    keep_dead_s: int = Field(
+        default=604800, ge=0, le=31_622_400, description="How long refused and failed jobs are kept to be replayed."
+    )
     sweep_s: float = Field(default=2.0, gt=0, le=3600, description="How often beat looks for due retries.")
+    audit_s: float = Field(default=60.0, gt=0, le=86400, description="How often beat asks for an audit.")
 
     visibility_timeout_s: int = Field(
         default=1800, ge=1, description="After which Redis hands an unacknowledged job to another worker."
@@ -59,6 +66,11 @@ class Settings(BaseSettings):
     flower_address: str = Field(default="127.0.0.1", description="Address Flower listens on.")
     flower_port: int = Field(default=5555, ge=1, le=65535, description="Port Flower listens on.")
     flower_auth: str | None = Field(default=None, description="user:password that Flower asks for.")
+
+    metrics_address: str = Field(default="127.0.0.1", description="Address a worker serves its metrics on.")
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port a worker serves its metrics on. Unset: none."
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged.")
     log_format: Literal["auto", "json", "text"] = Field(
@@ -86,6 +98,20 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "\n".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
             ) from None
+
+    @field_validator("database_url", "broker_url", "result_url", "smtp_url", "sms_url")
+    @classmethod
+    def _password_is_encoded(cls, url: str | None) -> str | None:
+        """Parts of such a password would be taken for host or port, and be shown as these in logs."""
+        try:
+            parts = urlsplit(url or "")
+            fits = parts.netloc.count("@") <= 1 and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
+            msg = "its port must be a number, and what is not a letter, a digit or -._~ in its password written as %XX"
+            raise ValueError(msg)
+        return url
 
     @field_validator("database_url")
     @classmethod

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Row, func, select
 from models import charges as charging
 from models.answers import bulk_answer, message_answer, refused_answer
 from models.charges import Charge, State
-from models.tables import charges, refusals
+from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from worker.app import PostageApp
 from worker.queues import Queue
+from worker.transport import QUARANTINE
 
 LOOK_EVERY_S = 0.1
 NOT_TAKEN_UP = "Enqueued. No worker has taken it up yet: `postage worker` runs one, `postage status JOB_ID` asks again."
@@ -59,10 +60,21 @@ def everything(app: PostageApp) -> Json:
             select(charges.c.kind, charges.c.state, func.count()).group_by(charges.c.kind, charges.c.state)
         ).all()
         refused = connection.execute(select(func.count()).select_from(refusals)).scalar_one()
+        dead = dead_letters.c.replayed_at.is_(None)
+        kept = connection.execute(select(func.count()).select_from(dead_letters).where(dead)).scalar_one()
     jobs: dict[str, dict[str, int]] = {}
     for kind, state, count in states:
         jobs.setdefault(kind, {})[state] = count
-    return {"status": "done", "workers": _workers(app), "queues": _queues(app), "jobs": jobs, "refusals": refused}
+    queues, quarantined = _queues(app)
+    return {
+        "status": "done",
+        "workers": _workers(app),
+        "queues": queues,
+        "jobs": jobs,
+        "refusals": refused,
+        "dead": kept,
+        "quarantined": quarantined,
+    }
 
 
 def _workers(app: PostageApp) -> list[str]:
@@ -72,14 +84,14 @@ def _workers(app: PostageApp) -> list[str]:
         return []
 
 
-def _queues(app: PostageApp) -> dict[str, int | None]:
-    """How many jobs wait on each queue; None where the broker does not answer."""
+def _queues(app: PostageApp) -> tuple[dict[str, int | None], int | None]:
+    """How many jobs wait on each queue, and how many items are in quarantine; None where the broker does not answer."""
     try:
         with app.connection_for_read() as connection:
             redis = cast("Redis", getattr(connection.default_channel, "client"))  # noqa: B009  only kombu's Redis has it
-            return {str(queue): redis.llen(queue) for queue in Queue}
+            return {str(queue): redis.llen(queue) for queue in Queue}, redis.llen(QUARANTINE)
     except (OperationalError, RedisError):
-        return {str(queue): None for queue in Queue}
+        return {str(queue): None for queue in Queue}, None
 
 
 def _answer(connection: Connection, job_id: str) -> Json | None:

@@ -310,4 +310,4 @@ class House:
         """Whether no job waits on a queue or is in a worker's hands."""
         held: Any = self.redis.hvals("unacked")
         waits = any(self.redis.llen(queue) for queue in set(QUEUES.values()))
-        return not waits and all(b"upkeep.sweep" in message for message in held)
+        return not waits and all(b"upkeep." in message for message in held)

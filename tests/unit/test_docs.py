@@ -124,7 +124,7 @@ class PickyCarrier:
 
     honours_job_id = True
 
-    def deliver(self, parcel: Email | Sms) -> Receipt:
+    def deliver(self, parcel: Email | Sms, about_to_hand_over: Callable[[], None]) -> Receipt:
         assert isinstance(parcel, Email)
         return Receipt(Outcome.ACCEPTED, refused={parcel.recipients[0]: "550"})
 

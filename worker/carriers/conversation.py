@@ -8,7 +8,7 @@ import dataclasses
 import re
 import smtplib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from models.carriers import Email, Outcome, Receipt
@@ -178,10 +178,15 @@ class _StoppedError(Exception):
 class Conversation:
     """Hands one letter over a line. Afterwards the line is closed, or ready for the next MAIL."""
 
-    def __init__(self, line: Line, letter: Letter) -> None:
-        """Make ready to hand `letter` over `line`; nothing is said yet."""
+    def __init__(self, line: Line, letter: Letter, about_to_hand_over: Callable[[], None]) -> None:
+        """Make ready to hand `letter` over `line`; nothing is said yet.
+
+        `about_to_hand_over` is called when the server waits for the message: until its final dot nobody has accepted
+        it, after it somebody may have.
+        """
         self._line = line
         self._letter = letter
+        self._about_to_hand_over = about_to_hand_over
         self._refused = dict(letter.refused)
         self._deferred: dict[str, str] = {}
 
@@ -193,6 +198,7 @@ class Conversation:
                 return None
             self._name_recipients()
             self._ask_for_data()
+            self._about_to_hand_over()
             reply = self._send_message()
         except _StoppedError as stop:
             self._clear(stop.outcome)

@@ -1,5 +1,7 @@
 """A carrier that accepts everything and sends nothing: for benchmarks and first steps."""
 
+from collections.abc import Callable
+
 from models.carriers import Outcome, Parcel, Receipt
 
 
@@ -8,7 +10,7 @@ class NullCarrier:
 
     honours_job_id = True
 
-    def deliver(self, parcel: Parcel) -> Receipt:
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:  # noqa: ARG002
         """Accept `parcel`; its own job id is the reference."""
         return Receipt(Outcome.ACCEPTED, reference=parcel.job_id)
 

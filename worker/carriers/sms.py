@@ -3,7 +3,7 @@
 import base64
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -48,8 +48,10 @@ class SmsGateway:
             ssl_context=ssl_context or ssl.create_default_context(),
         )
 
-    def deliver(self, parcel: Parcel) -> Receipt:
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:  # noqa: ARG002
         """Post one text message; never raises for what the gateway or the network does.
+
+        The gateway honours the job id, so nothing has to be noted before it can accept the message.
 
         Raises
         ------

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -60,7 +61,7 @@ class SmtpCarrier:
         self._idle: list[Line] = []
         self._closed = False
 
-    def deliver(self, parcel: Parcel) -> Receipt:
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
         """Hand one email over; never raises for what the server or the network does.
 
         A kept connection that the server has left meanwhile is replaced by a new one, once.
@@ -76,14 +77,14 @@ class SmtpCarrier:
             raise TypeError(msg)
         deadline = time.monotonic() + STEPS * self._timeout_s
         kept = self._take(deadline)
-        receipt = self._converse(kept, parcel) if kept else None
+        receipt = self._converse(kept, parcel, about_to_hand_over) if kept else None
         if receipt is not None:
             return receipt
         try:
             fresh = self._connect(deadline)
         except OSError as error:
             return self._unreachable(error)
-        return self._converse(fresh, parcel) or Receipt(
+        return self._converse(fresh, parcel, about_to_hand_over) or Receipt(
             Outcome.NOT_NOW, "The mail server closed the connection before anything was sent."
         )
 
@@ -95,7 +96,7 @@ class SmtpCarrier:
         for line in idle:
             _say_goodbye(line)
 
-    def _converse(self, line: Line, email: Email) -> Receipt | None:
+    def _converse(self, line: Line, email: Email, about_to_hand_over: Callable[[], None]) -> Receipt | None:
         """Hold one conversation over `line`; None if the line was dead from the start."""
         try:
             letter = write(email, utf8=line.has_extn("smtputf8"))
@@ -106,7 +107,7 @@ class SmtpCarrier:
             self._keep(line)
             detail = "The mail server can take none of the recipients' addresses."
             return Receipt(Outcome.NEVER, detail, refused=letter.refused, recipients_refused=True)
-        receipt = Conversation(line, letter).hold()
+        receipt = Conversation(line, letter, about_to_hand_over).hold()
         self._keep(line)
         return receipt
 

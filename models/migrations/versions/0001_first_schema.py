@@ -1,4 +1,4 @@
-"""The first schema: people, plans, accounts, entries, charges, orders, changes of owner, refusals."""
+"""The first schema: people, plans, accounts, entries, charges, orders, changes of owner, refusals, dead letters."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-APPEND_ONLY = ("entries", "owner_changes", "refusals")
+APPEND_ONLY = ("entries", "owner_changes", "refusals", "decisions")
 
 
 def upgrade() -> None:
@@ -110,6 +110,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("order_id", name=op.f("pk_orders")),
     )
     op.create_index("ix_orders_buyer_id_at", "orders", ["buyer_id", "at"], unique=False)
+    op.create_index("ix_orders_at", "orders", ["at"], unique=False)
     op.create_index("ix_orders_owner_id_at", "orders", ["owner_id", "at"], unique=False)
     op.create_table(
         "owner_changes",
@@ -143,7 +144,9 @@ def upgrade() -> None:
         sa.Column("attempts", sa.SmallInteger(), nullable=False),
         sa.Column("lease_until", Instant(), nullable=True),
         sa.Column("due_at", Instant(), nullable=True),
-        sa.Column("maybe_taken", sa.Boolean(), nullable=False),
+        sa.Column("deaths", sa.SmallInteger(), nullable=False),
+        sa.Column("holder", sa.String(length=32), nullable=True),
+        sa.Column("handed_at", Instant(), nullable=True),
         sa.Column("content", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("recipients_refused", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("carrier_reference", sa.String(length=300), nullable=True),
@@ -158,6 +161,10 @@ def upgrade() -> None:
             name=op.f("ck_charges_content_while_open"),
         ),
         sa.CheckConstraint("(due_at IS NOT NULL) = (state = 'waiting')", name=op.f("ck_charges_due_while_waiting")),
+        sa.CheckConstraint(
+            "handed_at IS NULL OR state IN ('sending', 'waiting', 'unknown')",
+            name=op.f("ck_charges_doubt_while_open"),
+        ),
         sa.CheckConstraint(
             "(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))",
             name=op.f("ck_charges_final_has_its_time"),
@@ -205,6 +212,58 @@ def upgrade() -> None:
         sqlite_where=sa.text("lease_until IS NOT NULL"),
     )
     op.create_index("ix_charges_sender_created_at", "charges", ["sender", "created_at"], unique=False)
+    op.create_index(
+        "ix_charges_final_at",
+        "charges",
+        ["final_at"],
+        unique=False,
+        postgresql_where=sa.text("final_at IS NOT NULL"),
+        sqlite_where=sa.text("final_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_charges_open_created_at",
+        "charges",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("final_at IS NULL"),
+        sqlite_where=sa.text("final_at IS NULL"),
+    )
+    op.create_table(
+        "decisions",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("job_id", sa.String(length=72), nullable=False),
+        sa.Column("decision", sa.String(length=6), nullable=False),
+        sa.Column("operator", sa.String(length=64), nullable=False),
+        sa.Column("note", sa.String(length=500), nullable=True),
+        sa.Column("at", Instant(), nullable=False),
+        sa.CheckConstraint("decision IN ('refund', 'resend')", name=op.f("ck_decisions_known_decision")),
+        sa.ForeignKeyConstraint(["job_id"], ["charges.job_id"], name=op.f("fk_decisions_job_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_decisions")),
+    )
+    op.create_index("ix_decisions_job_id", "decisions", ["job_id"], unique=False)
+    op.create_table(
+        "dead_letters",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("task", sa.String(length=32), nullable=False),
+        sa.Column("task_id", sa.String(length=255), nullable=True),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("person", sa.String(length=64), nullable=True),
+        sa.Column("status", sa.String(length=7), nullable=False),
+        sa.Column("reason", sa.String(length=40), nullable=True),
+        sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("job", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("at", Instant(), nullable=False),
+        sa.Column("replayed_as", sa.String(length=255), nullable=True),
+        sa.Column("replayed_at", Instant(), nullable=True),
+        sa.CheckConstraint("status IN ('refused', 'failed', 'fault')", name=op.f("ck_dead_letters_known_status")),
+        sa.CheckConstraint(
+            "(replayed_as IS NULL) = (replayed_at IS NULL)", name=op.f("ck_dead_letters_replayed_as_something")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letters")),
+        sa.UniqueConstraint("digest", name=op.f("uq_dead_letters_digest")),
+    )
+    op.create_index("ix_dead_letters_at", "dead_letters", ["at"], unique=False)
     op.create_table(
         "entries",
         sa.Column("account_id", sa.BigInteger(), nullable=False),
@@ -219,6 +278,21 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_entries_account_id")),
         sa.PrimaryKeyConstraint("account_id", "seq", name=op.f("pk_entries")),
         sa.UniqueConstraint("cause", name=op.f("uq_entries_cause")),
+    )
+    op.create_table(
+        "audit_marks",
+        sa.Column("account_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("balance", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("account_id", name=op.f("pk_audit_marks")),
+    )
+    op.create_table(
+        "audit_progress",
+        sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("checked_at", Instant(), nullable=False),
+        sa.Column("whole_at", Instant(), nullable=True),
+        sa.CheckConstraint("id = 1", name=op.f("ck_audit_progress_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_progress")),
     )
     if op.get_bind().dialect.name == "postgresql":
         _refuse_changes_on_postgresql()

@@ -1,0 +1,305 @@
+"""The invariants of the money, as read-only queries that find where one does not hold. Nothing is mended here.
+
+An audit looks at a scope: the whole history, or what the marks of earlier audits do not cover (models/audit.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Exists,
+    FromClause,
+    Select,
+    String,
+    Subquery,
+    and_,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy import cast as sql_cast
+
+from models.fields import KINDS
+from models.tables import accounts, audit_marks, charges, entries, orders, users
+
+STALE_AFTER = timedelta(minutes=10)
+"""How long after its end a lease may stand before it is a fault: the sweeper should have ended it long ago."""
+
+Query = Select[*tuple[Any, ...]]
+
+_checked_seq = func.coalesce(audit_marks.c.seq, 0)
+_checked_balance = func.coalesce(audit_marks.c.balance, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A truth about the money, and the query that finds where it is none: rows of (subject, difference)."""
+
+    name: str
+    exceptions: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What an audit looks at: entries after the marks, and charges and orders from `since` on; or everything."""
+
+    marked: bool = False
+    since: datetime | None = None
+
+
+WHOLE = Scope()
+"""All history, whatever is marked."""
+
+
+def invariants(now: datetime, scope: Scope = WHOLE) -> list[Invariant]:
+    """All invariants, in the order they are checked."""
+    return [*of_the_state(now), *of_the_history(scope)]
+
+
+def of_the_state(now: datetime) -> list[Invariant]:
+    """What holds of users, accounts and leases as they are. They have no history, so each audit sees them all."""
+    return [
+        Invariant("No balance is below zero", _below_zero()),
+        Invariant("Each user has an account of each kind", _missing_accounts()),
+        Invariant("A credit owner owns their own credits, in the same organization", _chains()),
+        Invariant("No attempt outlives its lease", _stale_leases(now)),
+    ]
+
+
+def of_the_history(scope: Scope) -> list[Invariant]:
+    """What holds of entries, and of the charges and orders behind them, in `scope`."""
+    return [
+        Invariant("An account's entries add up to its balance, and are counted without a gap", _sums(scope)),
+        Invariant("Each entry leaves the balance that the one before and its amount make", _continuity(scope)),
+        Invariant("Each entry has its charge, refund or order: the same account and amount", _orphans(scope)),
+        Invariant("Each charge has its entry: the payer's account, the whole cost", _charges_without_entry(scope)),
+        Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry(scope)),
+        Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry(scope)),
+        Invariant("A bulk job costs what its messages cost", _bulks(scope)),
+    ]
+
+
+def examined(scope: Scope) -> dict[str, Query]:
+    """For each table with history, how many of its rows are in `scope`."""
+    return {
+        "entries": select(func.count(_new_entries(scope).c.seq)),
+        "charges": select(func.count()).select_from(_recent_charges(scope)),
+        "orders": select(func.count()).select_from(orders).where(*_recent(scope)),
+    }
+
+
+# -- scope ------------------------------------------------------------------------------------------------------------
+
+
+def _marked_accounts(scope: Scope) -> FromClause:
+    """Each account with its mark; without one where the whole history is asked for."""
+    return accounts.outerjoin(audit_marks, and_(audit_marks.c.account_id == accounts.c.id, literal(scope.marked)))
+
+
+def _new_entries(scope: Scope) -> FromClause:
+    """Entries in the scope, each with its account and the balance that was checked before them."""
+    columns = (entries.c.account_id, entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause,
+               accounts.c.owner_id, accounts.c.kind)  # fmt: skip
+    if not scope.marked:
+        everything = select(*columns, literal(0).label("checked_balance"))
+        return everything.join_from(entries, accounts, accounts.c.id == entries.c.account_id).subquery("new_entries")
+    # The outer joins make every planner begin with the accounts that moved, and materializing keeps it to that. Told
+    # only what is wanted, it takes each entry there is and looks whether its account has moved.
+    found = _marked_accounts(scope).outerjoin(entries, _after_mark())
+    moved = select(*columns, _checked_balance.label("checked_balance")).select_from(found).where(_has_new(scope))
+    return moved.cte("new_entries").prefix_with("MATERIALIZED")
+
+
+def _after_mark() -> ColumnElement[bool]:
+    return and_(entries.c.account_id == accounts.c.id, entries.c.seq > _checked_seq)
+
+
+def _has_new(scope: Scope) -> ColumnElement[bool]:
+    """Whether an account moved since its mark. The ledger counts in the account, so the entries need not be asked."""
+    return or_(literal(not scope.marked), accounts.c.seq != _checked_seq)
+
+
+def _recent_charges(scope: Scope) -> Subquery:
+    """Charges that were settled in the scope, and open ones that were made in it: two indexes, and no row twice."""
+    columns = [charges.c[name] for name in ("job_id", "account_id", "credits", "refunded", "state")]
+    if scope.since is None:
+        return select(*columns).subquery("recent")
+    settled = select(*columns).where(charges.c.final_at >= scope.since)
+    opened = select(*columns).where(charges.c.final_at.is_(None), charges.c.created_at >= scope.since)
+    return union_all(settled, opened).subquery("recent")
+
+
+def _recent(scope: Scope) -> Sequence[ColumnElement[bool]]:
+    return [] if scope.since is None else [orders.c.at >= scope.since]
+
+
+# -- the state --------------------------------------------------------------------------------------------------------
+
+
+def _below_zero() -> Query:
+    return select(_account_name(), sql_cast(accounts.c.available, String)).where(accounts.c.available < 0)
+
+
+def _missing_accounts() -> Query:
+    count = func.count(accounts.c.id)
+    return (
+        select(users.c.id, sql_cast(count, String) + literal(" accounts"))
+        .outerjoin_from(users, accounts, accounts.c.owner_id == users.c.id)
+        .group_by(users.c.id)
+        .having(count != len(KINDS))
+    )
+
+
+def _chains() -> Query:
+    owner = users.alias("owner")
+    wrong = or_(
+        owner.c.id.is_(None), owner.c.credit_owner_id != owner.c.id, owner.c.organization != users.c.organization
+    )
+    return (
+        select(users.c.id, literal("owner ") + users.c.credit_owner_id)
+        .outerjoin_from(users, owner, owner.c.id == users.c.credit_owner_id)
+        .where(wrong)
+    )
+
+
+def _stale_leases(now: datetime) -> Query:
+    return select(charges.c.job_id, literal("lease ended at ") + sql_cast(charges.c.lease_until, String)).where(
+        charges.c.lease_until < now - STALE_AFTER
+    )
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+def _sums(scope: Scope) -> Query:
+    total = _checked_balance + func.coalesce(func.sum(entries.c.amount), 0)
+    count = _checked_seq + func.count(entries.c.seq)
+    last = func.coalesce(func.max(entries.c.seq), _checked_seq)
+    moved = or_(_has_new(scope), accounts.c.available != _checked_balance)
+    return (
+        select(
+            _account_name(),
+            literal("balance ") + sql_cast(accounts.c.available, String),
+            literal("entries add up to ") + sql_cast(total, String),
+            literal("counted ") + sql_cast(accounts.c.seq, String),
+            literal("entries ") + sql_cast(count, String),
+        )
+        .select_from(_marked_accounts(scope).outerjoin(entries, _after_mark()))
+        .where(moved)
+        .group_by(accounts.c.id, audit_marks.c.seq, audit_marks.c.balance)
+        .having(or_(total != accounts.c.available, count != accounts.c.seq, last != accounts.c.seq))
+    )
+
+
+def _continuity(scope: Scope) -> Query:
+    new = _new_entries(scope)
+    before = func.lag(new.c.balance_after).over(partition_by=new.c.account_id, order_by=new.c.seq)
+    should = func.coalesce(before, new.c.checked_balance) + new.c.amount
+    chain = select(new.c.cause, should.label("should"), new.c.balance_after).subquery()
+    return select(
+        chain.c.cause,
+        literal("should leave ") + sql_cast(chain.c.should, String),
+        literal("says ") + sql_cast(chain.c.balance_after, String),
+    ).where(chain.c.should != chain.c.balance_after)
+
+
+def _orphans(scope: Scope) -> Query:
+    new = _new_entries(scope)
+    causes = [_of_charge(new, "charge:", -charges.c.credits), _of_charge(new, "refund:", charges.c.refunded)]
+    causes += [_of_order(new, kind) for kind in KINDS]
+    return select(new.c.cause, sql_cast(new.c.amount, String)).where(
+        new.c.seq.is_not(None), *(not_(cause) for cause in causes)
+    )
+
+
+def _of_charge(new: FromClause, prefix: str, amount: ColumnElement[int]) -> Exists:
+    same = and_(
+        new.c.cause.like(f"{prefix}%"),
+        charges.c.job_id == func.substr(new.c.cause, len(prefix) + 1),
+        charges.c.account_id == new.c.account_id,
+        amount == new.c.amount,
+    )
+    return select(charges.c.job_id).where(same).exists()
+
+
+def _of_order(new: FromClause, kind: str) -> Exists:
+    prefix, suffix = "purchase:", f":{kind}"
+    length = func.length(new.c.cause) - len(prefix) - len(suffix)
+    order_id = func.substr(new.c.cause, len(prefix) + 1, length)
+    same = and_(
+        # PostgreSQL refuses a negative length, so shorter causes must not get that far.
+        orders.c.order_id == case((new.c.cause.like(f"{prefix}%{suffix}"), order_id)),
+        orders.c[kind] == new.c.amount,
+        orders.c.owner_id == new.c.owner_id,
+        new.c.kind == kind,
+    )
+    return select(orders.c.order_id).where(same).exists()
+
+
+# -- charges and orders -----------------------------------------------------------------------------------------------
+
+
+def _charges_without_entry(scope: Scope) -> Query:
+    recent = _recent_charges(scope)
+    matches = and_(
+        entries.c.cause == literal("charge:") + recent.c.job_id,
+        entries.c.account_id == recent.c.account_id,
+        entries.c.amount == -recent.c.credits,
+    )
+    return select(recent.c.job_id, literal("no entry of -") + sql_cast(recent.c.credits, String)).where(
+        recent.c.account_id.is_not(None), ~select(entries.c.seq).where(matches).exists()
+    )
+
+
+def _refunds_without_entry(scope: Scope) -> Query:
+    recent = _recent_charges(scope)
+    matches = and_(
+        entries.c.cause == literal("refund:") + recent.c.job_id,
+        entries.c.account_id == recent.c.account_id,
+        entries.c.amount == recent.c.refunded,
+    )
+    return select(recent.c.job_id, literal("no entry of ") + sql_cast(recent.c.refunded, String)).where(
+        recent.c.refunded > 0, ~select(entries.c.seq).where(matches).exists()
+    )
+
+
+def _orders_without_entry(scope: Scope) -> Query:
+    bought = [
+        select(
+            orders.c.order_id, orders.c.owner_id, literal(kind).label("kind"), orders.c[kind].label("credits")
+        ).where(*_recent(scope))
+        for kind in KINDS
+    ]
+    parts = union_all(*bought).subquery()
+    matches = and_(
+        entries.c.cause == literal("purchase:") + parts.c.order_id + literal(":") + parts.c.kind,
+        entries.c.amount == parts.c.credits,
+        entries.c.account_id == accounts.c.id,
+        accounts.c.owner_id == parts.c.owner_id,
+        accounts.c.kind == parts.c.kind,
+    )
+    found = select(entries.c.seq).select_from(entries).join(accounts, accounts.c.id == entries.c.account_id)
+    return select(parts.c.order_id, literal("no entry of ") + sql_cast(parts.c.credits, String)).where(
+        parts.c.credits > 0, ~found.where(matches).exists()
+    )
+
+
+def _bulks(scope: Scope) -> Query:
+    recent, message = _recent_charges(scope), charges.alias("message")
+    total = func.coalesce(
+        select(func.sum(message.c.credits)).where(message.c.bulk_id == recent.c.job_id).scalar_subquery(), 0
+    )
+    return select(recent.c.job_id, sql_cast(recent.c.credits, String), sql_cast(total, String)).where(
+        recent.c.state == "bulk", total != recent.c.credits
+    )
+
+
+def _account_name() -> ColumnElement[str]:
+    return (accounts.c.owner_id + literal("/") + accounts.c.kind).label("account")

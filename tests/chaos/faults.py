@@ -1,0 +1,174 @@
+"""The faults, each done to a running rig, and the garbage."""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from redis import RedisError
+
+from tests.chaos.rig import Program, Rig
+
+Fault = Callable[[Rig], int]
+"""Does it, and returns how many messages can be in hand in what was hit."""
+
+
+def kill_worker(rig: Rig) -> int:
+    """SIGKILL to the main process of a worker, or to its whole group; the rig starts another at once."""
+    victim = _running(rig)
+    rig.kill(victim, group=rig.rng.random() < 0.5)
+    return rig.threads
+
+
+def _running(rig: Rig) -> Program:
+    while not (running := [worker for worker in rig.workers if worker.pid]):
+        time.sleep(0.05)
+    return rig.rng.choice(running)
+
+
+def stop_worker(seconds: float) -> Fault:
+    """SIGSTOP of a worker that has messages in hand, SIGCONT after so many seconds."""
+
+    def stop(rig: Rig) -> int:
+        pid = _running(rig).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        return rig.threads
+
+    return stop
+
+
+def kill_valkey(rig: Rig) -> int:
+    """SIGKILL of the broker, and its start from its append-only file."""
+    rig.valkey.kill()
+    time.sleep(rig.rng.uniform(0.0, 2.0))
+    rig.valkey.start()
+    return 0
+
+
+def stop_valkey(rig: Rig) -> int:
+    """SIGSTOP of the broker for a while: it accepts connections and says nothing."""
+    os.kill(rig.valkey.pid, signal.SIGSTOP)
+    time.sleep(rig.rng.uniform(0.5, 4.0))
+    os.kill(rig.valkey.pid, signal.SIGCONT)
+    return 0
+
+
+def cut_valkey(rig: Rig) -> int:
+    """Every client of the broker loses its connection."""
+    with contextlib.suppress(RedisError):
+        rig.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        rig.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    return 0
+
+
+def kill_postgres(rig: Rig) -> int:
+    """SIGKILL of the database, alone or with all its processes, and its start, with recovery."""
+    children = _children(rig.postgres.pid) if rig.rng.random() < 0.5 else []
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    rig.postgres.kill()
+    time.sleep(rig.rng.uniform(0.0, 2.0))
+    rig.postgres.start()
+    return rig.threads * len(rig.workers)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(word) for word in words]
+
+
+def republish(rig: Rig) -> int:
+    """Put copies of waiting queue items on their queues again, byte for byte, with the same delivery tags."""
+    redis: Any = rig.redis
+    for queue in ("email", "sms"):
+        items = redis.lrange(queue, 0, 30)
+        if items:
+            redis.lpush(queue, *rig.rng.sample(items, len(items)))
+    return 0
+
+
+# -- garbage ----------------------------------------------------------------------------------------------------------
+
+_GOOD_HEADERS: Final = {"lang": "py", "task": "email.send", "argsrepr": "()", "kwargsrepr": "{}", "retries": 0}
+NESTED: Final = 100_000
+
+
+def garbage(rng: Random, queue: str) -> list[bytes]:
+    """What can never be a job: one item of each kind, for one queue."""
+    deep = "[" * NESTED + "]" * NESTED
+    call: list[Any] = [[{}], {}, {}]
+    return [
+        rng.randbytes(50),
+        b"\x00",
+        b"not JSON",
+        b"null",
+        b"17",
+        b"[]",
+        b"{}",
+        b'{"properties": {}}',
+        b'{"properties": {"delivery_tag": 1, "delivery_info": {"exchange": "a", "routing_key": "b"}}}',
+        deep.encode(),
+        b'{"properties": ' + deep.encode() + b"}",
+        _item(queue, call)[:-20],
+        _item(queue, call, drop=("body",)),
+        _item(queue, call, drop=("headers",)),
+        _item(queue, call, drop=("content-type",)),
+        _item(queue, call, task="no.such_task"),
+        _item(queue, call, task=None),
+        _item(queue, call, task=17),
+        _item(queue, call, body="!!! no base64 !!!"),
+        _item(queue, call, body=base64.b64encode(rng.randbytes(40)).decode()),
+        _item(queue, call, body=base64.b64encode(b'[[{}], {}, {"chord": ').decode()),
+        _item(queue, call, body=base64.b64encode(deep.encode()).decode()),
+        _item(queue, call, body=17),
+        _item(queue, "no call"),
+        _item(queue, {"a": "call"}),
+        _item(queue, []),
+        _item(queue, call, eta="yesterday, or so"),
+        _item(queue, call, **{"content-type": "application/x-python-serialize"}),
+    ]
+
+
+def refusable(queue: str) -> list[bytes]:
+    """Messages to tasks that exist, with arguments that no task takes: answered as refusals, not set aside."""
+    calls: list[Any] = [[[], {}, {}], [[17], {}, {}], [[{"to": "x"}], {}, {}], [[{}, {}], {"a": 1}, {}]]
+    oddly_encoded = _item(queue, [[17], {}, {}], **{"content-encoding": "no such encoding"})
+    return [*(_item(queue, call) for call in calls), oddly_encoded]
+
+
+def _item(queue: str, call: object, *, drop: tuple[str, ...] = (), **changes: Any) -> bytes:
+    """A queue item as kombu writes it, with changes."""
+    task_id = str(uuid.uuid4())
+    headers = {**_GOOD_HEADERS, "id": task_id, "root_id": task_id}
+    headers |= {name: changes.pop(name) for name in ("task", "eta") if name in changes}
+    item = {
+        "body": base64.b64encode(json.dumps(call).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": {
+            "correlation_id": task_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": queue, "routing_key": queue},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+        **changes,
+    }
+    return json.dumps({name: value for name, value in item.items() if name not in drop}).encode()

@@ -1,0 +1,349 @@
+"""The rig: real Valkey, PostgreSQL, worker and beat processes, with somebody who starts again what has died.
+
+Valkey writes every command to disk before it answers (`appendfsync always`), so that what a producer was told is
+enqueued cannot be lost by killing the server: the rig asks what Postage does, not what a lenient broker forgets.
+PostgreSQL runs with its own defaults, where a commit that was answered is durable.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from redis import Redis, RedisError
+from sqlalchemy import Select, func, select
+
+from models.charges import OPEN
+from models.database import Database
+from models.messages import read
+from models.migrations import migrate
+from models.tables import charges
+from tasks import billing
+from tasks.context import Context
+from tests import servers
+from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
+from worker.embedded import dying_with_parent
+
+SETTINGS: Final = {
+    "smtp_timeout_s": 2,
+    "sms_timeout_s": 2,
+    "lease_s": 12,
+    "visibility_timeout_s": 24,
+    "attempts_max": 20,
+    "retry_base_s": 0.5,
+    "retry_max_s": 2,
+    "sweep_s": 0.5,
+    "log_format": "json",
+}
+END_WITHIN_S: Final = 30.0
+GIVEN_UP_AFTER: Final = 50
+"""Looks at which no job was on its way."""
+POOL: Final = ("owner", "ann", "bob", "cid", "dan")
+"""An owner, and who uses their credits."""
+ALONE: Final = ("eve", "fay")
+RICH: Final = 1_000_000
+
+
+class RigError(Exception):
+    """The rig itself does not work."""
+
+
+class Valkey(servers.ValkeyServer):
+    """A Valkey that answers nothing before it is on disk."""
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.folder),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                dying_with_parent([servers._valkey_binary(), *words], signal.SIGTERM),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+@dataclass
+class Program:
+    """One of Postage's processes: started again whenever it has ended."""
+
+    name: str
+    arguments: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    killed: set[int] = field(default_factory=set)
+    """The process ids that the rig has killed."""
+    ended: list[tuple[int, int]] = field(default_factory=list)
+    """The process ids, and exit codes, of those that ended by themselves."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id if it runs."""
+        process = self.process
+        return process.pid if process is not None and process.poll() is None else None
+
+
+class Rig:
+    """Everything, for the length of the block; whatever was started is ended by its process id."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        workers: int = 2,
+        threads: int = 8,
+        options: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
+        """Make ready; `options` are more arguments for `postage worker`, `settings` go to the environment."""
+        self.folder = folder
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.threads = threads
+        self.workers = [
+            Program(f"worker{n}", ["worker", "-n", f"chaos{n}@%h", "-c", str(threads), *options])
+            for n in range(workers)
+        ]
+        self.beat = Program("beat", ["beat", "--pidfile", ""])
+        self.outside = Outside()
+        self.valkey = Valkey(folder / "valkey")
+        self.postgres = servers.PostgresServer(folder / "postgres", durable=True)
+        self.settings: dict[str, object] = {**SETTINGS, **settings}
+        self.garbage: list[bytes] = []
+        """What was pushed onto queues and can never be a job."""
+        self.broken: list[str] = []
+        """What went wrong with the rig itself."""
+        self._wanted: list[Program] = [*self.workers, self.beat]
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for part in (self.outside, self.valkey, self.postgres):
+                stack.enter_context(part)
+            self.postgres.create_database("chaos")
+            url = self.postgres.url("chaos")
+            migrate(url)
+            self.database = Database(url, pool_size=3)
+            stack.callback(self.database.close)
+            self.redis: Redis = Redis.from_url(self.valkey.url(), socket_timeout=10)
+            stack.callback(self.redis.close)
+            self.producer = stack.enter_context(Producer(self.valkey.url()))
+            self.settings |= {
+                "var": self.folder / "var",
+                "database_url": url,
+                "broker_url": self.valkey.url(),
+                "smtp_url": self.outside.smtp_url,
+                "sms_url": self.outside.sms_url,
+            }
+            (self.folder / "var").mkdir(parents=True, exist_ok=True)
+            self._make_people()
+            self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
+            self._supervisor.start()
+            stack.callback(self._end_programs)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # -- people and jobs ----------------------------------------------------------------------------------------------
+
+    def _make_people(self) -> None:
+        """An owner with four credit users, and two who are alone, one of them poor."""
+        context = Context(database=self.database, carriers={}, enqueue=lambda _task, _given: None)
+
+        def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:
+            use_case(context, read(task, given, job_id="chaos"))
+
+        do(billing.save_role, "roles.save",
+           {"organization": "acme", "role": "admin", "rights": ["view_user_list", "edit_user"]})  # fmt: skip
+        for user in (*POOL, *ALONE):
+            address = f"{user}@chaos.example"
+            user_job = {"user_id": user, "organization": "acme", "name": user, "email": address, "role": "admin"}
+            do(billing.save_user, "users.save", {**user_job, "billing": {"name": "Acme Ltd"}})
+        owner, *members = POOL
+        for user in members:
+            do(billing.set_owner, "credits.set_owner",
+               {"change_id": f"share-{user}", "actor": owner, "user": user, "owner": owner})  # fmt: skip
+        self.bought: dict[str, int] = {owner: RICH, "eve": RICH, "fay": 20}
+        for user, credits_ in self.bought.items():
+            bought = {"credits": {"email": credits_, "sms": credits_}, "amount": 100, "currency": "EUR"}
+            do(billing.purchase, "credits.purchase", {"order_id": f"order-{user}", "buyer": user, **bought})
+
+    def jobs(self, count: int, prefix: str = "job") -> list[tuple[str, Json]]:
+        """Jobs of distinct ids: most by credit users of one owner, some text messages, some of whom is poor."""
+        senders = [*POOL * 4, "eve", "eve", "fay"]
+        return [self._job(f"{prefix}-{number:06}", self.rng.choice(senders)) for number in range(count)]
+
+    def _job(self, job_id: str, sender: str) -> tuple[str, Json]:
+        if self.rng.random() < 0.1:
+            return "sms.send", {"job_id": job_id, "sender": sender, "to": "+4915112345678", "text": f"Text {job_id}"}
+        to = [f"{job_id}@people.example"] + [f"too+{job_id}@people.example"] * (self.rng.random() < 0.1)
+        return "email.send", {"job_id": job_id, "sender": sender, "to": to, "subject": job_id, "text": "Hello.\n" * 20}
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        # One thread for the whole life of the rig: a child ends with the thread that started it.
+        while not self._closing.wait(0.02):
+            with self._lock:
+                for program in self._wanted:
+                    self._revive(program)
+        with self._lock:
+            self._end([program for program in (*self.workers, self.beat) if program.process is not None])
+
+    def _revive(self, program: Program) -> None:
+        process = program.process
+        if process is not None:
+            if process.poll() is None:
+                return
+            if process.pid not in program.killed:
+                program.ended.append((process.pid, process.returncode))
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("POSTAGE_")}
+        with (self.folder / f"{program.name}.log").open("ab") as log:
+            program.process = subprocess.Popen(
+                dying_with_parent([sys.executable, "-P", "-m", "worker", *program.arguments], signal.SIGKILL),
+                cwd=self.folder,
+                env=ours | {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        program.starts += 1
+        if program.starts - len(program.killed) > 20:
+            self.broken.append(f"{program.name} ends again and again")
+            time.sleep(1.0)
+
+    def _end(self, programs: Sequence[Program]) -> None:
+        for program in programs:
+            assert program.process is not None
+            program.killed.add(program.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                program.process.send_signal(signal.SIGCONT)
+                program.process.terminate()
+        deadline = time.monotonic() + END_WITHIN_S
+        for program in programs:
+            assert program.process is not None
+            try:
+                program.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.broken.append(f"{program.name} did not end when asked, and was killed")
+                program.process.kill()
+                program.process.wait()
+            program.process = None
+
+    def _end_programs(self) -> None:
+        self._closing.set()
+        self._supervisor.join()
+
+    def stop_beat(self) -> None:
+        """End beat for good: nothing new is asked for any more."""
+        with self._lock:
+            self._wanted.remove(self.beat)
+            self._end([self.beat])
+
+    def kill(self, program: Program, *, group: bool) -> bool:
+        """Kill a process, or its whole group, at once. False if it is not running."""
+        with self._lock:
+            pid = program.pid
+            if pid is None:
+                return False
+            program.killed.add(pid)
+            (os.killpg if group else os.kill)(pid, signal.SIGKILL)
+            return True
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def open_jobs(self) -> int:
+        """How many jobs Postage still works on."""
+        return self._count(select(func.count()).where(charges.c.state.in_(OPEN)))
+
+    def known_jobs(self) -> int:
+        """How many jobs have come as far as the database."""
+        return self._count(select(func.count()).select_from(charges))
+
+    def _count(self, query: Select[tuple[int]]) -> int:
+        return self.database.look(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def waiting(self) -> int:
+        """How many messages are on queues."""
+        redis: Any = self.redis
+        return sum(redis.llen(queue) for queue in ALL_QUEUES)
+
+    def unacked(self) -> list[bytes]:
+        """The messages in workers' hands, or in those of the dead."""
+        redis: Any = self.redis
+        held: list[bytes] = redis.hvals("unacked")
+        return held
+
+    def quarantine(self) -> list[bytes]:
+        """What was set aside as no job."""
+        redis: Any = self.redis
+        items: list[bytes] = redis.lrange("postage.quarantine", 0, -1)
+        return items
+
+    def ended_jobs(self, prefix: str) -> int:
+        """How many jobs of this prefix have an end, or are unknown."""
+        ended = charges.c.job_id.startswith(f"{prefix}-") & charges.c.state.not_in(OPEN)
+        return self._count(select(func.count()).where(ended))
+
+    def wait_until_ended(self, jobs: int, prefix: str, within_s: float) -> None:
+        """Wait until so many jobs of this prefix have an end, for `within_s` at most."""
+        looks_until(lambda: self.ended_jobs(prefix) >= jobs, within_s)
+
+    def is_idle(self) -> bool:
+        """Whether no job is on its way: all are published, and only beat keeps asking."""
+        if not self.producer.is_done or self.waiting() > 1:
+            return False
+        return all(b"upkeep.sweep" in held for held in self.unacked()) and not self.open_jobs()
+
+    def wait_until_quiet(self, jobs: int, within_s: float) -> float:
+        """Wait until nothing more happens, for `within_s` at most; gives how long that took.
+
+        Jobs that the database does not know, while none is on its way, will not come any more.
+        """
+        began = time.monotonic()
+        idle = 0
+
+        def quiet() -> bool:
+            nonlocal idle
+            idle = idle + 1 if self.is_idle() else 0
+            return idle > 0 and (self.known_jobs() >= jobs or idle > GIVEN_UP_AFTER)
+
+        looks_until(quiet, within_s)
+        self.stop_beat()
+        looks_until(lambda: not self.unacked() and not self.waiting(), within_s)
+        return time.monotonic() - began
+
+
+def looks_until(look: Callable[[], object], within_s: float) -> bool:
+    """Look until there is something to see. False if there was not in time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(RedisError):
+            if look():
+                return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,192 @@
+"""The scenarios: jobs, faults while they run, and the verdict once everything is quiet."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.chaos import faults
+from tests.chaos.faults import Fault
+from tests.chaos.outside import ALL_QUEUES, DROP_AFTER_DOT, DROP_BEFORE_DOT, HANG, HANG_EARLY, NOT_NOW, Json
+from tests.chaos.rig import Rig, looks_until
+from tests.chaos.verdict import Verdict, judge
+
+STUCK_S: Final = 30.0
+"""A fault that waits for progress longer than this is done all the same."""
+MOODS: Final[tuple[tuple[str, ...], ...]] = (
+    (DROP_BEFORE_DOT,),
+    (NOT_NOW, NOT_NOW, NOT_NOW),
+    (DROP_AFTER_DOT,),
+    (HANG_EARLY,),
+    (HANG,),
+    (NOT_NOW, DROP_AFTER_DOT),
+    (DROP_BEFORE_DOT, NOT_NOW, HANG),
+    (HANG_EARLY, NOT_NOW),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a scenario is run."""
+
+    jobs: int
+    faults: int
+    quiet_s: float = 180.0
+    """How long it may take until everything is quiet."""
+
+
+@dataclass
+class Storm:
+    """Jobs, and what happens while they run."""
+
+    jobs: Sequence[tuple[str, Json]]
+    faults: Sequence[Fault] = ()
+    count: int = 0
+    """How many faults that makes, where it is not the number of `faults`."""
+    ahead: int = 2_000
+    """How many jobs may be enqueued that no carrier has taken."""
+    pace: float | None = None
+    """Jobs a second, at most, once so many are ahead."""
+    copies: int = 1
+    unknown_least: int = 0
+    unknown_most: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
+    """Workers are killed at random moments under full load."""
+    return Storm(rig.jobs(size.jobs, prefix), [faults.kill_worker] * size.faults)
+
+
+def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
+    """A worker stands still for longer than lease and visibility timeout, and then goes on."""
+    stopped_s = float(str(rig.settings["visibility_timeout_s"])) + 4
+    storm = Storm(rig.jobs(size.jobs, prefix), [faults.stop_worker(stopped_s)] * size.faults)
+    storm.ahead, storm.pace = max(50, size.jobs // 4), size.jobs / (stopped_s * size.faults + 5)
+    return storm
+
+
+def redis_gone(rig: Rig, size: Size, prefix: str) -> Storm:
+    """The broker is killed, stands still, or cuts everybody off."""
+    kinds = [faults.kill_valkey, faults.stop_valkey, faults.cut_valkey]
+    return Storm(rig.jobs(size.jobs, prefix), [kinds[n % len(kinds)] for n in range(size.faults)], ahead=500)
+
+
+def postgres_gone(rig: Rig, size: Size, prefix: str) -> Storm:
+    """The database is killed, and recovers."""
+    return Storm(rig.jobs(size.jobs, prefix), [faults.kill_postgres] * size.faults, ahead=500)
+
+
+def delivered_thrice(rig: Rig, size: Size, prefix: str) -> Storm:
+    """Every message is delivered three times, and some queue items again as they are."""
+    return Storm(rig.jobs(size.jobs, prefix), [faults.republish] * size.faults, copies=3)
+
+
+def smtp_moody(rig: Rig, size: Size, prefix: str) -> Storm:
+    """The mail server hangs, drops the connection before or after the final dot, or says not now."""
+    jobs = rig.jobs(size.jobs, prefix)
+    emails = [job["job_id"] for task, job in jobs if task == "email.send" and job["sender"] != "fay"]
+    moody = rig.rng.sample(emails, min(size.faults, len(emails)))
+    storm = Storm(jobs, count=len(moody))
+    for number, job_id in enumerate(moody):
+        mood = MOODS[number % len(MOODS)]
+        rig.outside.mail.will(job_id, *mood)
+        # A short message goes out in one piece with its dot: its sender cannot tell before which of them it was cut.
+        storm.unknown_most += bool({HANG, DROP_AFTER_DOT, DROP_BEFORE_DOT} & set(mood))
+        storm.unknown_least += DROP_BEFORE_DOT not in mood and bool({HANG, DROP_AFTER_DOT} & set(mood))
+    return storm
+
+
+def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
+    """Every queue gets what can never be a job, with good jobs between."""
+
+    def push(queue: str) -> Fault:
+        def fault(rig: Rig) -> int:
+            items = faults.garbage(rig.rng, queue)
+            rig.garbage.extend(items)
+            items += faults.refusable(queue)
+            rig.rng.shuffle(items)
+            for item in items:
+                rig.redis.lpush(queue, item)
+            return 0
+
+        return fault
+
+    rounds = [push(queue) for queue in ALL_QUEUES] * max(1, size.faults // len(ALL_QUEUES))
+    return Storm(rig.jobs(size.jobs, prefix), rounds)
+
+
+SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
+    "worker-killed": worker_killed,
+    "worker-stopped": worker_stopped,
+    "redis-gone": redis_gone,
+    "postgres-gone": postgres_gone,
+    "delivered-thrice": delivered_thrice,
+    "smtp-moody": smtp_moody,
+    "garbage": garbage,
+}
+LONG: Final[dict[str, Size]] = {
+    "worker-killed": Size(20_000, 50, 300),
+    "worker-stopped": Size(2_000, 3),
+    "redis-gone": Size(5_000, 10),
+    "postgres-gone": Size(5_000, 10),
+    "delivered-thrice": Size(3_000, 20),
+    "smtp-moody": Size(2_000, 200),
+    "garbage": Size(2_000, 12),
+}
+
+
+def run(name: str, folder: Path, seed: int, size: Size, **options: Any) -> Verdict:
+    """Run one scenario in a rig of its own, until nothing moves any more."""
+    with Rig(folder, seed, **options) as rig:
+        began = time.monotonic()
+        verdict = run_in(rig, name, size)
+        rig.wait_until_quiet(size.jobs, size.quiet_s)
+        verdict = judge(rig, verdict, quiet=True)
+        verdict.seconds = round(time.monotonic() - began, 1)
+    verdict.rig = list(dict.fromkeys([*verdict.rig, *rig.broken]))
+    return verdict
+
+
+def run_in(rig: Rig, name: str, size: Size) -> Verdict:
+    """Run one scenario in a rig that others may have used before, until all its jobs have an end."""
+    began = time.monotonic()
+    storm = SCENARIOS[name](rig, size, name)
+    starts = sum(worker.starts for worker in rig.workers)
+    done, failures = rig.outside.taken, rig.producer.failures
+    most = storm.unknown_most + _blow(rig, storm)
+    stormed = time.monotonic()
+    rig.wait_until_ended(len(storm.jobs), name, size.quiet_s)
+    ended = time.monotonic()
+    verdict = Verdict(name, rig.seed, len(storm.jobs), storm.count or len(storm.faults))
+    verdict.job_ids = [job["job_id"] for _, job in storm.jobs]
+    verdict.unknown_least, verdict.unknown_most = storm.unknown_least, most
+    verdict.seconds = round(ended - began, 1)
+    verdict.notes = [
+        f"{rig.outside.taken - done} messages taken by carriers",
+        f"all jobs ended {ended - stormed:.0f} s after the last fault",
+        f"{rig.producer.failures - failures} publishes tried again",
+        f"{sum(worker.starts for worker in rig.workers) - starts} worker starts",
+    ]
+    return judge(rig, verdict, quiet=False)
+
+
+def _blow(rig: Rig, storm: Storm) -> int:
+    """Publish the jobs and do the faults at random moments while they run; how many may be unknown by them."""
+    began, before = time.monotonic(), rig.outside.taken
+    published = rig.producer.published
+
+    def may_publish() -> bool:
+        count = rig.producer.published - published
+        slow = storm.pace is not None and count > storm.ahead + storm.pace * (time.monotonic() - began)
+        return not slow and count < rig.outside.taken - before + storm.ahead
+
+    rig.producer.publish_meanwhile(storm.jobs, may_publish, storm.copies)
+    unknown = 0
+    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(storm.jobs) for _ in storm.faults):
+        looks_until(lambda moment=moment: rig.outside.taken - before >= moment, STUCK_S)  # type: ignore[misc]
+        time.sleep(rig.rng.uniform(0.0, 0.3))
+        unknown += storm.faults[storm.count](rig)
+        storm.count += 1
+    return unknown

@@ -1,0 +1,188 @@
+"""The verdict: what is in the database, against what was enqueued and what the carriers saw."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+
+from models import audit as auditing
+from models.charges import State
+from models.database import Database
+from models.tables import accounts, charges, entries
+from tasks.context import utc_now
+from tests.chaos.rig import Rig
+
+Json = dict[str, Any]
+SHOWN_MAX = 5
+
+
+ENDED = ("sent", "failed", "refused", "unknown")
+ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "not_received", "free", "unacked",
+        "waiting", "quarantine_wrong", "ended_by_itself")  # fmt: skip
+"""Counts of a verdict that must be zero."""
+
+
+@dataclass
+class Verdict:
+    """What became of the jobs of one scenario."""
+
+    scenario: str
+    seed: int
+    jobs: int
+    faults: int
+    seconds: float = 0.0
+    lost: int = 0
+    sent_twice: int = 0
+    charged_twice: int = 0
+    drift: int = 0
+    unmatched_refunds: int = 0
+    unknown: int = 0
+    unknown_least: int = 0
+    unknown_most: int = 0
+    """How many messages may be unknown: as many as can have been in hand at the faults."""
+    unknown_taken: int = 0
+    """How many of the unknown ones a carrier had taken."""
+    not_received: int = 0
+    """Jobs called sent that no carrier accepted."""
+    free: int = 0
+    """Jobs called failed or refused that a carrier took."""
+    audit: list[str] = field(default_factory=list)
+    unacked: int = 0
+    waiting: int = 0
+    quarantined: int = 0
+    quarantine_wrong: int = 0
+    """Garbage that is not in quarantine, and what is in quarantine without being garbage."""
+    ended_by_itself: int = 0
+    """Worker and beat processes that ended though nobody killed them."""
+    states: dict[str, int] = field(default_factory=dict)
+    rig: list[str] = field(default_factory=list)
+    """What went wrong with the rig itself."""
+    notes: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+    job_ids: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def wrong(self) -> list[str]:
+        """What should not be, in words; empty if all is well."""
+        wrong = [f"{name.replace('_', ' ')}: {getattr(self, name)}" for name in ZERO if getattr(self, name)]
+        if not self.unknown_least <= self.unknown <= self.unknown_most:
+            wrong.append(f"unknown: {self.unknown}, not {self.unknown_least} to {self.unknown_most}")
+        return [*wrong, *(f"audit: {finding}" for finding in self.audit), *(f"rig: {what}" for what in self.rig)]
+
+    def as_json(self) -> Json:
+        """All of it but the ids, for a file."""
+        fields = {name: value for name, value in asdict(self).items() if name != "job_ids"}
+        return {**fields, "wrong": self.wrong}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Every charge and the entries of every job."""
+
+    states: dict[str, str]
+    why: dict[str, str]
+    charged: Counter[str]
+    refunded: Counter[str]
+    drift: int
+    unmatched_refunds: list[str]
+
+
+def collect(database: Database, bought: dict[str, int]) -> Evidence:
+    """Read it all at one moment; balances are computed anew from charges, without the entries."""
+    with database.read() as connection:
+        rows = connection.execute(select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail)).all()
+        written = [(cause, amount) for cause, amount in connection.execute(select(entries.c.cause, entries.c.amount))]
+        net = func.sum(charges.c.credits - charges.c.refunded)
+        spent = dict(
+            connection.execute(
+                select(charges.c.account_id, net)
+                .where(charges.c.account_id.is_not(None))
+                .group_by(charges.c.account_id)
+            )
+            .tuples()
+            .all()
+        )
+        balances = connection.execute(select(accounts.c.id, accounts.c.owner_id, accounts.c.available)).all()
+    causes: dict[str, dict[str, list[int]]] = {"charge": {}, "refund": {}, "purchase": {}}
+    for cause, amount in written:
+        what, _, job_id = cause.partition(":")
+        causes[what].setdefault(job_id, []).append(amount)
+    return Evidence(
+        states={row.job_id: row.state for row in rows},
+        why={row.job_id: f"{row.state}: {row.detail or row.reason}" for row in rows},
+        charged=Counter({job_id: len(amounts) for job_id, amounts in causes["charge"].items()}),
+        refunded=Counter({job_id: len(amounts) for job_id, amounts in causes["refund"].items()}),
+        drift=sum(abs(row.available - bought.get(row.owner_id, 0) + int(spent.get(row.id, 0))) for row in balances),
+        unmatched_refunds=[
+            job_id
+            for job_id, amounts in causes["refund"].items()
+            if sum(amounts) > -sum(causes["charge"].get(job_id, [])) or len(amounts) > 1
+        ],
+    )
+
+
+def judge(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
+    """Fill in what became of the jobs of a scenario; of everything else too once all is `quiet`."""
+    evidence = collect(rig.database, rig.bought)
+    mail, gateway = rig.outside.mail, Counter(rig.outside.gateway.kept.values())
+    taken, accepted = mail.accepted + mail.silent + gateway, mail.accepted + gateway
+    states = {job_id: evidence.states.get(job_id, "not there") for job_id in verdict.job_ids}
+    which = {
+        "lost": [job for job, state in states.items() if state not in ENDED],
+        "sent_twice": [job for job in states if taken[job] > 1],
+        "charged_twice": [job for job in states if evidence.charged[job] > 1],
+        "unmatched_refunds": evidence.unmatched_refunds,
+        "unknown": [job for job, state in states.items() if state == State.UNKNOWN],
+        "not_received": [job for job, state in states.items() if state == State.SENT and not accepted[job]],
+        "free": [job for job, state in states.items() if state in (State.FAILED, State.REFUSED) and taken[job]],
+    }
+    for name, jobs in which.items():
+        setattr(verdict, name, len(jobs))
+    verdict.drift = evidence.drift
+    verdict.states = dict(Counter(states.values()))
+    verdict.unknown_taken = sum(1 for job in which["unknown"] if taken[job])
+    with rig.database.read() as connection:
+        # As if it were later: a lease that stands long after its end is a fault here.
+        later = timedelta(0) if not quiet else auditing.STALE_AFTER
+        verdict.audit = [
+            f"{one.invariant}: {one.subject}, {one.difference}" for one in auditing.audit(connection, utc_now() + later)
+        ]
+    programs = [*rig.workers, rig.beat]
+    verdict.ended_by_itself = sum(len(program.ended) for program in programs)
+    verdict.rig = list(rig.broken)
+    why = Counter(evidence.why[job] for job, state in states.items() if state in (State.FAILED, State.UNKNOWN))
+    named = [f"{name.replace('_', ' ')}: {', '.join(which[name][:SHOWN_MAX])}" for name in ZERO if which.get(name)]
+    verdict.details = [f"{count} {words}" for words, count in why.most_common(SHOWN_MAX)] + named
+    verdict.details += [f"{program.name} ended by itself: {program.ended}" for program in programs if program.ended]
+    if quiet:
+        verdict.unacked, verdict.waiting = len(rig.unacked()), rig.waiting()
+        verdict.quarantined = len(rig.quarantine())
+        wrong_items = different(rig.garbage, rig.quarantine())
+        verdict.quarantine_wrong = len(wrong_items)
+        verdict.details += [f"quarantine {how} {item[:300]!r}" for how, item in wrong_items[:SHOWN_MAX]]
+    return verdict
+
+
+def different(garbage: Iterable[bytes], quarantined: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """What is missing from the quarantine, and what is there that should not be."""
+    wanted, found = Counter(map(plain, garbage)), Counter(map(plain, quarantined))
+    return [
+        *(("lacks", item) for item in (wanted - found).elements()),
+        *(("should not have", item) for item in (found - wanted).elements()),
+    ]
+
+
+def plain(item: bytes) -> bytes:
+    """A queue item in the one form in which two of them can be compared."""
+    try:
+        message = json.loads(item)
+        properties = message["properties"]
+        message.get("headers", {}).pop("redelivered", None)
+        properties["delivery_info"].pop("redelivered", None)
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return item
+    return json.dumps(message, sort_keys=True).encode()

@@ -1,0 +1,256 @@
+"""What keeps a worker from starting, against real servers: each fault is named in a sentence without a secret."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from redis import Redis
+
+from tests.servers import PostgresServer, ValkeyServer
+from worker.checks import CLOCKS_APART_MAX, NotReadyError, Verdict, broker_name, database_name, examine, require_ready
+from worker.embedded import EmbeddedBroker
+from worker.house import UpError, exclusive
+from worker.settings import Settings
+
+SECRET = "s3cret-word"
+NOWHERE = 1
+"""A port on which nothing listens."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, valkey_url: str) -> Settings:
+    """Give settings with which everything is as it must be, but for a broker that keeps nothing on disk."""
+    return Settings(var=tmp_path, database_url=database_url, broker_url=valkey_url)
+
+
+@pytest.fixture
+def redis(valkey_url: str, valkey: ValkeyServer) -> Iterator[Redis]:
+    """Give a client of the test Valkey, whose configuration is put back afterwards."""
+    names = ("maxmemory-policy", "appendonly", "save", "requirepass")
+    with Redis.from_url(valkey_url, decode_responses=True) as client:
+        before = {name: client.config_get(name)[name] for name in names}
+        yield client
+        for name, value in before.items():
+            client.config_set(name, value)
+        client.acl_deluser("limited")
+
+
+def changed(settings: Settings, **changes: object) -> Settings:
+    return settings.model_copy(update=changes)
+
+
+def off_by(seconds: float) -> Callable[[], datetime]:
+    """Give a clock that is ahead of the true time."""
+    return lambda: datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_nothing_is_refused_where_all_is_well_and_a_broker_without_a_disk_is_only_warned_of(settings: Settings) -> None:
+    verdict = examine(settings)
+
+    assert verdict.refusals == []
+    [warning] = verdict.warnings
+    assert warning.startswith("The broker keeps nothing on disk (appendonly no, save empty)")
+    require_ready(settings)
+
+
+def test_the_embedded_parts_are_as_they_must_be(tmp_path: Path, sqlite_url: str) -> None:
+    settings = Settings(var=tmp_path, database_url=sqlite_url)
+
+    with EmbeddedBroker(settings):
+        assert examine(settings) == Verdict()
+
+
+# -- the database -----------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(settings: Settings) -> None:
+    url = f"postgresql://postage:{SECRET}@127.0.0.1:{NOWHERE}/money"
+
+    [refusal] = examine(changed(settings, database_url=url)).refusals
+
+    assert refusal.startswith("The database money at 127.0.0.1:1 cannot be used: ")
+    assert "Connection refused" in refusal
+    assert SECRET not in refusal
+
+
+@pytest.fixture
+def locked(postgres: PostgresServer) -> str:
+    """Give a URL with a wrong password, of a user who needs one."""
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = 'locked'").fetchone():
+            connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+        row = connection.execute("SHOW hba_file").fetchone()
+        assert row is not None
+        file = Path(row[0])
+        file.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + file.read_text())
+        connection.execute("SELECT pg_reload_conf()")
+    return f"postgresql://locked:{SECRET}@127.0.0.1:{postgres.port}/postgres"
+
+
+def test_a_wrong_password_of_the_database_is_said_and_not_shown(settings: Settings, locked: str) -> None:
+    [refusal] = examine(changed(settings, database_url=locked)).refusals
+
+    assert 'password authentication failed for user "locked"' in refusal
+    assert SECRET not in refusal
+
+
+def test_a_database_that_does_not_exist_is_named(settings: Settings, postgres: PostgresServer) -> None:
+    [refusal] = examine(changed(settings, database_url=postgres.url("nowhere"))).refusals
+
+    assert refusal.startswith(f"The database nowhere at 127.0.0.1:{postgres.port} cannot be used: ")
+    assert 'database "nowhere" does not exist' in refusal
+
+
+def test_a_folder_in_place_of_a_sqlite_file_is_named(settings: Settings, tmp_path: Path) -> None:
+    [refusal] = examine(changed(settings, database_url=f"sqlite:///{tmp_path}")).refusals
+
+    assert refusal == f"The database {tmp_path} cannot be used: unable to open database file."
+
+
+def test_a_database_without_its_migrations_is_refused_unless_they_come_next(settings: Settings, tmp_path: Path) -> None:
+    empty = changed(settings, database_url=f"sqlite:///{tmp_path / 'empty.db'}")
+
+    assert ["run `postage migrate`" in refusal for refusal in examine(empty).refusals] == [True]
+    assert examine(empty, migrated=False).refusals == []
+
+
+# -- the broker -------------------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_does_not_answer_is_named_without_its_password(settings: Settings) -> None:
+    [refusal] = examine(changed(settings, broker_url=f"redis://:{SECRET}@127.0.0.1:{NOWHERE}/3")).refusals
+
+    assert refusal.startswith("The broker at 127.0.0.1:1/3 cannot be used: ")
+    assert "Connection refused" in refusal
+    assert SECRET not in refusal
+
+
+def test_a_wrong_password_of_the_broker_is_said_and_not_shown(
+    settings: Settings, redis: Redis, valkey: ValkeyServer
+) -> None:
+    redis.config_set("requirepass", "right")
+
+    [refusal] = examine(changed(settings, broker_url=f"redis://:{SECRET}@127.0.0.1:{valkey.port}/0")).refusals
+    [without] = examine(settings).refusals
+
+    assert "invalid username-password pair" in refusal
+    assert SECRET not in refusal
+    assert "Authentication required" in without
+
+
+def test_a_socket_that_is_not_there_is_named(settings: Settings, tmp_path: Path) -> None:
+    [refusal] = examine(changed(settings, broker_url=f"redis+socket://{tmp_path}/no.sock")).refusals
+
+    assert refusal.startswith(f"The broker {tmp_path}/no.sock cannot be used: ")
+
+
+def test_a_place_for_results_that_does_not_answer_is_named(settings: Settings) -> None:
+    [refusal] = examine(changed(settings, result_url=f"redis://127.0.0.1:{NOWHERE}/0")).refusals
+
+    assert refusal.startswith("The broker at 127.0.0.1:1/0 cannot be used: ")
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_broker_that_throws_out_jobs_is_refused(settings: Settings, redis: Redis, policy: str) -> None:
+    redis.config_set("maxmemory-policy", policy)
+
+    [refusal] = examine(settings).refusals
+
+    assert refusal.startswith(f"The broker's maxmemory-policy is {policy}, so it may throw out jobs")
+    assert "set it to noeviction" in refusal
+
+
+@pytest.mark.parametrize(("appendonly", "save"), [("yes", ""), ("no", "60 1")])
+def test_a_broker_that_writes_to_disk_is_not_warned_of(
+    settings: Settings, redis: Redis, appendonly: str, save: str
+) -> None:
+    redis.config_set("appendonly", appendonly)
+    redis.config_set("save", save)
+
+    assert examine(settings) == Verdict()
+
+
+def test_a_broker_that_hides_its_configuration_is_warned_of_and_used(
+    settings: Settings, redis: Redis, valkey: ValkeyServer
+) -> None:
+    redis.acl_setuser("limited", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], channels=["*"],
+                      commands=["+@all", "-config"])  # fmt: skip
+    limited = changed(settings, broker_url=f"redis://limited:{SECRET}@127.0.0.1:{valkey.port}/0")
+
+    verdict = examine(limited)
+
+    assert verdict.refusals == []
+    assert ["does not let this user read its configuration" in warning for warning in verdict.warnings] == [True]
+
+
+# -- clocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(61.0, "s behind this machine's"), (-61.0, "s ahead of this machine's")])
+def test_clocks_that_disagree_are_refused(settings: Settings, ahead: float, words: str) -> None:
+    """SQLite has no clock of its own."""
+    refusals = examine(settings, now=off_by(ahead)).refusals
+
+    whose = ["the broker"] if settings.database.startswith("sqlite") else ["the database", "the broker"]
+    assert [refusal.partition(" is ")[0] for refusal in refusals] == [f"The clock of {one}" for one in whose]
+    assert all(words in refusal for refusal in refusals)
+    assert all("61 s" in refusal or "60 s" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_clocks_that_differ_by_little_are_borne(settings: Settings, direction: int) -> None:
+    assert examine(settings, now=off_by(direction * (CLOCKS_APART_MAX.total_seconds() - 1))).refusals == []
+
+
+# -- all of it --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_wrong_is_said_at_once(settings: Settings, redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    url = f"postgresql://postage:{SECRET}@127.0.0.1:{NOWHERE}/money"
+
+    with pytest.raises(NotReadyError) as refused:
+        require_ready(changed(settings, database_url=url), now=off_by(60))
+
+    said = str(refused.value).splitlines()
+    assert [sentence[:12] for sentence in said] == ["The database", "The broker's", "The clock of"]
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (f"postgresql+psycopg://u:{SECRET}@db.example/postage", "postage at db.example:5432"),
+        (f"postgresql+psycopg://u:{SECRET}@[::1]:99/", "u at ::1:99"),
+        ("postgresql+psycopg:///postage?host=/run/postgresql", "postage at /run/postgresql:5432"),
+        ("sqlite:////var/postage.db", "/var/postage.db"),
+    ],
+)
+def test_a_database_is_named_without_who_uses_it(url: str, name: str) -> None:
+    assert database_name(url) == name
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (f"redis://u:{SECRET}@broker.example:6380/2", "at broker.example:6380/2"),
+        (f"rediss://:{SECRET}@broker.example", "at broker.example:6379"),
+        ("redis+socket:///run/our%20valkey.sock", "/run/our valkey.sock"),
+    ],
+)
+def test_a_broker_is_named_without_who_uses_it(url: str, name: str) -> None:
+    assert broker_name(url) == name
+
+
+def test_a_second_postage_up_on_a_folder_is_told_what_to_do(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "up.lock"),
+        pytest.raises(UpError, match="runs already on the folder") as refused,
+        exclusive(tmp_path / "up.lock"),
+    ):
+        pass
+
+    assert str(tmp_path) in str(refused.value)
+    assert "set POSTAGE_VAR to another folder" in str(refused.value)
