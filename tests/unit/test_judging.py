@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.carriers import Outcome, Receipt
 from models.charges import OPEN, Charge, State
-from models.judging import judge
+from models.judging import DEATHS_MAX, content_to_resend, judge, judge_death, judge_refund
 from models.ledger import Settlement
 from models.retrying import Patience
 from tests.fakes import NOON
@@ -35,7 +35,9 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
         "reason": None,
         "detail": None,
         "attempts": 1,
-        "maybe_taken": False,
+        "deaths": 0,
+        "holder": "worker-1",
+        "handed_at": None,
         "content": content,
         "recipients_refused": None,
         "carrier_reference": None,
@@ -59,13 +61,13 @@ def next_attempt(one: Charge, settled: Settlement) -> Charge:
         attempts=one.attempts + 1,
         recipients_refused=settled.recipients_refused,
         content=one.content if settled.content is None else settled.content,
-        maybe_taken=settled.maybe_taken,
+        handed_at=(one.handed_at or NOON) if settled.in_doubt else None,
     )
 
 
 @pytest.mark.parametrize("kind", ["email", "sms"])
 @pytest.mark.parametrize(
-    ("outcome", "attempts", "ask_again", "maybe_taken", "state", "reason"),
+    ("outcome", "attempts", "ask_again", "in_doubt", "state", "reason"),
     [
         ("accepted", 1, False, False, "sent", None),
         ("accepted", 3, False, False, "sent", None),
@@ -86,9 +88,9 @@ def next_attempt(one: Charge, settled: Settlement) -> Charge:
     ],
 )
 def test_each_outcome_has_its_verdict(
-    *, kind: str, outcome: str, attempts: int, ask_again: bool, maybe_taken: bool, state: str, reason: str | None
+    *, kind: str, outcome: str, attempts: int, ask_again: bool, in_doubt: bool, state: str, reason: str | None
 ) -> None:
-    one = charge(kind, attempts=attempts, maybe_taken=maybe_taken)
+    one = charge(kind, attempts=attempts, handed_at=NOON if in_doubt else None)
 
     settled = verdict(one, Receipt(Outcome(outcome), "Words.", reference="ref"), ask_again=ask_again)
 
@@ -112,7 +114,7 @@ def test_an_unsure_attempt_is_remembered_by_all_that_follow() -> None:
     unsure = verdict(one, Receipt(Outcome.UNSURE), ask_again=True)
     not_now = verdict(next_attempt(one, unsure), Receipt(Outcome.NOT_NOW), ask_again=True)
 
-    assert (unsure.maybe_taken, not_now.maybe_taken) == (True, True)
+    assert (unsure.in_doubt, not_now.in_doubt) == (True, True)
 
 
 def test_a_message_refused_for_its_recipients_says_so() -> None:
@@ -193,6 +195,69 @@ def test_who_was_refused_with_an_unsure_outcome_does_not_count_as_handed_over() 
 
     assert first.content == {"recipients": ["b@x.test", "c@x.test"], "subject": "Hello"}
     assert (settled.state, settled.refund) == (State.FAILED, 3)
+
+
+def of_death(one: Charge, *, ask_again: bool = False) -> Settlement:
+    return judge_death(one, patience=PATIENCE, ask_again=ask_again, now=NOON)
+
+
+def test_a_job_whose_worker_died_before_it_was_handed_over_is_tried_again() -> None:
+    settled = of_death(charge())
+
+    assert (settled.state, settled.reason, settled.refund, settled.death) == (State.WAITING, None, 0, True)
+    assert settled.in_doubt is False
+    assert settled.content == {"recipients": list(THREE), "subject": "Hello"}
+
+
+def test_an_email_whose_worker_died_after_it_was_handed_over_is_never_sent_a_second_time() -> None:
+    settled = of_death(charge(handed_at=NOON, recipients_refused={"a@x.test": "550"}))
+
+    assert (settled.state, settled.refund, settled.death) == (State.UNKNOWN, 0, True)
+    assert settled.recipients_refused == {"a@x.test": "550"}
+
+
+def test_a_carrier_that_honours_the_job_id_is_asked_again_after_a_death_and_the_doubt_stays() -> None:
+    settled = of_death(charge("sms"), ask_again=True)
+
+    assert (settled.state, settled.in_doubt) == (State.WAITING, True)
+
+
+@pytest.mark.parametrize("ask_again", [False, True])
+@pytest.mark.parametrize(
+    "tried", [{"deaths": DEATHS_MAX - 1}, {"attempts": 3}], ids=["too many deaths", "attempts used up"]
+)
+def test_a_job_that_may_kill_its_workers_is_set_aside(*, ask_again: bool, tried: dict[str, int]) -> None:
+    """Its credits go back, unless the carrier may have it."""
+    settled = of_death(charge(**tried), ask_again=ask_again)
+
+    if ask_again:
+        assert (settled.state, settled.refund) == (State.UNKNOWN, 0)
+    else:
+        assert (settled.state, settled.reason, settled.refund) == (State.FAILED, "carrier_unavailable", 3)
+    assert settled.death is True
+
+
+def test_what_was_handed_over_stays_charged_when_workers_die_over_the_rest() -> None:
+    first = verdict(charge(), Receipt(Outcome.ACCEPTED, deferred={"c@x.test": "451"}))
+
+    settled = of_death(replace(next_attempt(charge(), first), attempts=3))
+
+    assert (settled.state, settled.refund) == (State.SENT, 1)
+
+
+def test_a_person_s_refund_gives_all_back_but_what_certainly_arrived() -> None:
+    unknown = charge(state=State.UNKNOWN, handed_at=NOON)
+    partly = replace(unknown, content={"recipients": ["c@x.test"], "subject": "Hello"})
+
+    assert (judge_refund(unknown).state, judge_refund(unknown).refund) == (State.FAILED, 3)
+    assert (judge_refund(partly).state, judge_refund(partly).refund) == (State.SENT, 1)
+
+
+def test_a_resend_goes_to_nobody_who_refused_it() -> None:
+    refused = charge(state=State.UNKNOWN, recipients_refused={"a@x.test": "550"})
+
+    assert content_to_resend(refused)["recipients"] == ["b@x.test", "c@x.test"]
+    assert content_to_resend(charge("sms", state=State.UNKNOWN)) == {"text": "Hello"}
 
 
 @st.composite
