@@ -21,10 +21,21 @@ Fault = Callable[[Rig], int]
 
 
 def kill_worker(rig: Rig) -> int:
-    """SIGKILL to the main process of a worker, or to its whole group; the rig starts another at once."""
+    """SIGKILL to a worker's main process, to its whole group, or, where it has some, to one of its children.
+
+    The rig starts a main process again at once; the worker itself replaces its children.
+    """
     victim = _running(rig)
-    rig.kill(victim, group=rig.rng.random() < 0.5)
-    return rig.threads
+    assert victim.pid is not None
+    children = _children(victim.pid)
+    match rig.rng.choice(["main", "group", *(["child"] * 2 if children else [])]):
+        case "child":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rig.rng.choice(children), signal.SIGKILL)
+            return 1
+        case what:
+            rig.kill(victim, group=what == "group")
+            return rig.threads
 
 
 def _running(rig: Rig) -> Program:

@@ -53,8 +53,7 @@ ALONE: Final = ("eve", "fay")
 RICH: Final = 1_000_000
 
 
-class RigError(Exception):
-    """The rig itself does not work."""
+JOB_QUEUES: Final = tuple(queue for queue in ALL_QUEUES if queue != "upkeep")
 
 
 class Valkey(servers.ValkeyServer):
@@ -287,10 +286,10 @@ class Rig:
     def _count(self, query: Select[tuple[int]]) -> int:
         return self.database.look(lambda connection: int(connection.execute(query).scalar_one()))
 
-    def waiting(self) -> int:
-        """How many messages are on queues."""
+    def waiting(self, *queues: str) -> int:
+        """How many messages are on these queues; on all if none is named."""
         redis: Any = self.redis
-        return sum(redis.llen(queue) for queue in ALL_QUEUES)
+        return sum(redis.llen(queue) for queue in queues or ALL_QUEUES)
 
     def unacked(self) -> list[bytes]:
         """The messages in workers' hands, or in those of the dead."""
@@ -315,9 +314,9 @@ class Rig:
 
     def is_idle(self) -> bool:
         """Whether no job is on its way: all are published, and only beat keeps asking."""
-        if not self.producer.is_done or self.waiting() > 1:
+        if not self.producer.is_done or self.waiting(*JOB_QUEUES):
             return False
-        return all(b"upkeep.sweep" in held for held in self.unacked()) and not self.open_jobs()
+        return all(b'"upkeep.' in held for held in self.unacked()) and not self.open_jobs()
 
     def wait_until_quiet(self, jobs: int, within_s: float) -> float:
         """Wait until nothing more happens, for `within_s` at most; gives how long that took.

@@ -59,6 +59,11 @@ def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
     return Storm(rig.jobs(size.jobs, prefix), [faults.kill_worker] * size.faults)
 
 
+def prefork_killed(rig: Rig, size: Size, prefix: str) -> Storm:
+    """The same with a pool of processes, which are killed one by one too."""
+    return worker_killed(rig, size, prefix)
+
+
 def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
     """A worker stands still for longer than lease and visibility timeout, and then goes on."""
     stopped_s = float(str(rig.settings["visibility_timeout_s"])) + 4
@@ -119,6 +124,7 @@ def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
 
 SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
     "worker-killed": worker_killed,
+    "prefork-killed": prefork_killed,
     "worker-stopped": worker_stopped,
     "redis-gone": redis_gone,
     "postgres-gone": postgres_gone,
@@ -128,6 +134,7 @@ SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
 }
 LONG: Final[dict[str, Size]] = {
     "worker-killed": Size(20_000, 50, 300),
+    "prefork-killed": Size(3_000, 20),
     "worker-stopped": Size(2_000, 3),
     "redis-gone": Size(5_000, 10),
     "postgres-gone": Size(5_000, 10),
@@ -137,9 +144,12 @@ LONG: Final[dict[str, Size]] = {
 }
 
 
-def run(name: str, folder: Path, seed: int, size: Size, **options: Any) -> Verdict:
+POOLS: Final = {"prefork-killed": ("--pool", "prefork")}
+
+
+def run(name: str, folder: Path, seed: int, size: Size, *, options: Sequence[str] = (), **rest: Any) -> Verdict:
     """Run one scenario in a rig of its own, until nothing moves any more."""
-    with Rig(folder, seed, **options) as rig:
+    with Rig(folder, seed, options=[*POOLS.get(name, ()), *options], **rest) as rig:
         began = time.monotonic()
         verdict = run_in(rig, name, size)
         rig.wait_until_quiet(size.jobs, size.quiet_s)
