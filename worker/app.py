@@ -86,10 +86,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's configuration, for money: nothing is acknowledged before it is done, and nothing is pickled."""
     transport = {
         "visibility_timeout": settings.visibility_timeout_s,
-        # Look for jobs of dead workers every 10 s, not every 100 (kombu's default).
-        "unacked_restore_interval": 10,
+        # Look for the jobs of dead workers often, not every 100 s, and put all of them back, not 10 at a time (kombu's
+        # defaults).
+        "unacked_restore_interval": min(10, settings.visibility_timeout_s / 4),
         "unacked_restore_throttle": 1,
+        "unacked_restore_limit": None,
         "unacked_mutex_expire": 30,
+        # Every thread may be acknowledging, while the consumer takes and the heart beats.
+        "max_connections": settings.concurrency + 10,
         # Without these a call to a frozen broker waits for ever.
         "socket_timeout": 30,
         "socket_connect_timeout": 5,

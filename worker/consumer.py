@@ -23,6 +23,12 @@ JSON = "application/json"
 class CarefulConsumer(Consumer):
     """Quarantines messages that are no jobs of ours."""
 
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
+        # Workers need not know of each other. Mingle would hold each start up by a second, and leave the channel
+        # consuming in kombu's own way for a while; gossip makes every worker read the heartbeats of all.
+        quiet = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        super().__init__(*args, **{**options, "worker_options": quiet})
+
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:  # noqa: ANN401  Celery's
         """The handler of every message: Celery's, for those that are task messages."""
         handle: Callable[[Any], None] = super().create_task_handler(*args, **options)

@@ -7,6 +7,7 @@ loses it. Here one script pops messages and registers them as unacknowledged in 
 On the wire nothing changes: producers, Flower and other workers go on using plain kombu.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from time import monotonic, time
@@ -23,6 +24,8 @@ QUARANTINE = "postage.quarantine"
 """The list that keeps what can never be a job, as it was found, newest first."""
 TAKEN_AT_ONCE = 100
 """Messages taken in one round trip, at most."""
+RETURNS_MAX = 20
+"""How often a message comes back from workers that did not give it back themselves: they died, or stood still."""
 PAUSE_S = 0.02
 """How long Redis holds its answer back when there was nothing the last time."""
 NEVER_FILLED = "postage.pause"
@@ -33,31 +36,31 @@ local unacked, index, quarantine = KEYS[1], KEYS[2], KEYS[3]
 local now, limit, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer, taken = {0}, 0
 
-local function address(item)
+local function tag_of(item)
     local properties = cjson.decode(item).properties
     local info = properties.delivery_info
     if type(properties.delivery_tag) ~= 'string' or type(info.exchange) ~= 'string'
             or type(info.routing_key) ~= 'string' then
         error('not a message')
     end
-    return properties.delivery_tag, cjson.encode(info.exchange), cjson.encode(info.routing_key)
+    return properties.delivery_tag
 end
 
-local function take(list)
+local function take(list, queue)
     local item = redis.call('RPOP', list)
     if not item then
         return false
     end
-    local good, tag, exchange, routing_key = pcall(address, item)
+    local good, tag = pcall(tag_of, item)
     if not good then  -- Lua's reader is stricter than Python's about what stands in strings, such as half characters
         tag = string.match(item, '"delivery_tag": ?"([%w-]+)"')
-        exchange = string.match(item, '"exchange": ?("[%w._:-]*")')
-        routing_key = string.match(item, '"routing_key": ?("[%w._:-]+")')
-        good = tag and exchange and routing_key
+        good = tag and string.match(item, '"exchange": ?"') and string.match(item, '"routing_key": ?"')
     end
     if good then
         redis.call('ZADD', index, now, tag)
-        redis.call('HSET', unacked, tag, '[' .. item .. ',' .. exchange .. ',' .. routing_key .. ']')
+        -- As kombu notes it: the item, an exchange and a key. No exchange and the queue's name lead back to this queue,
+        -- whatever exchange the message once came through.
+        redis.call('HSET', unacked, tag, '[' .. item .. ',"",' .. cjson.encode(queue) .. ']')
         answer[#answer + 1] = list
         answer[#answer + 1] = tag
         answer[#answer + 1] = item
@@ -74,7 +77,7 @@ for first = 4, #KEYS, queues do  -- one priority after the other
     while more and taken < limit do  -- one from each queue in turn
         more = false
         for list = first, first + queues - 1 do
-            if taken < limit and take(KEYS[list]) then
+            if taken < limit and take(KEYS[list], KEYS[list - first + 4]) then
                 more = true
             end
         end
@@ -95,12 +98,50 @@ class QoS(redis.QoS):
         else:
             super().append(message, delivery_tag)
 
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002
+        """Put a message back on its queue, or set it aside if it has come back too often, in one step.
+
+        kombu's own way forgets a message, and prints it, where it cannot tell which queue it is for.
+        """
+        with self.channel.conn_or_acquire(client) as connected:
+            connected.transaction(functools.partial(self._put_back, tag, leftmost), self.unacked_key)
+
+    def _put_back(self, tag: str, leftmost: bool, pipe: Any) -> None:  # noqa: ANN401, FBT001
+        held = pipe.hget(self.unacked_key, tag)
+        pipe.multi()
+        self._remove_from_indices(tag, pipe)
+        if held is None:  # acknowledged, or put back by another worker
+            return
+        try:
+            message, exchange, key = json.loads(held)
+            queues = self.channel._lookup(exchange, key) if exchange else [key]  # noqa: SLF001  kombu's own way
+            if not _note_return(message, died=tag not in (self._delivered or ())):
+                queues = []
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            message, queues = None, []
+        if not queues:
+            log.error("quarantined", why="it came back too often, or to no queue: it may be what ends the workers")
+            pipe.lpush(QUARANTINE, held if message is None else json.dumps(message))
+        for queue in queues:
+            priority = self.channel._get_message_priority(message, reverse=False)  # noqa: SLF001
+            push = pipe.lpush if leftmost else pipe.rpush
+            push(self.channel._q_for_pri(queue, priority), json.dumps(message))  # noqa: SLF001
+
     def quarantine(self, delivery_tag: str, item: bytes) -> None:
         """Set a message aside that can never be a job, and forget it, in one step."""
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(QUARANTINE, item)
             self._remove_from_indices(delivery_tag, pipe).execute()
         virtual.QoS.ack(self, delivery_tag)
+
+
+def _note_return(message: Any, *, died: bool) -> bool:  # noqa: ANN401  any JSON
+    """Mark a message as delivered before; False if workers have died with it, or stood still, too often."""
+    properties = message["properties"]
+    message["headers"]["redelivered"] = properties["delivery_info"]["redelivered"] = True
+    if died:
+        properties["returns"] = int(properties.get("returns", 0)) + 1
+    return int(properties.get("returns", 0)) <= RETURNS_MAX
 
 
 class Channel(redis.Channel):

@@ -8,7 +8,7 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.transport import redis as stock
 from redis import Redis
 
-from worker.transport import QUARANTINE, Transport
+from worker.transport import QUARANTINE, RETURNS_MAX, Transport
 
 
 @pytest.fixture
@@ -103,6 +103,71 @@ def test_a_requeued_message_is_on_its_queue_again(redis: Redis, ours: Connection
     [item] = redis.lrange("email", 0, -1)
     assert redis.hlen("unacked") == 0
     assert json.loads(item)["properties"]["delivery_tag"] == message.delivery_tag
+
+
+def restore(connection: Connection, message: Message) -> None:
+    """What another worker does with a message that was not acknowledged in time."""
+    with connection.clone() as other:
+        other.default_channel.qos.restore_by_tag(message.delivery_tag)
+
+
+def test_a_message_goes_back_to_the_queue_it_was_taken_from_whatever_it_says_of_its_exchange(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    """Bindings may be gone, or never have been: kombu would drop the message."""
+    publish(producer, "email", 1, priority=3)
+    [email] = redis.keys("email*")
+    item = json.loads(redis.rpop(email))
+    item["properties"]["delivery_info"] = {"exchange": "forgotten", "routing_key": "nowhere"}
+    redis.lpush(email, json.dumps(item))
+    [message] = take(ours, "email", prefetch=1)
+
+    restore(ours, message)
+
+    [back] = redis.lrange(email, 0, -1)
+    assert json.loads(back)["body"] == item["body"]
+    assert json.loads(back)["headers"]["redelivered"] is True
+    assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
+
+
+def test_a_message_over_which_workers_die_again_and_again_is_set_aside(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    publish(producer, "email", 1)
+    for _ in range(RETURNS_MAX):
+        [message] = take(ours, "email", prefetch=1)
+        restore(ours, message)
+    assert (redis.llen("email"), redis.llen(QUARANTINE)) == (1, 0)
+
+    [message] = take(ours, "email", prefetch=1)
+    restore(ours, message)
+
+    [item] = redis.lrange(QUARANTINE, 0, -1)
+    assert json.loads(item)["properties"]["delivery_tag"] == message.delivery_tag
+    assert (redis.llen("email"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0, 0)
+
+
+def test_a_message_that_its_worker_gives_back_may_come_as_often_as_it_likes(
+    redis: Redis, ours: Connection, producer: Producer
+) -> None:
+    publish(producer, "email", 1)
+
+    for _ in range(RETURNS_MAX + 2):
+        [message] = take(ours, "email", prefetch=1)
+        message.requeue()
+
+    assert (redis.llen("email"), redis.llen(QUARANTINE)) == (1, 0)
+
+
+@pytest.mark.parametrize("held", [b"not JSON", b"17", b"[]", b'[{"headers": null, "properties": {}}, "", "email"]'])
+def test_what_cannot_be_put_back_is_set_aside_and_not_lost(redis: Redis, ours: Connection, held: bytes) -> None:
+    redis.hset("unacked", "tag-1", held)
+    redis.zadd("unacked_index", {"tag-1": 0})
+
+    ours.default_channel.qos.restore_by_tag("tag-1")
+
+    assert redis.lrange(QUARANTINE, 0, -1) == [held]
+    assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
 
 
 def test_no_more_is_taken_than_may_be_held(redis: Redis, ours: Connection, producer: Producer) -> None:
