@@ -5,11 +5,12 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -115,9 +116,14 @@ class Rude:
                 line.sendall(self.said)
 
 
+def never() -> None:
+    """Fail the test: a carrier that honours the job id has nothing noted before it hands a message over."""
+    pytest.fail("A note was made.")
+
+
 def send(gateway: Gateway | Rude, sms: Sms = TEXT, timeout_s: float = 20) -> Receipt:
     with gateway, closing(SmsGateway(gateway.url, timeout_s)) as carrier:
-        return carrier.deliver(sms)
+        return carrier.deliver(sms, never)
 
 
 def test_a_text_is_posted_as_json_under_its_job_id() -> None:
@@ -148,11 +154,25 @@ def test_a_gateway_may_be_asked_again() -> None:
         assert carrier.honours_job_id
 
 
+@pytest.mark.parametrize(
+    "gateway",
+    [Gateway, lambda: Gateway(429), lambda: Gateway(404), lambda: Rude(b"")],
+    ids=["accepted", "not now", "never", "unsure"],
+)
+def test_nothing_is_noted_before_a_text_is_handed_over(gateway: Callable[[], Gateway | Rude]) -> None:
+    """Whatever becomes of it, the gateway may be asked again."""
+    notes: list[str] = []
+    with gateway() as asked, closing(SmsGateway(asked.url, 20)) as carrier:
+        carrier.deliver(TEXT, lambda: notes.append("note"))
+
+    assert notes == []
+
+
 def test_one_connection_serves_one_text_after_the_other() -> None:
     """Whatever the answer was."""
     with Gateway() as gateway, closing(SmsGateway(gateway.url, 20)) as carrier:
         for gateway.status in (200, 500, 404, 200):
-            carrier.deliver(TEXT)
+            carrier.deliver(TEXT, never)
 
     assert (len(gateway.requests), gateway.connections) == (4, 1)
 
@@ -161,7 +181,7 @@ def test_threads_share_the_gateway_but_no_connection() -> None:
     """Each text of many threads arrives once."""
     texts = [replace(TEXT, job_id=f"job-{n}") for n in range(200)]
     with Gateway() as gateway, closing(SmsGateway(gateway.url, 20)) as carrier, ThreadPoolExecutor(8) as threads:
-        receipts = list(threads.map(carrier.deliver, texts))
+        receipts = list(threads.map(carrier.deliver, texts, repeat(never)))
 
     assert {receipt.outcome for receipt in receipts} == {Outcome.ACCEPTED}
     assert sorted(request.body["id"] for request in gateway.requests) == sorted(text.job_id for text in texts)
@@ -215,9 +235,9 @@ def test_a_reference_is_made_safe() -> None:
 def test_an_endless_answer_is_not_read_to_its_end() -> None:
     """The text is accepted all the same, and the next one is not disturbed."""
     with Gateway(body=b" " * (100 * ANSWER_MAX)) as gateway, closing(SmsGateway(gateway.url, 20)) as carrier:
-        assert carrier.deliver(TEXT) == Receipt(Outcome.ACCEPTED)
+        assert carrier.deliver(TEXT, never) == Receipt(Outcome.ACCEPTED)
         gateway.body = b'{"id": "msg-8"}'
-        assert carrier.deliver(TEXT).reference == "msg-8"
+        assert carrier.deliver(TEXT, never).reference == "msg-8"
 
     assert gateway.connections == 2
 
@@ -244,13 +264,13 @@ def test_a_gateway_that_is_not_there_means_not_now() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with closing(SmsGateway(url, 20)) as carrier:
-        assert carrier.deliver(TEXT).outcome is Outcome.NOT_NOW
+        assert carrier.deliver(TEXT, never).outcome is Outcome.NOT_NOW
 
 
 def test_a_name_that_is_not_known_means_not_now() -> None:
     """`.invalid` never is (RFC 6761 section 6.4)."""
     with closing(SmsGateway("http://sms.invalid", 20)) as carrier:
-        assert carrier.deliver(TEXT).outcome is Outcome.NOT_NOW
+        assert carrier.deliver(TEXT, never).outcome is Outcome.NOT_NOW
 
 
 def test_a_gateway_that_takes_no_connection_in_time_means_not_now() -> None:
@@ -263,7 +283,7 @@ def test_a_gateway_that_takes_no_connection_in_time_means_not_now() -> None:
             with suppress(BlockingIOError):
                 line.connect(address)
         with closing(SmsGateway(f"http://127.0.0.1:{address[1]}", 0.3)) as carrier:
-            receipt = carrier.deliver(TEXT)
+            receipt = carrier.deliver(TEXT, never)
         for line in waiting:
             line.close()
 
@@ -282,7 +302,7 @@ def test_a_secure_gateway_is_talked_to_securely() -> None:
     """With a certificate that is trusted."""
     trusting = ssl.create_default_context(cafile=CERTIFICATES / "server.pem")
     with secure(Gateway()) as gateway, closing(SmsGateway(gateway.url, 20, ssl_context=trusting)) as carrier:
-        assert carrier.deliver(TEXT) == Receipt(Outcome.ACCEPTED, reference="msg-7")
+        assert carrier.deliver(TEXT, never) == Receipt(Outcome.ACCEPTED, reference="msg-7")
 
 
 def test_an_unknown_certificate_is_not_trusted() -> None:
@@ -300,7 +320,7 @@ def test_user_and_password_of_the_address_become_a_login() -> None:
     with Gateway() as gateway:
         url = gateway.url.replace("//", "//ad%40:pass%3Aw%C3%B6rd@")
         with closing(SmsGateway(url, 20)) as carrier:
-            carrier.deliver(TEXT)
+            carrier.deliver(TEXT, never)
 
     assert gateway.requests[0].headers["Authorization"] == "Basic YWRAOnBhc3M6d8O2cmQ="
     assert gateway.requests[0].headers["Host"] == f"127.0.0.1:{gateway.port}"
@@ -314,7 +334,7 @@ def test_neither_details_nor_logs_hold_numbers_texts_or_passwords() -> None:
             Gateway(status, b"+12025550123 Gr") as gateway,
             closing(SmsGateway(gateway.url.replace("//", "//ada:hush@"), 20)) as carrier,
         ):
-            receipt = carrier.deliver(TEXT)
+            receipt = carrier.deliver(TEXT, never)
 
         for told in (str(logs), receipt.detail):
             assert not any(secret in told for secret in ("2025550123", "Gr", "hush"))
@@ -324,7 +344,7 @@ def test_an_email_is_a_bug() -> None:
     """Bugs are not the network's, and leave the carrier."""
     email = Email("job-1", "Ada", "ada@example.org", (), (), (), "Hello", "Hello", None, None, {})
     with closing(SmsGateway("http://localhost", 20)) as carrier, pytest.raises(TypeError, match="takes no Email"):
-        carrier.deliver(email)
+        carrier.deliver(email, never)
 
 
 @pytest.mark.parametrize(
@@ -349,11 +369,11 @@ def test_an_address_that_cannot_be_used_is_refused_with_a_sentence(url: str) -> 
 
 
 def test_null_accepts_every_text() -> None:
-    """For benchmarks."""
+    """For benchmarks. It honours the job id, so nothing is noted."""
     carrier = open_sms("null://", 20)
 
     assert isinstance(carrier, NullCarrier)
-    assert carrier.deliver(TEXT) == Receipt(Outcome.ACCEPTED, reference="job-1")
+    assert carrier.deliver(TEXT, never) == Receipt(Outcome.ACCEPTED, reference="job-1")
     carrier.close()
 
 
@@ -361,4 +381,4 @@ def test_a_reset_line_leaves_it_unsure() -> None:
     """A reset after the text went out tells nothing about what became of it."""
     with Rude(b"") as gateway, closing(SmsGateway(gateway.url, 20)) as carrier:
         gateway._listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        assert carrier.deliver(TEXT).outcome is Outcome.UNSURE
+        assert carrier.deliver(TEXT, never).outcome is Outcome.UNSURE

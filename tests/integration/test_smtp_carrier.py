@@ -4,11 +4,13 @@ import socket
 import ssl
 import struct
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -20,7 +22,7 @@ from structlog.testing import capture_logs
 from models.carriers import Email, Outcome, Receipt, Sms
 from worker.carriers import open_email
 from worker.carriers.null import NullCarrier
-from worker.carriers.smtp import KEPT_MAX, SmtpCarrier
+from worker.carriers.smtp import KEPT_MAX, STEPS, SmtpCarrier
 from worker.outbox import LoopbackController
 from worker.settings import SettingsError
 
@@ -63,7 +65,8 @@ class Scripted:
     """A mail server that answers each command as told; a list of answers is used up one by one, its last one kept.
 
     `GREETING` is its first word and `DOT` its answer to a whole message. It may also `CLOSE` the line, `HANG` until the
-    test is over, or reset the line when the message has only begun to arrive (`RESET_INSIDE`).
+    test is over, or reset the line when the message has only begun to arrive (`RESET_INSIDE`). Of a message whose end
+    never comes it keeps what there was in `fragments`.
     """
 
     def __init__(self, answers: Answers) -> None:
@@ -71,6 +74,8 @@ class Scripted:
         self.answers = {key: list(said) if isinstance(said, list) else [said] for key, said in told.items()}
         self.commands: list[str] = []
         self.messages: list[bytes] = []
+        self.fragments: list[bytes] = []
+        self.said = ""
         self.connections = 0
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -105,20 +110,26 @@ class Scripted:
                 self.commands.append(command.decode().strip())
                 verb = command.decode().split()[0].upper()
                 going = self._answer(line, verb) and verb != "QUIT"
-                if going and verb == "DATA" and self._last.startswith("354"):
+                if going and verb == "DATA" and self.said.startswith("354"):
                     going = self._take_message(line, heard)
 
     def _take_message(self, line: socket.socket, heard: Any) -> bool:
         if self.answers["DOT"] == [RESET_INSIDE]:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
-        self.messages.append(b"".join(iter(heard.readline, b".\r\n")))
+        message = b""
+        while (text := heard.readline()) != b".\r\n":
+            if not text:
+                self.fragments.append(message)
+                return False
+            message += text
+        self.messages.append(message)
         return self._answer(line, "DOT")
 
     def _answer(self, line: socket.socket, key: str) -> bool:
         """Say what is to be said; False if the conversation is over."""
         left = self.answers.setdefault(key, ["250 2.1.0 Ok"])
-        said = self._last = left.pop(0) if len(left) > 1 else left[0]
+        said = self.said = left.pop(0) if len(left) > 1 else left[0]
         if said == HANG:
             self._over.wait(30)
         if said in (HANG, CLOSE):
@@ -127,10 +138,26 @@ class Scripted:
         return not said.startswith("421")
 
 
-def send(answers: Answers, email: Email = LETTER, timeout_s: float = 20) -> tuple[Receipt, Scripted]:
+def unnoted() -> None:
+    """Write nothing down before a message is handed over."""
+
+
+class Notes:
+    """Counts the times that a message was about to be handed over."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def send(
+    answers: Answers, email: Email = LETTER, timeout_s: float = 20, note: Callable[[], None] = unnoted
+) -> tuple[Receipt, Scripted]:
     """Send one email through a new carrier to a server that answers so."""
     with Scripted(answers) as server, closing(SmtpCarrier(server.url, timeout_s)) as carrier:
-        return carrier.deliver(email), server
+        return carrier.deliver(email, note), server
 
 
 class Postbox:
@@ -172,7 +199,7 @@ def carrier_to(port: int, options: str = "", **more: Any) -> Iterator[SmtpCarrie
 def test_an_accepted_email_arrives_as_it_was_written() -> None:
     """Envelope and text are what the job said, dots at the beginning of lines included."""
     with civil_server() as (postbox, port), carrier_to(port) as carrier:
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, unnoted)
 
     assert receipt == Receipt(Outcome.ACCEPTED, reference="4XyZ12")
     (envelope,) = postbox.envelopes
@@ -189,7 +216,7 @@ def test_an_email_may_be_asked_for_twice_and_arrive_twice() -> None:
 def test_only_those_still_to_be_served_are_on_the_envelope() -> None:
     """A second attempt shows the same names but goes to the rest."""
     with civil_server() as (postbox, port), carrier_to(port) as carrier:
-        carrier.deliver(replace(TO_THREE, recipients=(JOE,)))
+        carrier.deliver(replace(TO_THREE, recipients=(JOE,)), unnoted)
 
     (envelope,) = postbox.envelopes
     assert envelope.rcpt_tos == [JOE]
@@ -200,7 +227,7 @@ def test_one_connection_serves_one_email_after_the_other() -> None:
     """Connecting costs more than sending."""
     with civil_server() as (postbox, port), carrier_to(port) as carrier:
         for _ in range(10):
-            assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+            assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert (len(postbox.envelopes), postbox.greetings) == (10, 1)
 
@@ -209,7 +236,7 @@ def test_threads_do_not_share_a_conversation() -> None:
     """Each email of many threads arrives once and whole, over no more connections than threads."""
     letters = [replace(LETTER, job_id=f"job-{n}", recipients=(f"r{n}@example.org",)) for n in range(200)]
     with civil_server() as (postbox, port), carrier_to(port) as carrier, ThreadPoolExecutor(8) as threads:
-        receipts = list(threads.map(carrier.deliver, letters))
+        receipts = list(threads.map(carrier.deliver, letters, repeat(unnoted)))
 
     assert {receipt.outcome for receipt in receipts} == {Outcome.ACCEPTED}
     assert sorted(e.rcpt_tos[0] for e in postbox.envelopes) == sorted(letter.recipients[0] for letter in letters)
@@ -244,9 +271,9 @@ def test_closing_says_goodbye() -> None:
 def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers drop idle connections, and firewalls forget them without a word."""
     with Scripted({}) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
-        carrier.deliver(LETTER)
+        carrier.deliver(LETTER, unnoted)
         monkeypatch.setattr("worker.carriers.smtp.IDLE_MAX_S", -1.0)
-        assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert server.connections == 2
 
@@ -255,8 +282,8 @@ def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.Mo
 def test_a_kept_connection_that_died_is_replaced(how: str) -> None:
     """Nothing was said over it, so the email goes over a new one at once."""
     with Scripted({"MAIL": ["250 Ok", how, "250 Ok"]}) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
-        carrier.deliver(LETTER)
-        receipt = carrier.deliver(replace(LETTER, job_id="job-2"))
+        carrier.deliver(LETTER, unnoted)
+        receipt = carrier.deliver(replace(LETTER, job_id="job-2"), unnoted)
 
     assert receipt.outcome is Outcome.ACCEPTED
     assert (server.connections, len(server.messages)) == (2, 2)
@@ -295,8 +322,8 @@ def test_a_server_that_closes_the_line_with_421_is_left_alone(step: str) -> None
     """It is not now, and the next email goes over a new connection (RFC 5321 section 3.8)."""
     answers: Answers = {step: ["421 4.3.2 shutting down", "354 go on" if step == "DATA" else "250 Ok"]}
     with Scripted(answers) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
-        assert carrier.deliver(LETTER).outcome is Outcome.NOT_NOW
-        assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.NOT_NOW
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert server.connections == 2
 
@@ -384,8 +411,8 @@ def test_after_a_refusal_the_same_connection_serves_the_next_email(step: str) ->
     """RSET makes it clean (RFC 5321 section 4.1.1.5)."""
     answers: Answers = {step: ["550 5.7.1 no", "354 go on" if step == "DATA" else "250 Ok"]}
     with Scripted(answers) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
-        carrier.deliver(LETTER)
-        assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+        carrier.deliver(LETTER, unnoted)
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert server.connections == 1
     assert "rset" in server.commands
@@ -395,8 +422,8 @@ def test_a_connection_that_cannot_be_reset_is_closed() -> None:
     """Nobody goes on in the middle of somebody else's conversation."""
     with Scripted({"RCPT": ["550 no", "250 Ok"], "RSET": CLOSE}) as server:
         with closing(SmtpCarrier(server.url, 20)) as carrier:
-            carrier.deliver(LETTER)
-            assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+            carrier.deliver(LETTER, unnoted)
+            assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
         assert server.connections == 2
 
@@ -404,7 +431,7 @@ def test_a_connection_that_cannot_be_reset_is_closed() -> None:
 def test_a_message_too_large_for_the_server_is_never_sent() -> None:
     """Its size is told first (RFC 1870), so the refusal costs nothing."""
     with civil_server(data_size_limit=1000) as (postbox, port), carrier_to(port) as carrier:
-        receipt = carrier.deliver(replace(LETTER, text="line\n" * 1000))
+        receipt = carrier.deliver(replace(LETTER, text="line\n" * 1000), unnoted)
 
     assert (receipt.outcome, receipt.recipients_refused, postbox.envelopes) == (Outcome.NEVER, False, [])
 
@@ -434,20 +461,21 @@ def test_neither_details_nor_logs_repeat_the_servers_words() -> None:
 
 
 def test_a_server_that_is_not_there_means_not_now() -> None:
-    """Nobody listens on the port."""
+    """Nobody listens on the port, so nothing was about to be handed over."""
+    notes = Notes()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with carrier_to(port) as carrier:
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, notes)
 
-    assert receipt.outcome is Outcome.NOT_NOW
+    assert (receipt.outcome, notes.count) == (Outcome.NOT_NOW, 0)
     assert "refused" in receipt.detail
 
 
 def test_a_name_that_is_not_known_means_not_now() -> None:
     """`.invalid` never is (RFC 6761 section 6.4)."""
     with closing(SmtpCarrier("smtp://mail.invalid", 20)) as carrier:
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, unnoted)
 
     assert receipt.outcome is Outcome.NOT_NOW
 
@@ -458,7 +486,125 @@ def test_a_text_message_is_a_bug() -> None:
         closing(SmtpCarrier("smtp://127.0.0.1", 20)) as carrier,
         pytest.raises(TypeError, match="takes no Sms"),
     ):
-        carrier.deliver(Sms("job-1", "+12025550123", None, "Hello", 1))
+        carrier.deliver(Sms("job-1", "+12025550123", None, "Hello", 1), unnoted)
+
+
+# The note that is made before a message is handed over
+
+
+def test_the_note_is_made_when_the_server_has_asked_for_the_message_and_has_nothing_of_it() -> None:
+    """354 is the last word before the message (RFC 5321 section 4.1.1.4)."""
+    moments: list[tuple[str, str, int]] = []
+    with Scripted({}) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        carrier.deliver(LETTER, lambda: moments.append((server.commands[-1], server.said, len(server.messages))))
+
+    assert moments == [("DATA", "354 go on", 0)]
+    assert len(server.messages) == 1
+
+
+def test_each_email_is_noted_once() -> None:
+    """However many recipients it has, and whoever used the connection before."""
+    notes = Notes()
+    answers: Answers = {"RCPT": ["250 Ok", "550 5.1.1 unknown", "450 4.2.0 greylisted", "250 Ok"]}
+    with Scripted(answers) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        for count in (1, 2, 3):
+            carrier.deliver(TO_THREE, notes)
+            assert notes.count == count
+
+    assert (server.connections, len(server.messages)) == (1, 3)
+
+
+@pytest.mark.parametrize("how", [CLOSE, "421 4.4.2 idle for too long"])
+def test_an_email_that_moves_to_a_new_connection_is_noted_once(how: str) -> None:
+    """Over the dead one it never came so far."""
+    notes = Notes()
+    with Scripted({"MAIL": ["250 Ok", how, "250 Ok"]}) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        carrier.deliver(LETTER, unnoted)
+        carrier.deliver(LETTER, notes)
+
+    assert (server.connections, notes.count) == (2, 1)
+
+
+@pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("said", ["451 4.3.0 try again", "550 5.7.1 no", "421 4.3.2 shutting down", "what?", CLOSE])
+def test_a_message_that_the_server_did_not_ask_for_is_not_noted(step: str, said: str) -> None:
+    """It was not about to be handed over: whoever reads the notes after a crash may send it again."""
+    notes = Notes()
+    send({step: said, "HELO": said}, note=notes)
+
+    assert notes.count == 0
+
+
+@pytest.mark.parametrize("said", ["250 2.0.0 Ok", HANG])
+def test_no_other_answer_to_data_is_taken_for_the_one_that_asks_for_the_message(said: str) -> None:
+    """Only 354 is, and silence is not."""
+    notes = Notes()
+    receipt, server = send({"DATA": said}, timeout_s=0.3, note=notes)
+
+    assert (receipt.outcome, notes.count, server.messages) == (Outcome.NOT_NOW, 0, [])
+
+
+@pytest.mark.parametrize(
+    "email",
+    [replace(LETTER, recipients=("jörg@example.org",)), replace(LETTER, from_address="zoë@example.org")],
+    ids=["recipient", "sender"],
+)
+def test_a_message_that_cannot_be_written_for_the_server_is_not_noted(email: Email) -> None:
+    """The server is not asked at all."""
+    notes = Notes()
+    send({}, email, note=notes)
+
+    assert notes.count == 0
+
+
+@pytest.mark.parametrize("what", ["451 4.3.0 try again", "550 5.7.1 no", "what?", CLOSE, RESET_INSIDE])
+def test_whatever_becomes_of_the_message_it_was_noted_once(what: str) -> None:
+    """The note was made before anybody could know."""
+    notes = Notes()
+    send({"DOT": what}, LARGE if what == RESET_INSIDE else LETTER, note=notes)
+
+    assert notes.count == 1
+
+
+@pytest.mark.parametrize("error", [LookupError, TimeoutError, KeyboardInterrupt])
+def test_without_the_note_the_server_gets_nothing_of_the_message(error: type[BaseException]) -> None:
+    """What the note raises goes through, also if it looks like the network's; its line is closed and not used again."""
+
+    def fail() -> None:
+        raise error("no note")
+
+    with Scripted({}) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        carrier.deliver(LETTER, unnoted)
+        with pytest.raises(error, match=r"^no note$"):
+            carrier.deliver(replace(LETTER, job_id="job-2"), fail)
+        assert carrier.deliver(replace(LETTER, job_id="job-3"), unnoted).outcome is Outcome.ACCEPTED
+
+    assert server.fragments == [b""]
+    assert [b"<job-2@" in message for message in server.messages] == [False, False]
+    assert server.connections == 2
+
+
+def test_a_civil_server_forgets_an_email_without_its_note() -> None:
+    """Without the final dot there is no message (RFC 5321 section 4.1.1.4)."""
+
+    def fail() -> None:
+        raise LookupError
+
+    with civil_server() as (postbox, port), carrier_to(port) as carrier:
+        with pytest.raises(LookupError):
+            carrier.deliver(LETTER, fail)
+        assert carrier.deliver(replace(LETTER, job_id="job-2"), unnoted).outcome is Outcome.ACCEPTED
+
+    assert [b"<job-2@" in envelope.content for envelope in postbox.envelopes] == [True]
+    assert postbox.greetings == 2
+
+
+def test_a_note_that_comes_too_late_means_not_now() -> None:
+    """The lease may be over before such a delivery is, so nothing is handed over."""
+    receipt, server = send({}, timeout_s=0.4, note=lambda: time.sleep((STEPS + 0.2) * 0.4))
+
+    assert receipt.outcome is Outcome.NOT_NOW
+    assert (server.messages, server.fragments) == ([], [b""])
 
 
 # Addresses beyond ASCII (RFC 6531)
@@ -468,7 +614,7 @@ def test_an_address_beyond_ascii_goes_to_a_server_that_knows_them() -> None:
     """The local part as UTF-8, the domain in ASCII."""
     email = replace(LETTER, from_address="zoë@example.org", to=("jörg@müller.example",))
     with civil_server() as (postbox, port), carrier_to(port) as carrier:
-        receipt = carrier.deliver(replace(email, recipients=email.to))
+        receipt = carrier.deliver(replace(email, recipients=email.to), unnoted)
 
     assert receipt.outcome is Outcome.ACCEPTED
     (envelope,) = postbox.envelopes
@@ -530,8 +676,8 @@ def test_starttls_is_used_where_it_is_offered_and_the_login_comes_after_it() -> 
     with civil_server(**options) as (postbox, port):
         url = f"smtp://{LOGIN}@127.0.0.1:{port}"
         with closing(SmtpCarrier(url, 20, ssl_context=client_tls())) as carrier:
-            assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
-            assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+            assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
+            assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert len(postbox.envelopes) == 2
 
@@ -545,7 +691,7 @@ def test_smtps_is_encrypted_from_the_first_byte() -> None:
             civil_server(**options) as (postbox, port),
             closing(SmtpCarrier(f"smtps://{LOGIN}@localhost:{port}", 20, ssl_context=client_tls())) as carrier,
         ):
-            receipts = [carrier.deliver(LETTER), carrier.deliver(LETTER)]
+            receipts = [carrier.deliver(LETTER, unnoted), carrier.deliver(LETTER, unnoted)]
 
     assert [receipt.outcome for receipt in receipts] == [Outcome.ACCEPTED, Outcome.ACCEPTED]
     assert (len(postbox.envelopes), postbox.greetings) == (2, 1)
@@ -555,7 +701,7 @@ def test_smtps_is_encrypted_from_the_first_byte() -> None:
 def test_an_unknown_certificate_is_not_trusted(starttls: str) -> None:
     """Not even where encryption was optional: an offer that cannot be verified is no reason to go on in the clear."""
     with civil_server(tls_context=server_tls()) as (postbox, port), carrier_to(port, starttls) as carrier:
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, unnoted)
 
     assert receipt.outcome is Outcome.NOT_NOW
     assert "certificate" in receipt.detail
@@ -565,7 +711,7 @@ def test_an_unknown_certificate_is_not_trusted(starttls: str) -> None:
 def test_required_encryption_that_is_not_offered_means_not_now() -> None:
     """Nothing is sent in the clear then."""
     with civil_server() as (postbox, port), carrier_to(port, "?starttls=require") as carrier:
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, unnoted)
 
     assert (receipt.outcome, postbox.envelopes) == (Outcome.NOT_NOW, [])
     assert "encryption" in receipt.detail
@@ -574,7 +720,7 @@ def test_required_encryption_that_is_not_offered_means_not_now() -> None:
 def test_unwanted_encryption_is_not_used() -> None:
     """`starttls=never` is for servers on this machine whose certificate nobody knows."""
     with civil_server(tls_context=server_tls()) as (postbox, port), carrier_to(port, "?starttls=never") as carrier:
-        assert carrier.deliver(LETTER).outcome is Outcome.ACCEPTED
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
 
     assert len(postbox.envelopes) == 1
 
@@ -587,7 +733,7 @@ def test_a_refused_login_is_loud_in_the_log_without_user_and_password() -> None:
         Scripted({"EHLO": "250-test\r\n250 AUTH PLAIN", "AUTH": refusal}) as server,
         closing(SmtpCarrier(server.url.replace("//", f"//{LOGIN}@"), 20)) as carrier,
     ):
-        receipt = carrier.deliver(LETTER)
+        receipt = carrier.deliver(LETTER, unnoted)
 
     assert receipt.outcome is Outcome.NOT_NOW
     assert [log["log_level"] for log in logs] == ["error"]
@@ -636,10 +782,11 @@ def test_an_address_that_cannot_be_used_is_refused_with_a_sentence(url: str) -> 
 
 
 def test_null_accepts_every_email() -> None:
-    """For benchmarks."""
-    carrier = open_email("null://", 20)
+    """For benchmarks. It honours the job id, so nothing is noted."""
+    carrier, notes = open_email("null://", 20), Notes()
 
     assert isinstance(carrier, NullCarrier)
     assert carrier.honours_job_id
-    assert carrier.deliver(LETTER) == Receipt(Outcome.ACCEPTED, reference="job-1")
+    assert carrier.deliver(LETTER, notes) == Receipt(Outcome.ACCEPTED, reference="job-1")
+    assert notes.count == 0
     carrier.close()

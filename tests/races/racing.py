@@ -93,8 +93,9 @@ class Letterbox:
     honours_job_id = False
     job_ids: list[str] = field(default_factory=list)
 
-    def deliver(self, parcel: Parcel) -> Receipt:
-        """Accept `parcel`."""
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
+        """Accept `parcel`, unless that must not be."""
+        about_to_hand_over()
         self.job_ids.append(parcel.job_id)
         return Receipt(Outcome.ACCEPTED, reference=parcel.job_id)
 
