@@ -1,26 +1,23 @@
 """Jobs that die under a real worker: one that kills it, one that its carrier refuses, one that nobody knows."""
 
-import functools
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope
 
 from models.charges import State
+from tests.flows.conftest import OpenHouse
 from tests.flows.house import House, Ran, run, until
 from tests.flows.outside import Json
-from tests.servers import ValkeyServer
 from worker.outbox import LoopbackController
 from worker.transport import QUARANTINE
 
 pytestmark = pytest.mark.timeout(400)
 
-OpenHouse = Callable[..., House]
 POISON = "poison@customer.example"
 
 
@@ -52,13 +49,6 @@ class DeadlyServer:
 
 
 @pytest.fixture
-def open_house(tmp_path: Path, postgres_url: str) -> Iterator[OpenHouse]:
-    """Give a way to make a house with a database and a broker that nothing else uses."""
-    with ValkeyServer(tmp_path / "valkey") as broker:
-        yield functools.partial(House, tmp_path / "house", postgres_url, broker.url())
-
-
-@pytest.fixture
 def deadly() -> Iterator[DeadlyServer]:
     server = DeadlyServer()
     yield server
@@ -82,7 +72,7 @@ def job(sender: str, job_id: str, to: str) -> dict[str, Any]:
 
 def test_a_job_that_kills_its_worker_each_time_is_set_aside(open_house: OpenHouse, deadly: DeadlyServer) -> None:
     """Three workers die over it. Its credits go back, it is kept, and the next worker goes on with all others."""
-    times = {"smtp_timeout_s": 3, "sms_timeout_s": 3, "lease_s": 18, "visibility_timeout_s": 36}
+    times = {"smtp_timeout_s": 1.5, "sms_timeout_s": 1.5, "lease_s": 9, "visibility_timeout_s": 18}
     with open_house(beat=True, smtp_url=deadly.url, **times) as house:
         owner, member = house.people(email=10)
         deadly.kill = lambda: os.kill(house.worker.pid, signal.SIGKILL)

@@ -27,12 +27,12 @@ def free_port() -> int:
 
 
 def metrics(port: int) -> dict[tuple[str, ...], float]:
-    """Give what a worker serves: values by name and labels."""
+    """Give what a worker serves: values by name and labels, these in the order of their names."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         text = page.read().decode()
     families = text_string_to_metric_families(text)
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(label for _, label in sorted(sample.labels.items()))): sample.value
         for family in families
         for sample in family.samples
         if sample.name.startswith("postage_")
@@ -47,25 +47,25 @@ def break_a_balance(house: House, owner: str) -> None:
 
 def test_a_worker_serves_what_its_audits_found_and_how_jobs_ended(open_house: OpenHouse) -> None:
     port, before = free_port(), time.time()
-    house = open_house(beat=True, audit_s=0.5, metrics_port=port)
-    first = metrics(port)
-    assert math.isnan(first["postage_audit_findings",]) or first["postage_audit_findings",] == 0
-    owner, member = house.people(email=3)
-    job = {"job_id": "one", "sender": member, "to": "a@customer.example", "subject": "Hello", "text": "Hello"}
-    house.send("email.send", job)
-    house.wait_until_final("one")
+    with open_house(beat=True, audit_s=0.5, metrics_port=port) as house:
+        first = metrics(port)
+        assert math.isnan(first["postage_audit_findings",]) or first["postage_audit_findings",] == 0
+        owner, member = house.people(email=3)
+        job = {"job_id": "one", "sender": member, "to": "a@customer.example", "subject": "Hello", "text": "Hello"}
+        house.send("email.send", job)
+        house.wait_until_final("one")
 
-    clean = until(lambda: _audited(port), "the worker audits")
-    assert clean["postage_audit_findings",] == 0
-    assert before < clean["postage_audit_last_run_timestamp_seconds",] <= time.time()
-    sent = until(lambda: metrics(port).get(("postage_jobs_total", "email.send", "sent")), "the job is counted")
-    assert sent == 1
+        clean = until(lambda: _audited(port), "the worker audits")
+        assert clean["postage_audit_findings",] == 0
+        assert before < clean["postage_audit_last_run_timestamp_seconds",] <= time.time()
+        sent = until(lambda: metrics(port).get(("postage_jobs_total", "sent", "email.send")), "the job is counted")
+        assert sent == 1
 
-    break_a_balance(house, owner)
+        break_a_balance(house, owner)
 
-    assert until(lambda: metrics(port)["postage_audit_findings",] == 2, "the audit finds both accounts")
-    assert '"event": "audit finding"' in house.worker.said
-    assert f"{owner}/email" in house.worker.said
+        assert until(lambda: metrics(port)["postage_audit_findings",] == 2, "the audit finds both accounts")
+        assert '"event": "audit finding"' in house.worker.said
+        assert f"{owner}/email" in house.worker.said
 
 
 def _audited(port: int) -> dict[tuple[str, ...], float] | None:
