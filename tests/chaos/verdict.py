@@ -97,15 +97,10 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
         rows = connection.execute(select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail)).all()
         written = [(cause, amount) for cause, amount in connection.execute(select(entries.c.cause, entries.c.amount))]
         net = func.sum(charges.c.credits - charges.c.refunded)
-        spent = dict(
-            connection.execute(
-                select(charges.c.account_id, net)
-                .where(charges.c.account_id.is_not(None))
-                .group_by(charges.c.account_id)
-            )
-            .tuples()
-            .all()
+        spent_by = connection.execute(
+            select(charges.c.account_id, net).where(charges.c.account_id.is_not(None)).group_by(charges.c.account_id)
         )
+        spent = {account_id: int(total) for account_id, total in spent_by}
         balances = connection.execute(select(accounts.c.id, accounts.c.owner_id, accounts.c.available)).all()
     causes: dict[str, dict[str, list[int]]] = {"charge": {}, "refund": {}, "purchase": {}}
     for cause, amount in written:
@@ -116,7 +111,7 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
         why={row.job_id: f"{row.state}: {row.detail or row.reason}" for row in rows},
         charged=Counter({job_id: len(amounts) for job_id, amounts in causes["charge"].items()}),
         refunded=Counter({job_id: len(amounts) for job_id, amounts in causes["refund"].items()}),
-        drift=sum(abs(row.available - bought.get(row.owner_id, 0) + int(spent.get(row.id, 0))) for row in balances),
+        drift=sum(abs(row.available - bought.get(row.owner_id, 0) + spent.get(row.id, 0)) for row in balances),
         unmatched_refunds=[
             job_id
             for job_id, amounts in causes["refund"].items()

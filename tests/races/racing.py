@@ -24,7 +24,8 @@ from models.audit import Finding, audit
 from models.carriers import Outcome, Parcel, Receipt
 from models.charges import Charge
 from models.database import Database
-from models.messages import Credits, Kind, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
+from models.fields import Kind
+from models.messages import Credits, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
 from models.tables import accounts, charges
 from tasks import billing, sending
 from tasks.context import Context

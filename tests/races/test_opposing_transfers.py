@@ -82,9 +82,15 @@ def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
         start()
         for first in range(0, len(jobs), BATCH):
             batch = jobs[first : first + BATCH]
-            now = utc_now()
+            now, holder = utc_now(), f"{number}-{first}"
             charges = context.database.transact(
-                lambda connection: ledger.charge(connection, batch, now=now, lease_until=now + context.patience.lease)  # noqa: B023  run at once
+                lambda connection: ledger.charge(
+                    connection,
+                    batch,
+                    holder=holder,
+                    now=now,
+                    lease_until=now + context.patience.lease,  # noqa: B023
+                )
             )
             assert [charge.job_id for charge in charges] == [job.job_id for job in batch]
             settlements = [_settlement(charge, refunded=draw.random() < 0.5) for charge in charges if charge.fresh]

@@ -253,6 +253,10 @@ class Conversation:
         content = _DOT_FIRST.sub(b"..", self._letter.message) + b".\r\n"
         try:
             self._line.allow(float("inf"))
+        except OSError:
+            self._line.close()
+            raise _StoppedError(Outcome.NOT_NOW, "There was no time left to send the message.") from None
+        try:
             self._line.send(content)
         except OSError:
             self._line.close()
