@@ -15,7 +15,8 @@ help: ## List what can be done
 
 setup: $(READY) ## Build .venv with the exact packages of uv.lock (PYTHON=python3.12 picks another interpreter)
 
-# uv comes from the package index too, into the same .venv, and uses the interpreter that is here. The last line is
+# uv comes from the package index too, into the same .venv, and uses the interpreter that is here. Everything is
+# compiled at once: without that a process takes seconds to start where Python may write no bytecode. The last line is
 # reached, and the stamp written, only if everything before succeeded; a change of the lock brings all of it again.
 $(READY): pyproject.toml uv.lock
 	@echo '== Setup: .venv'
@@ -23,7 +24,8 @@ $(READY): pyproject.toml uv.lock
 		+ sys.executable + " is " + sys.version.split()[0] + ". Name another: make setup PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'
-	@UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 $(BIN)/uv sync --frozen --quiet
+	@UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 $(BIN)/uv sync --frozen --quiet \
+		--compile-bytecode
 	@touch $(READY)
 
 run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it (ONCE=1: ends by itself)

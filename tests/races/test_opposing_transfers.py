@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import pytest
 
@@ -11,6 +12,7 @@ from models import ledger
 from models.charges import Charge, Job, State
 from models.errors import Reason
 from models.ledger import Settlement
+from tasks.context import Context
 from tasks.sending import job_of
 from tests.races.racing import (
     Start,
@@ -82,16 +84,7 @@ def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
         start()
         for first in range(0, len(jobs), BATCH):
             batch = jobs[first : first + BATCH]
-            now, holder = utc_now(), f"{number}-{first}"
-            charges = context.database.transact(
-                lambda connection: ledger.charge(
-                    connection,
-                    batch,
-                    holder=holder,
-                    now=now,
-                    lease_until=now + context.patience.lease,  # noqa: B023
-                )
-            )
+            now, charges = _charge(context, batch, f"{number}-{first}")
             assert [charge.job_id for charge in charges] == [job.job_id for job in batch]
             settlements = [_settlement(charge, refunded=draw.random() < 0.5) for charge in charges if charge.fresh]
             draw.shuffle(settlements)
@@ -99,6 +92,14 @@ def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
             assert len(counted) == len(settlements)
             _note(flow, charges, settlements)
     return flow
+
+
+def _charge(context: Context, batch: list[Job], holder: str) -> tuple[datetime, list[Charge]]:
+    now = utc_now()
+    lease_until = now + context.patience.lease
+    return now, context.database.transact(
+        lambda connection: ledger.charge(connection, batch, holder=holder, now=now, lease_until=lease_until)
+    )
 
 
 def _jobs(number: int) -> list[Job]:
