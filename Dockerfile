@@ -5,11 +5,11 @@ RUN pip install --no-cache-dir --disable-pip-version-check 'uv>=0.13.6,<0.14'
 WORKDIR /source
 # The packages of the lock first: this layer is built again only when the lock changes.
 COPY pyproject.toml uv.lock README.md ./
-RUN uv sync --frozen --no-dev --no-install-project --compile-bytecode
+RUN uv sync --frozen --no-dev --no-install-project
 COPY worker worker
 COPY tasks tasks
 COPY models models
-RUN uv sync --frozen --no-dev --no-editable --compile-bytecode
+RUN uv sync --frozen --no-dev --no-editable
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin postage \
