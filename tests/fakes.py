@@ -49,6 +49,7 @@ class FakeCarrier:
     def __init__(self, *script: Scripted, honours_job_id: bool = False) -> None:
         self.script = list(script)
         self.honours_job_id = honours_job_id
+        self.at_once = 1
         self.parcels: list[Parcel] = []
         self.closed = False
 

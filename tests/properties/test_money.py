@@ -518,7 +518,7 @@ class Money(RuleBasedStateMachine):
         match what:
             case SendEmail() | SendSms():
                 other = what.model_copy(update={"text": "Something else."})
-                [charge] = sending.send(self.context, _task(other), [other])
+                [charge] = sending.send(self.context, [sending.job_of(_task(other), other)])
                 with pytest.raises(Refused, match="conflicting_job"):
                     sending.require_same_job(charge, other.digest(_task(other)))
             case SendManyEmails() | SendManySms():
@@ -688,7 +688,7 @@ class Money(RuleBasedStateMachine):
         began = self.clock.now
         kind = jobs[0].kind
         self._script(kind, said)
-        answered = sending.send(self.context, _task(jobs[0]), jobs)
+        answered = sending.send(self.context, [sending.job_of(_task(one), one) for one in jobs])
         self._deliver([message for message in map(_message, jobs) if self.model.charge(message, began)], said, began)
         stand = [self.model.messages[job.job_id or ""] for job in jobs]
         assert [(charge.job_id, status(charge.state, charge.attempts), charge.payer) for charge in answered] == [

@@ -92,6 +92,7 @@ class Letterbox:
     """A carrier that accepts everything, and remembers whose parcels it got."""
 
     honours_job_id = False
+    at_once = 1
     job_ids: list[str] = field(default_factory=list)
 
     def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
@@ -178,7 +179,7 @@ def send_each(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
     letters = [letter(*job) for job in jobs]
     with worker(url, carrier) as context:
         start()
-        answers = [charge for one in letters for charge in sending.send(context, "email.send", [one])]
+        answers = [charge for one in letters for charge in sending.send(context, [sending.job_of("email.send", one)])]
     return Sent(answers, carrier.job_ids)
 
 

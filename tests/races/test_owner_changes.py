@@ -155,7 +155,7 @@ def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
         start()
         for one in letters:
             began = time.monotonic()
-            [charge] = sending.send(context, "email.send", [one])
+            [charge] = sending.send(context, [sending.job_of("email.send", one)])
             calls.append(Call(began, time.monotonic(), one.sender, charge.payer))
     return calls
 
