@@ -89,6 +89,8 @@ def check(database: Database, now: datetime, *, patience: timedelta, whole: bool
 def _check(connection: Connection, now: datetime, patience: timedelta, *, whole: bool) -> Audit:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # all of it is of one moment
+        if whole:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes as long as it takes
     scope = WHOLE if whole else scope_since_marks(connection, patience)
     findings = [*_findings(connection, of_the_state(now))]
     _say_how_to_search(connection, whole=whole)

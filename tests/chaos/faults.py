@@ -67,6 +67,12 @@ def kill_valkey(rig: Rig) -> int:
     return 0
 
 
+def restart_valkey(rig: Rig) -> int:
+    """End the broker in good order, and start it again."""
+    rig.valkey.restart()
+    return 0
+
+
 def stop_valkey(rig: Rig) -> int:
     """SIGSTOP of the broker for a while: it accepts connections and says nothing."""
     os.kill(rig.valkey.pid, signal.SIGSTOP)
@@ -92,6 +98,12 @@ def kill_postgres(rig: Rig) -> int:
     rig.postgres.kill()
     time.sleep(rig.rng.uniform(0.0, 2.0))
     rig.postgres.start()
+    return rig.threads * len(rig.workers)
+
+
+def restart_postgres(rig: Rig) -> int:
+    """End the database in good order, which cuts every connection, and start it again."""
+    rig.postgres.restart()
     return rig.threads * len(rig.workers)
 
 

@@ -73,14 +73,19 @@ def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
 
 
 def redis_gone(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The broker is killed, stands still, or cuts everybody off."""
-    kinds = [faults.kill_valkey, faults.stop_valkey, faults.cut_valkey]
-    return Storm(rig.jobs(size.jobs, prefix), [kinds[n % len(kinds)] for n in range(size.faults)], ahead=500)
+    """The broker is killed, started again, stands still, or cuts everybody off."""
+    kinds = (faults.kill_valkey, faults.stop_valkey, faults.cut_valkey, faults.restart_valkey)
+    return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
 
 
 def postgres_gone(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The database is killed, and recovers."""
-    return Storm(rig.jobs(size.jobs, prefix), [faults.kill_postgres] * size.faults, ahead=500)
+    """The database is killed and recovers, or is started again."""
+    kinds = (faults.kill_postgres, faults.restart_postgres)
+    return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
+
+
+def _in_turn(kinds: Sequence[Fault], count: int) -> list[Fault]:
+    return [kinds[number % len(kinds)] for number in range(count)]
 
 
 def delivered_thrice(rig: Rig, size: Size, prefix: str) -> Storm:
@@ -136,8 +141,8 @@ LONG: Final[dict[str, Size]] = {
     "worker-killed": Size(20_000, 50, 300),
     "prefork-killed": Size(3_000, 20),
     "worker-stopped": Size(2_000, 3),
-    "redis-gone": Size(5_000, 10),
-    "postgres-gone": Size(5_000, 10),
+    "redis-gone": Size(6_000, 40),
+    "postgres-gone": Size(6_000, 20),
     "delivered-thrice": Size(3_000, 20),
     "smtp-moody": Size(2_000, 200),
     "garbage": Size(2_000, 12),

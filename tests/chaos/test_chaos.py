@@ -15,7 +15,7 @@ QUIET_S = 90.0
 SHORT = {
     "worker-killed": Size(150, 3, QUIET_S),
     "worker-stopped": Size(60, 1, QUIET_S),
-    "redis-gone": Size(150, 3, QUIET_S),
+    "redis-gone": Size(150, 4, QUIET_S),
     "postgres-gone": Size(150, 2, QUIET_S),
     "delivered-thrice": Size(60, 4, QUIET_S),
     "smtp-moody": Size(60, 8, QUIET_S),

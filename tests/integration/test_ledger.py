@@ -1,8 +1,8 @@
-"""The ledger alone: entries, balances, replays, refunds, and what fits into a batch."""
+"""The ledger alone: entries, balances, replays, refunds, what fits into a batch, and who has a say in a job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -30,8 +30,35 @@ def stocked(database: Database) -> Database:
     return database
 
 
-def charge(database: Database, *jobs: Job) -> list[Charge]:
-    return database.transact(lambda connection: ledger.charge(connection, jobs, now=NOON, lease_until=LEASE))
+def charge(database: Database, *jobs: Job, holder: str = "first") -> list[Charge]:
+    return database.transact(
+        lambda connection: ledger.charge(connection, jobs, holder=holder, now=NOON, lease_until=LEASE)
+    )
+
+
+def claim(
+    database: Database, attempts: dict[str, int], holder: str = "second", until: datetime = LEASE
+) -> list[Charge]:
+    return database.transact(lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=until))
+
+
+def mark_handed(database: Database, held: Charge, now: datetime = NOON) -> bool:
+    return database.transact(lambda connection: charging.mark_handed(connection, held, now))
+
+
+def hand_back(database: Database, *held: Charge) -> None:
+    database.transact(lambda connection: charging.hand_back(connection, held, NOON))
+
+
+def lock_dead(database: Database, now: datetime, limit: int = 9) -> list[str]:
+    dead = database.transact(lambda connection: charging.lock_dead(connection, now, limit))
+    return sorted(one.job_id for one in dead)
+
+
+def stands(database: Database, job_id: str = "job-1") -> Charge:
+    """Give the charge as it is stored."""
+    with database.read() as connection:
+        return charging.read(connection, [job_id])[job_id]
 
 
 def settle(database: Database, *settlements: Settlement) -> list[Settlement]:
@@ -63,6 +90,7 @@ def test_a_charge_writes_an_entry_and_the_balance_it_leaves(stocked: Database) -
 
     assert (made.fresh, made.state, made.payer, made.sender) == (True, State.SENDING, "john", "peter")
     assert (made.credits, made.refunded, made.attempts) == (3, 0, 1)
+    assert (made.holder, made.deaths, made.handed_at) == ("first", 0, None)
     assert entries_of(stocked, "john")[1:] == [(2, -3, 7, "charge:job-1")]
     assert balance(stocked, "john") == 7
     assert findings(stocked) == []
@@ -72,8 +100,7 @@ def test_a_fresh_charge_equals_what_is_read_back(stocked: Database) -> None:
     """Whoever made a charge works with what the next holder would find."""
     [made] = charge(stocked, email())
 
-    with stocked.read() as connection:
-        assert charging.read(connection, ["job-1"]) == {"job-1": replace(made, fresh=False)}
+    assert stands(stocked) == replace(made, fresh=False)
 
 
 def test_a_refused_charge_equals_what_is_read_back(stocked: Database) -> None:
@@ -151,16 +178,44 @@ def test_an_id_twice_in_one_batch_shows_the_digest_of_the_first(stocked: Databas
 def test_a_known_id_comes_back_as_it_stands_and_changes_nothing(stocked: Database) -> None:
     charge(stocked, email("old", 2))
 
-    known, new = charge(stocked, email("old", 2), email("new", 1))
+    known, new = charge(stocked, email("old", 2), email("new", 1), holder="second")
 
     assert (known.fresh, known.state, known.payer, known.credits) == (False, State.SENDING, "john", 2)
-    assert new.fresh
+    assert (known.holder, new.holder, new.fresh) == ("first", "second", True)
+    assert balance(stocked, "john") == 7
+
+
+def test_a_charge_that_is_run_again_by_its_holder_finds_what_it_charged(stocked: Database) -> None:
+    """The answer to its commit was lost, so nobody else is going to deliver these."""
+    batch = [email("b", 2), email("dear", 11), email("a", 1), email("b", 2), email("strange", sender="nobody")]
+    made = charge(stocked, *batch)
+
+    again = charge(stocked, *batch)
+
+    assert [one.fresh for one in again] == [one.fresh for one in made] == [True, False, True, False, False]
+    assert [stands(stocked, one.job_id) for one in again] == [replace(one, fresh=False) for one in again]
+    assert [one.attempts for one in again] == [one.attempts for one in made]
+    assert [entry[1] for entry in entries_of(stocked, "john")] == [10, -2, -1]
+    assert findings(stocked) == []
+
+
+def test_a_charge_that_is_run_again_does_not_find_what_is_its_own_no_more(stocked: Database) -> None:
+    sent, swept, waits = charge(stocked, email("sent"), email("swept"), email("waits"))
+    settle(stocked, Settlement(charge=sent, state=State.SENT))
+    for one in (swept, waits):
+        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, death=True))
+    claim(stocked, {"swept": 1})
+
+    again = charge(stocked, email("sent"), email("swept"), email("waits"))
+
+    assert [one.state for one in again] == [State.SENT, State.SENDING, State.WAITING]
+    assert [one.fresh for one in again] == [False, False, False]
     assert balance(stocked, "john") == 7
 
 
 def test_a_transaction_that_is_rolled_back_leaves_neither_charge_nor_entry(stocked: Database) -> None:
     def charge_and_die(connection: Any) -> None:
-        ledger.charge(connection, [email()], now=NOON, lease_until=LEASE)
+        ledger.charge(connection, [email()], holder="first", now=NOON, lease_until=LEASE)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -211,8 +266,7 @@ def test_an_attempt_is_settled_once(stocked: Database) -> None:
 def test_an_attempt_cannot_settle_what_a_later_attempt_holds(stocked: Database) -> None:
     [first] = charge(stocked, ledger_job(sms_job()))
     settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON))
-    with stocked.begin() as connection:
-        [second] = charging.claim(connection, {"job-1": 1}, lease_until=LEASE)
+    [second] = claim(stocked, {"job-1": 1})
 
     stale = settle(stocked, Settlement(charge=first, state=State.FAILED, refund=1))
     counted = settle(stocked, Settlement(charge=second, state=State.SENT))
@@ -261,12 +315,11 @@ def test_a_bulk_job_moves_its_credits_message_by_message(stocked: Database) -> N
 def test_the_messages_of_a_bulk_job_wait_and_can_be_claimed(stocked: Database) -> None:
     charge_bulk(stocked, *bulk(1, 3))
 
-    with stocked.begin() as connection:
-        held = charging.claim(connection, {"bulk/2": 0, "bulk/0": 0, "bulk": 0}, lease_until=LEASE)
+    held = claim(stocked, {"bulk/2": 0, "bulk/0": 0, "bulk": 0})
 
-    assert [(one.job_id, one.state, one.attempts) for one in held] == [
-        ("bulk/0", State.SENDING, 1),
-        ("bulk/2", State.SENDING, 1),
+    assert [(one.job_id, one.state, one.attempts, one.holder) for one in held] == [
+        ("bulk/0", State.SENDING, 1, "second"),
+        ("bulk/2", State.SENDING, 1, "second"),
     ]
 
 
@@ -301,3 +354,185 @@ def test_jobs_are_taken_up_longest_due_first_and_then_left_alone_for_a_while(sto
         nothing = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
 
     assert (one, rest, nothing) == ([("email", "b", 1)], [("email", "a", 1)], [])
+
+
+# -- who holds a job --------------------------------------------------------------------------------------------------
+
+
+def waiting(database: Database, *job_ids: str) -> None:
+    """Charge jobs that wait after their first attempt."""
+    for one in charge(database, *map(email, job_ids)):
+        settle(database, Settlement(charge=one, state=State.WAITING, due_at=NOON))
+
+
+def test_a_claim_that_is_run_again_by_its_holder_finds_what_it_claimed(stocked: Database) -> None:
+    waiting(stocked, "a", "b", "sent")
+    held = claim(stocked, {"a": 1, "b": 1, "sent": 1})
+    settle(stocked, Settlement(charge=held[2], state=State.SENT))
+
+    again = claim(stocked, {"a": 1, "b": 1, "sent": 1})
+
+    assert again == held[:2]
+    assert [(one.attempts, one.fresh) for one in again] == [(2, True), (2, True)]
+
+
+def test_a_claim_that_is_run_again_finds_those_of_its_jobs_only(stocked: Database) -> None:
+    waiting(stocked, "a", "b", "c")
+    claim(stocked, {"a": 1, "b": 1})
+
+    assert [one.job_id for one in claim(stocked, {"b": 1, "c": 1})] == ["b", "c"]
+
+
+def test_what_somebody_holds_is_claimed_by_nobody_else(stocked: Database) -> None:
+    waiting(stocked, "a", "b")
+    claim(stocked, {"a": 1}, "second")
+
+    assert [one.job_id for one in claim(stocked, {"a": 1, "b": 1}, "third")] == ["b"]
+    assert claim(stocked, {"a": 2}, "third") == []
+    assert (stands(stocked, "a").holder, stands(stocked, "a").attempts) == ("second", 2)
+
+
+def test_what_was_asked_for_twice_is_claimed_once(stocked: Database) -> None:
+    """The second message was enqueued before the attempt that the first one brought."""
+    waiting(stocked, "a")
+    [held] = claim(stocked, {"a": 1})
+    settle(stocked, Settlement(charge=held, state=State.WAITING, due_at=NOON))
+
+    assert claim(stocked, {"a": 1}, "third") == []
+
+
+def test_what_is_handed_back_waits_and_the_attempt_does_not_count(stocked: Database) -> None:
+    waiting(stocked, "a")
+    [held] = claim(stocked, {"a": 1})
+
+    hand_back(stocked, held)
+
+    after = stands(stocked, "a")
+    assert (after.state, after.attempts, after.deaths, after.due_at) == (State.WAITING, 1, 0, NOON)
+    assert [one.job_id for one in claim(stocked, {"a": 1}, "third")] == ["a"]
+
+
+def lose_to_the_next_claim(database: Database, held: Charge) -> None:
+    """Hand the job back and have somebody else claim it: under the same number."""
+    hand_back(database, held)
+    assert [one.attempts for one in claim(database, {"job-1": 0})] == [held.attempts]
+
+
+def lose_to_a_person(database: Database, held: Charge) -> None:
+    """Let the job begin anew, as a person may: the attempts are counted from one again."""
+    settle(database, Settlement(charge=held, state=State.UNKNOWN, in_doubt=True, death=True))
+    with database.begin() as connection:
+        charging.begin_anew(connection, held, held.content or {}, NOON)
+
+
+def lose_to_a_person_and_the_next_claim(database: Database, held: Charge) -> None:
+    """Let the job begin anew, and somebody else make its first attempt."""
+    lose_to_a_person(database, held)
+    assert [one.attempts for one in claim(database, {"job-1": 0})] == [held.attempts]
+
+
+@pytest.mark.parametrize("lose", [lose_to_the_next_claim, lose_to_a_person, lose_to_a_person_and_the_next_claim])
+def test_who_held_a_job_before_has_no_say_any_more(stocked: Database, lose: Callable[[Database, Charge], None]) -> None:
+    """The number of the attempt alone would not tell them apart."""
+    [late] = charge(stocked, email())
+    lose(stocked, late)
+    before = stands(stocked)
+
+    marked = mark_handed(stocked, late)
+    counted = settle(stocked, Settlement(charge=late, state=State.FAILED, refund=1))
+    hand_back(stocked, late)
+
+    assert (marked, counted) == (False, [])
+    assert stands(stocked) == before
+    assert balance(stocked, "john") == 9
+
+
+def test_a_job_that_begins_anew_has_no_holder_no_deaths_and_no_doubt(stocked: Database) -> None:
+    [held] = charge(stocked, email())
+    lose_to_a_person(stocked, held)
+
+    anew = stands(stocked)
+
+    assert (anew.state, anew.attempts, anew.due_at) == (State.WAITING, 0, NOON)
+    assert (anew.holder, anew.deaths, anew.handed_at) == (None, 0, None)
+
+
+# -- what was handed over ---------------------------------------------------------------------------------------------
+
+
+def test_a_handing_over_is_noted_once_and_by_who_holds_the_job(stocked: Database) -> None:
+    [held] = charge(stocked, email())
+
+    assert mark_handed(stocked, held)
+    assert mark_handed(stocked, held, NOON + timedelta(minutes=1))
+    assert stands(stocked).handed_at == NOON
+
+
+def test_a_settled_attempt_cannot_be_handed_over(stocked: Database) -> None:
+    [held] = charge(stocked, email())
+    settle(stocked, Settlement(charge=held, state=State.WAITING, due_at=NOON))
+
+    assert not mark_handed(stocked, held)
+    assert stands(stocked).handed_at is None
+
+
+@pytest.mark.parametrize("state", [State.SENT, State.FAILED, State.WAITING])
+def test_a_settlement_without_a_doubt_forgets_the_handing_over(stocked: Database, state: State) -> None:
+    [held] = charge(stocked, email())
+    mark_handed(stocked, held)
+
+    refund = 1 if state is State.FAILED else 0
+    due_at = NOON if state is State.WAITING else None
+    settle(stocked, Settlement(charge=held, state=state, refund=refund, due_at=due_at))
+
+    assert (stands(stocked).state, stands(stocked).handed_at) == (state, None)
+
+
+def test_a_doubt_is_as_old_as_the_first_attempt_that_left_it(stocked: Database) -> None:
+    [first] = charge(stocked, ledger_job(sms_job()))
+    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, in_doubt=True))
+    [second] = claim(stocked, {"job-1": 1})
+
+    stocked.transact(
+        lambda connection: ledger.settle(
+            connection, [Settlement(charge=second, state=State.UNKNOWN, in_doubt=True)], NOON + timedelta(minutes=1)
+        )
+    )
+
+    assert (second.handed_at, stands(stocked).handed_at) == (NOON, NOON)
+
+
+# -- deaths -----------------------------------------------------------------------------------------------------------
+
+
+def test_deaths_are_counted_apart_from_attempts(stocked: Database) -> None:
+    [first] = charge(stocked, email())
+    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, death=True))
+    [second] = claim(stocked, {"job-1": 1})
+    settle(stocked, Settlement(charge=second, state=State.WAITING, due_at=NOON))
+    [third] = claim(stocked, {"job-1": 2})
+
+    settle(stocked, Settlement(charge=third, state=State.FAILED, refund=1, death=True))
+
+    assert [one.deaths for one in (first, second, third)] == [0, 1, 1]
+    assert (stands(stocked).attempts, stands(stocked).deaths) == (3, 2)
+
+
+def test_those_whose_lease_is_over_are_dead_and_nobody_else(stocked: Database) -> None:
+    charge(stocked, email("held"), email("held-too"))
+    waiting(stocked, "waits", "held-longer")
+    claim(stocked, {"held-longer": 1}, until=LEASE + timedelta(minutes=1))
+
+    assert lock_dead(stocked, LEASE - timedelta(seconds=1)) == []
+    assert lock_dead(stocked, LEASE) == ["held", "held-too"]
+    assert lock_dead(stocked, LEASE + timedelta(minutes=1), limit=2) == ["held", "held-too"]
+    assert lock_dead(stocked, LEASE + timedelta(minutes=1)) == ["held", "held-longer", "held-too"]
+
+
+def test_the_jobs_over_which_a_worker_died_are_known(stocked: Database) -> None:
+    waiting(stocked, "a", "b", "c")
+    for one in claim(stocked, {"a": 1, "c": 1}):
+        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, death=True))
+
+    with stocked.read() as connection:
+        assert charging.with_deaths(connection, ["a", "b", "nobody"]) == {"a"}

@@ -57,7 +57,7 @@ def charge(database: Database, **fields: Any) -> Any:
         "refunded": 0,
         "state": "sent",
         "attempts": 1,
-        "maybe_taken": False,
+        "deaths": 0,
         "created_at": NOON,
         "final_at": NOON,
     }
@@ -233,11 +233,29 @@ def test_a_user_whose_credits_are_used_cannot_be_removed(stocked: Database) -> N
 
 
 WAITING = {"state": "waiting", "due_at": NOON, "final_at": None, "content": {"to": "x"}}
-SENDING = {"state": "sending", "lease_until": NOON, "final_at": None, "content": {"to": "x"}}
+SENDING = {"state": "sending", "lease_until": NOON, "holder": "0" * 32, "final_at": None, "content": {"to": "x"}}
+UNKNOWN = {"state": "unknown", "handed_at": NOON, "final_at": None, "content": {"to": "x"}}
+FAILED = {"state": "failed", "refunded": 3}
 REFUSED = {"state": "refused", "account_id": None}
+BULK = {"state": "bulk", "account_id": None, "final_at": None}
 
 
-@pytest.mark.parametrize("fields", [{}, WAITING, SENDING, REFUSED, {"state": "failed", "refunded": 3}, {"refunded": 3}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"refunded": 3},
+        {"deaths": 2, "holder": "0" * 32},
+        WAITING,
+        {**WAITING, "handed_at": NOON, "deaths": 1, "holder": "0" * 32},
+        SENDING,
+        {**SENDING, "handed_at": NOON, "deaths": 1},
+        UNKNOWN,
+        FAILED,
+        REFUSED,
+        BULK,
+    ],
+)
 def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[str, Any]) -> None:
     with stocked.begin() as connection:
         connection.execute(charge(stocked, **fields))
@@ -267,6 +285,10 @@ def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[s
         ({**SENDING, "final_at": NOON}, "final_has_its_time"),
         ({**WAITING, "content": None}, "content_while_open"),
         ({"content": {"to": "x"}}, "content_while_open"),
+        ({"handed_at": NOON}, "doubt_while_open"),
+        ({**FAILED, "handed_at": NOON}, "doubt_while_open"),
+        ({**REFUSED, "handed_at": NOON}, "doubt_while_open"),
+        ({**BULK, "handed_at": NOON}, "doubt_while_open"),
     ],
 )
 def test_a_charge_that_contradicts_itself_is_refused(
@@ -279,6 +301,20 @@ def test_a_charge_that_contradicts_itself_is_refused(
 
 def _checks_of_charges() -> list[Any]:
     return [constraint for constraint in charges.constraints if str(constraint.name).startswith("ck_")]
+
+
+def test_a_doubt_cannot_outlive_the_job(stocked: Database) -> None:
+    """However it ends, what became of it is known then."""
+    with stocked.begin() as connection:
+        connection.execute(charge(stocked, **UNKNOWN))
+
+    forgetful = update(charges).values(state="sent", final_at=NOON, content=None)
+
+    assert "ck_charges_doubt_while_open" in refused(stocked, forgetful)
+
+
+def test_a_charge_that_does_not_count_its_deaths_is_refused(stocked: Database) -> None:
+    assert "deaths" in refused(stocked, charge(stocked, deaths=None))
 
 
 def test_a_charge_under_a_known_id_is_refused(stocked: Database) -> None:

@@ -1,17 +1,20 @@
 """The use cases of sending, from the charge to the last settlement, on both databases and without a broker."""
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy import select
 
 from models.audit import audit
 from models.carriers import Email, Outcome, Parcel, Receipt, Sms
 from models.database import Database
+from models.judging import DEATHS_MAX
 from models.messages import SendEmail
 from models.retrying import Patience
-from models.tables import charges, entries, refusals
+from models.tables import charges, dead_letters, entries, refusals
 from tasks.context import Context, Json
 from tasks.sending import send
 from tasks.upkeep import sweep
@@ -32,6 +35,36 @@ from tests.fakes import (
 
 THREE = ["ada@example.test", "bob@example.test", "eve@example.test"]
 LATER = timedelta(hours=1)
+DEAD = ZeroDivisionError("the worker is dead")
+"""Scripted, it is raised before anything is handed over."""
+
+
+def dead_after_handing_over(_: Parcel) -> Receipt:
+    """Take the message, and let nobody know."""
+    raise DEAD
+
+
+class SlowCarrier(FakeCarrier):
+    """A carrier that is kept waiting before anything is handed over."""
+
+    def __init__(self, wait: Callable[[], object], **options: Any) -> None:
+        super().__init__(**options)
+        self.wait = wait
+        self.taken: list[str] = []
+
+    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
+        """Wait, then keep the job's id only if it may be handed over."""
+        self.wait()
+        receipt = super().deliver(parcel, about_to_hand_over)
+        self.taken.append(parcel.job_id)
+        return receipt
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Print no tracebacks: with all their variables, they take longer than the tests."""
+    with structlog.testing.capture_logs():
+        yield
 
 
 @pytest.fixture
@@ -49,6 +82,18 @@ def later(context: Context, by: timedelta = LATER) -> list[Json]:
     clock.forward(by)
     sweep(context)
     return run_enqueued(context)
+
+
+def die(context: Context, task: str, given: Json) -> None:
+    """Answer a job in a worker that does not survive it."""
+    with pytest.raises(ZeroDivisionError):
+        answer(context, task, given)
+
+
+def die_later(context: Context) -> None:
+    """Let time pass, sweep, and let a worker do what was enqueued, which it does not survive."""
+    with pytest.raises(ZeroDivisionError):
+        later(context)
 
 
 def message(context: Context, job_id: str = "job-1", viewer: str = "john") -> Json:
@@ -122,17 +167,22 @@ def test_a_text_message_costs_one_credit_a_segment(stocked: Database) -> None:
     assert (balance(stocked, "john", "sms"), balance(stocked, "john", "email")) == (8, 10)
 
 
-def test_no_connection_is_held_and_the_charge_is_committed_while_the_carrier_is_called(stocked: Database) -> None:
-    seen: list[tuple[int, str]] = []
+@pytest.mark.parametrize("honours_job_id", [False, True])
+def test_no_connection_is_held_and_what_a_crash_would_leave_is_committed_while_the_carrier_is_called(
+    stocked: Database, *, honours_job_id: bool
+) -> None:
+    """That the carrier may have the message needs no note where it may be asked again."""
+    seen: list[tuple[int, str, bool]] = []
 
     def look(_: Parcel) -> Receipt:
         pool: Any = stocked.engine.pool
-        seen.append((pool.checkedout(), row(stocked).state))
+        seen.append((pool.checkedout(), row(stocked).state, row(stocked).handed_at == NOON))
         return ACCEPTED
 
-    answer(make_context(stocked, email=FakeCarrier(look)), "email.send", email_job())
+    answer(make_context(stocked, email=FakeCarrier(look, honours_job_id=honours_job_id)), "email.send", email_job())
 
-    assert seen == [(0, "sending")]
+    assert seen == [(0, "sending", not honours_job_id)]
+    assert row(stocked).handed_at is None
 
 
 def test_what_the_carrier_says_never_to_fails_and_the_credits_go_back(stocked: Database) -> None:
@@ -307,11 +357,10 @@ def test_what_was_once_unsure_is_not_refunded_when_the_attempts_are_used_up(stoc
 
 
 def test_a_carrier_that_raises_leaves_the_charge_held_and_the_fault_loud(stocked: Database) -> None:
-    carrier = FakeCarrier(ZeroDivisionError("a bug"))
+    carrier = FakeCarrier(DEAD)
     context = make_context(stocked, email=carrier)
 
-    with pytest.raises(ZeroDivisionError):
-        answer(context, "email.send", email_job())
+    die(context, "email.send", email_job())
 
     assert row(stocked).state == "sending"
     assert balance(stocked, "john") == 9
@@ -320,61 +369,262 @@ def test_a_carrier_that_raises_leaves_the_charge_held_and_the_fault_loud(stocked
     assert len(carrier.parcels) == 1
 
 
-def test_an_attempt_whose_holder_died_becomes_unknown_when_its_lease_is_over(stocked: Database) -> None:
-    carrier = FakeCarrier(ZeroDivisionError("dead"))
-    clock = Clock()
+def test_an_attempt_whose_holder_died_ends_with_its_lease_and_is_made_again(stocked: Database) -> None:
+    """Nothing was handed over, so nothing can be sent twice."""
+    carrier, clock = FakeCarrier(DEAD), Clock()
     context = make_context(stocked, email=carrier, clock=clock)
-    with pytest.raises(ZeroDivisionError):
-        answer(context, "email.send", email_job())
+    die(context, "email.send", email_job())
 
     clock.forward(context.patience.lease - timedelta(seconds=1))
     early = sweep(context)
     clock.forward(timedelta(seconds=2))
     late = sweep(context)
-    run_enqueued(context)
 
-    assert (early["unknown"], late["unknown"]) == (0, 1)
+    assert (early["ended"], late["ended"], late["resumed"]) == (0, 1, 0)
+    waiting = message(context)
+    assert (waiting["status"], waiting["reason"], waiting["credits"]) == ("retrying", None, 1)
+    assert "The worker died" in waiting["detail"]
+    assert (row(stocked).deaths, row(stocked).handed_at) == (1, None)
+
+    later(context)
+
     final = message(context)
-    assert (final["status"], final["reason"], final["credits"]) == ("unknown", None, 1)
-    assert "may have taken it" in final["detail"]
-    assert len(carrier.parcels) == 1
+    assert (final["status"], final["detail"], final["attempts"]) == ("sent", None, 2)
+    assert carrier.job_ids == ["job-1", "job-1"]
     assert balance(stocked, "john") == 9
+    assert findings(stocked) == []
 
 
-def test_a_later_attempt_whose_holder_died_says_so_and_gives_no_reason_of_an_earlier_one(stocked: Database) -> None:
-    context = make_context(stocked, email=FakeCarrier(NOT_NOW, ZeroDivisionError("dead")))
-    answer(context, "email.send", email_job())
-    with pytest.raises(ZeroDivisionError):
+def test_the_next_attempt_after_a_death_waits_as_long_as_after_a_refusal(stocked: Database) -> None:
+    """What killed the worker may pass, if it is given time."""
+    context = make_context(stocked, email=FakeCarrier(DEAD))
+    die(context, "email.send", email_job())
+
+    clock: Any = context.now
+    clock.forward(LATER)
+    sweep(context)
+
+    assert timedelta() < row(stocked).due_at - clock.now <= context.patience.wait(1, draw=1)
+
+
+def test_an_email_whose_holder_died_after_handing_it_over_is_unknown_and_never_sent_again(stocked: Database) -> None:
+    carrier = FakeCarrier(dead_after_handing_over)
+    context = make_context(stocked, email=carrier)
+    die(context, "email.send", email_job())
+
+    for _ in range(3):
         later(context)
 
+    final = message(context)
+    assert (final["status"], final["reason"], final["credits"]) == ("unknown", None, 1)
+    assert "may have taken the message" in final["detail"]
+    assert (row(stocked).deaths, row(stocked).handed_at) == (1, NOON)
+    assert len(carrier.parcels) == 1
+    assert balance(stocked, "john") == 9
+    assert findings(stocked) == []
+
+
+@pytest.mark.parametrize(("last", "status"), [(DEAD, "retrying"), (dead_after_handing_over, "unknown")])
+def test_a_later_attempt_whose_holder_died_gives_no_reason_of_an_earlier_one(
+    stocked: Database, last: Any, status: str
+) -> None:
+    context = make_context(stocked, email=FakeCarrier(NOT_NOW, last))
+    answer(context, "email.send", email_job())
+    die_later(context)
+
     later(context)
 
     final = message(context)
-    assert (final["status"], final["reason"]) == ("unknown", None)
+    assert (final["status"], final["reason"], final["attempts"]) == (status, None, 2)
+    assert "died" in final["detail"]
 
 
-def test_an_attempt_whose_holder_died_is_made_again_with_a_carrier_that_honours_the_job_id(stocked: Database) -> None:
-    carrier = FakeCarrier(ZeroDivisionError("dead"), honours_job_id=True)
-    context = make_context(stocked, sms=carrier)
-    with pytest.raises(ZeroDivisionError):
-        answer(context, "sms.send", sms_job())
+def test_an_earlier_handing_over_that_was_answered_is_no_doubt_when_a_later_worker_dies(stocked: Database) -> None:
+    """The carrier said that it did not take it, so it is certain that nobody has it."""
+    context = make_context(stocked, email=FakeCarrier(NOT_NOW, DEAD))
+    answer(context, "email.send", email_job())
+    die_later(context)
+    later(context)
 
     later(context)
 
-    assert message(context)["status"] == "sent"
-    assert message(context)["attempts"] == 2
+    assert (message(context)["status"], message(context)["attempts"]) == ("sent", 3)
+
+
+def test_recipients_that_were_reached_are_not_asked_again_after_a_death(stocked: Database) -> None:
+    partial = Receipt(Outcome.ACCEPTED, deferred={THREE[2]: "451 later"}, refused={THREE[1]: "550 never"})
+    carrier = FakeCarrier(partial, DEAD)
+    context = make_context(stocked, email=carrier)
+    answer(context, "email.send", email_job(to=THREE))
+    die_later(context)
+
+    later(context)
+    later(context)
+
+    emails = [parcel for parcel in carrier.parcels if isinstance(parcel, Email)]
+    assert [email.recipients for email in emails] == [tuple(THREE), (THREE[2],), (THREE[2],)]
+    final = message(context)
+    assert (final["status"], final["credits"], list(final["recipients_refused"])) == ("sent", 2, [THREE[1]])
+    assert findings(stocked) == []
+
+
+@pytest.mark.parametrize("dies", [DEAD, dead_after_handing_over])
+def test_an_attempt_whose_holder_died_is_made_again_with_a_carrier_that_honours_the_job_id(
+    stocked: Database, dies: Any
+) -> None:
+    carrier = FakeCarrier(dies, honours_job_id=True)
+    context = make_context(stocked, sms=carrier)
+    die(context, "sms.send", sms_job())
+
+    later(context)
+    while_waiting = row(stocked)
+    later(context)
+
+    assert (while_waiting.state, while_waiting.deaths) == ("waiting", 1)
+    assert while_waiting.handed_at is not None
+    assert (message(context)["status"], message(context)["attempts"]) == ("sent", 2)
+    assert carrier.job_ids == ["job-1", "job-1"]
     assert balance(stocked, "john", "sms") == 9
 
 
-def test_dead_attempts_end_unknown_when_no_attempt_is_left(stocked: Database) -> None:
-    carrier = FakeCarrier(ZeroDivisionError("dead"), honours_job_id=True)
+def test_dead_attempts_end_unknown_when_no_attempt_is_left_and_the_carrier_may_have_it(stocked: Database) -> None:
+    carrier = FakeCarrier(DEAD, honours_job_id=True)
     context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=1))
-    with pytest.raises(ZeroDivisionError):
-        answer(context, "sms.send", sms_job())
+    die(context, "sms.send", sms_job())
 
     later(context)
 
     assert message(context)["status"] == "unknown"
+    assert balance(stocked, "john", "sms") == 9
+
+
+def test_dead_attempts_fail_when_no_attempt_is_left_and_nothing_was_handed_over(stocked: Database) -> None:
+    context = make_context(stocked, email=FakeCarrier(DEAD), patience=Patience(attempts_max=1))
+    die(context, "email.send", email_job())
+
+    later(context)
+
+    assert (message(context)["status"], message(context)["reason"]) == ("failed", "carrier_unavailable")
+    assert balance(stocked, "john") == 10
+    assert findings(stocked) == []
+
+
+def test_a_job_over_which_too_many_workers_died_is_set_aside_and_its_credits_go_back(stocked: Database) -> None:
+    """It may be what kills them: it is kept, so that it can be sent again when that is mended."""
+    carrier = FakeCarrier(*[DEAD] * (DEATHS_MAX + 1))
+    context = make_context(stocked, email=carrier)
+    die(context, "email.send", email_job(to=THREE))
+    for _ in range(DEATHS_MAX - 1):
+        later(context)
+        die_later(context)
+
+    for _ in range(3):
+        later(context)
+
+    final = message(context)
+    assert (final["status"], final["reason"], final["credits"]) == ("failed", "carrier_unavailable", 0)
+    assert f"{DEATHS_MAX} workers died" in final["detail"]
+    assert (row(stocked).deaths, row(stocked).content) == (DEATHS_MAX, None)
+    assert len(carrier.parcels) == DEATHS_MAX
+    assert balance(stocked, "john") == 10
+    with stocked.read() as connection:
+        [letter] = connection.execute(select(dead_letters)).all()
+    assert (letter.key, letter.status, letter.job["to"]) == ("job-1", "failed", THREE)
+    assert findings(stocked) == []
+
+
+def test_a_carrier_that_honours_the_job_id_may_have_what_too_many_workers_died_over(stocked: Database) -> None:
+    carrier = FakeCarrier(*[DEAD] * (DEATHS_MAX + 1), honours_job_id=True)
+    context = make_context(stocked, sms=carrier)
+    die(context, "sms.send", sms_job())
+    for _ in range(DEATHS_MAX - 1):
+        later(context)
+        die_later(context)
+
+    for _ in range(3):
+        later(context)
+
+    assert (message(context)["status"], row(stocked).deaths) == ("unknown", DEATHS_MAX)
+    assert len(carrier.parcels) == DEATHS_MAX
+    assert balance(stocked, "john", "sms") == 9
+    with stocked.read() as connection:
+        assert connection.execute(select(dead_letters)).all() == []
+
+
+@pytest.mark.parametrize(
+    ("dies", "state", "level"), [(DEAD, "waiting", "warning"), (dead_after_handing_over, "unknown", "error")]
+)
+def test_a_death_is_said_louder_where_a_person_must_look(stocked: Database, dies: Any, state: str, level: str) -> None:
+    context = make_context(stocked, email=FakeCarrier(dies))
+    die(context, "email.send", email_job(sender="peter"))
+
+    with structlog.testing.capture_logs() as said:
+        later(context)
+
+    [line] = [line for line in said if line["event"] == "a worker died"]
+    assert (line["log_level"], line["state"]) == (level, state)
+    assert (line["job"], line["sender"], line["payer"]) == ("job-1", "peter", "john")
+
+
+def test_a_job_over_which_a_worker_died_is_resumed_alone_from_then_on(stocked: Database) -> None:
+    """It would take those along that are resumed with it. They go together all the while."""
+    context = make_context(stocked, email=FakeCarrier(DEAD, *[NOT_NOW] * 3))
+    broker: Any = context.enqueue
+    clock: Any = context.now
+    answer(context, "email.send_many", bulk())
+    with pytest.raises(ZeroDivisionError):
+        run_enqueued(context)
+
+    groups = []
+    for _ in range(2):
+        clock.forward(LATER)
+        sweep(context)  # the first time it ends the dead attempt, which so is not due before the second
+        groups.append([sorted(given["attempts"]) for _, given in broker.take()])
+
+    assert groups == [[["bulk-1/1", "bulk-1/2"]], [["bulk-1/1", "bulk-1/2"], ["bulk-1/0"]]]
+
+
+def test_a_worker_that_was_too_slow_to_hand_an_email_over_does_not_do_it_any_more(stocked: Database) -> None:
+    """Somebody else has the job, and would hand it over too."""
+    clock = Clock()
+    quick = FakeCarrier()
+    next_worker = make_context(stocked, email=quick, clock=clock)
+
+    def sleep_while_another_takes_over() -> None:
+        later(next_worker)
+        later(next_worker)
+
+    slow = SlowCarrier(sleep_while_another_takes_over)
+    context = make_context(stocked, email=slow, clock=clock)
+
+    said = answer(context, "email.send", email_job())
+
+    assert (said["status"], said["attempts"]) == ("sent", 2)
+    assert (slow.taken, quick.job_ids) == ([], ["job-1"])
+    assert (row(stocked).deaths, row(stocked).handed_at) == (1, None)
+    assert balance(stocked, "john") == 9
+    assert findings(stocked) == []
+
+
+def test_a_worker_that_was_too_slow_does_not_hand_over_what_waits_for_its_next_attempt(stocked: Database) -> None:
+    clock = Clock()
+    slow = SlowCarrier(lambda: later(make_context(stocked, clock=clock)))
+    context = make_context(stocked, email=slow, clock=clock)
+
+    said = answer(context, "email.send", email_job())
+
+    assert (said["status"], slow.taken) == ("retrying", [])
+    assert row(stocked).handed_at is None
+
+
+def test_a_lease_that_is_over_but_not_ended_is_still_held(stocked: Database) -> None:
+    """What counts is whether somebody has ended it, not what the clock says."""
+    clock = Clock()
+    slow = SlowCarrier(lambda: clock.forward(LATER))
+
+    said = answer(make_context(stocked, email=slow, clock=clock), "email.send", email_job())
+
+    assert (said["status"], slow.taken) == ("sent", ["job-1"])
 
 
 def test_an_attempt_that_ends_after_its_lease_has_no_say_any_more(stocked: Database) -> None:
@@ -390,6 +640,7 @@ def test_an_attempt_that_ends_after_its_lease_has_no_say_any_more(stocked: Datab
     said = answer(context, "email.send", email_job())
 
     assert (said["status"], said["credits"]) == ("unknown", 1)
+    assert row(stocked).handed_at == NOON
     assert balance(stocked, "john") == 9
     assert findings(stocked) == []
 
@@ -655,9 +906,14 @@ def test_a_job_enqueued_twice_while_the_queue_was_long_is_tried_once_when_its_tu
     assert len(carrier.parcels) == 2
 
 
-def test_a_bug_with_one_message_does_not_strand_those_behind_it(stocked: Database) -> None:
-    """They certainly did not reach the carrier, so they must not end as unknown."""
-    context = make_context(stocked, email=FakeCarrier(ZeroDivisionError("a bug")))
+@pytest.mark.parametrize(
+    ("bug", "ends"), [(DEAD, ("sent", 2, 1)), (dead_after_handing_over, ("unknown", 1, 1))], ids=["before", "after"]
+)
+def test_a_bug_with_one_message_does_not_strand_those_behind_it(
+    stocked: Database, bug: Any, ends: tuple[str, int, int]
+) -> None:
+    """They certainly did not reach the carrier, and nobody died over them."""
+    context = make_context(stocked, email=FakeCarrier(bug))
     answer(context, "email.send_many", bulk())
     with pytest.raises(ZeroDivisionError):
         run_enqueued(context)
@@ -665,8 +921,8 @@ def test_a_bug_with_one_message_does_not_strand_those_behind_it(stocked: Databas
     for _ in range(3):
         later(context)
 
-    states = [row(stocked, f"bulk-1/{number}").state for number in range(3)]
-    assert states == ["unknown", "sent", "sent"]
+    rows = [row(stocked, f"bulk-1/{number}") for number in range(3)]
+    assert [(one.state, one.attempts, one.deaths) for one in rows] == [ends, ("sent", 1, 0), ("sent", 1, 0)]
 
 
 def bulk(job_id: str = "bulk-1", count: int = 3, **fields: Any) -> Json:

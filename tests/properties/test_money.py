@@ -6,8 +6,8 @@ the tasks run, tells the model what it did, and compares everything after each s
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 
 from models import charges as charging
-from models import ledger, views
+from models import ledger, unknown, views
 from models.answers import status
 from models.audit import audit
 from models.carriers import Outcome, Parcel, Receipt, Sms
@@ -39,6 +39,7 @@ from models.charges import Charge
 from models.database import Database
 from models.errors import Refused
 from models.fields import KINDS, Kind
+from models.judging import DEATHS_MAX
 from models.messages import (
     Credits,
     EmailRecipient,
@@ -112,8 +113,8 @@ def _recipients(parcel: Parcel) -> list[str]:
 
 # The specification.
 
-STANDING = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts", "lease_until",
-            "due_at")  # fmt: skip
+STANDING = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts", "deaths",
+            "in_doubt", "lease_until", "due_at")  # fmt: skip
 Fate = Literal["pending", "taken", "gone"]
 Answer = dict[str, Any] | str
 """What a command answers, or the reason why it refuses."""
@@ -141,7 +142,9 @@ class Message:
     reason: str | None = None
     payer: str | None = None
     attempts: int = 1
-    maybe_taken: bool = False
+    deaths: int = 0
+    holder: str | None = None
+    in_doubt: bool = False
     lease_until: datetime | None = None
     due_at: datetime | None = None
     fate: dict[str, Fate] = field(default_factory=dict)
@@ -171,6 +174,10 @@ class Message:
         """The recipients with that fate."""
         return [recipient for recipient, its in self.fate.items() if its == fate]
 
+    def is_held(self, holder: str | None) -> bool:
+        """Whether `holder` is still the one that has it."""
+        return self.state == "sending" and self.holder == holder
+
     def wait(self, due_at: datetime | None) -> None:
         """Nobody holds it any more; it is tried again."""
         self.state, self.lease_until, self.due_at = "waiting", None, due_at
@@ -178,6 +185,7 @@ class Message:
     def end(self, state: str, reason: str | None) -> None:
         """It is never tried again by itself."""
         self.state, self.reason, self.lease_until, self.due_at = state, reason, None, None
+        self.in_doubt = state == "unknown"
 
 
 class Model:
@@ -191,6 +199,7 @@ class Model:
         self.orders: dict[str, tuple[Purchase, Answer]] = {}
         self.changes: dict[str, tuple[SetOwner, Answer]] = {}
         self.honours: dict[Kind, bool] = dict.fromkeys(KINDS, False)
+        self.patience = PATIENCE
 
     def balance(self, owner: str, kind: Kind) -> int:
         """What is left in an account: the sum of its moves."""
@@ -258,7 +267,7 @@ class Model:
         self.changes[change.change_id] = change, answer
         return answer
 
-    def charge(self, message: Message, now: datetime) -> bool:
+    def charge(self, message: Message, now: datetime, holder: str | None = None) -> bool:
         """Charge a message to the sender's owner if its id is new; whether it is to be delivered now."""
         if message.job_id in self.messages:
             return False
@@ -269,7 +278,7 @@ class Model:
             message.end("refused", reason)
             return False
         self._pay(message)
-        message.lease_until = now + PATIENCE.lease
+        message.holder, message.lease_until = holder, now + PATIENCE.lease
         return True
 
     def charge_bulk(self, whole: Message, messages: Sequence[Message], now: datetime) -> bool:
@@ -312,13 +321,14 @@ class Model:
         message.payer = self.people[message.sender].owner
         self.moves[message.payer, message.kind].append((-message.credits, f"charge:{message.job_id}"))
 
-    def claim(self, attempts: Mapping[str, int], now: datetime) -> list[Message]:
+    def claim(self, attempts: Mapping[str, int], now: datetime, holder: str | None = None) -> list[Message]:
         """Begin the next attempt of those that wait, and have had no more attempts than they were asked for with."""
         asked = [(self.messages[job_id], attempts[job_id]) for job_id in sorted(attempts)]
         held = [message for message, had in asked if message.state == "waiting" and message.attempts == had]
         for message in held:
             message.state, message.due_at, message.lease_until = "sending", None, now + PATIENCE.lease
             message.attempts += 1
+            message.holder = holder
         return held
 
     def hand_back(self, message: Message, now: datetime) -> None:
@@ -328,44 +338,74 @@ class Model:
 
     def settle(self, message: Message, receipt: Receipt) -> None:
         """What the carrier's answer means. The time of the next attempt is drawn, so it is not said here."""
-        last = message.attempts == PATIENCE.attempts_max
+        last = self.patience.used_up(message.attempts)
         outcome = receipt.outcome
         message.fate |= dict.fromkeys(receipt.refused, "gone")
         if outcome is Outcome.ACCEPTED:
             message.fate |= {one: "taken" for one in message.having("pending") if one not in receipt.deferred}
         if outcome is Outcome.UNSURE and not (self.honours[message.kind] and not last):
             return message.end("unknown", None)
-        if outcome is Outcome.NOT_NOW and last and message.maybe_taken:
+        if outcome is Outcome.NOT_NOW and last and message.in_doubt:
             return message.end("unknown", None)
         if not last and outcome is not Outcome.NEVER and message.having("pending"):
-            message.maybe_taken |= outcome is Outcome.UNSURE
+            message.in_doubt |= outcome is Outcome.UNSURE
             message.reason = "carrier_unavailable"
             return message.wait(None)
+        refused = "recipient_refused" if receipt.recipients_refused else "carrier_refused"
+        return self._give_up(message, "carrier_unavailable" if outcome is Outcome.NOT_NOW else refused)
+
+    def _give_up(self, message: Message, reason: str) -> None:
+        """Nobody more will get it. Who got it stays charged."""
         message.fate |= dict.fromkeys(message.having("pending"), "gone")
         if message.having("taken"):
             message.end("sent", "recipient_refused" if message.having("gone") else None)
         else:
             message.fate = dict.fromkeys(message.fate, "gone")
-            refused = "recipient_refused" if receipt.recipients_refused else "carrier_refused"
-            message.end("failed", "carrier_unavailable" if outcome is Outcome.NOT_NOW else refused)
+            message.end("failed", reason)
         if message.refunded and message.payer:
             self.moves[message.payer, message.kind].append((message.refunded, f"refund:{message.job_id}"))
-        return None
 
     def sweep(self, now: datetime) -> list[tuple[str, dict[str, Any]]]:
-        """End attempts whose lease is over, and enqueue what is due; what is enqueued, as (task, object)."""
-        for message in self.messages.values():
+        """End attempts whose lease is over, and enqueue what is due; what is enqueued, as (task, object).
+
+        Many go in one message, but alone those over which a worker has died.
+        """
+        for _, message in sorted(self.messages.items()):
             if message.lease_until and message.lease_until <= now:
-                message.maybe_taken, message.reason = True, None
-                if self.honours[message.kind] and message.attempts < PATIENCE.attempts_max:
-                    message.wait(now)
-                else:
-                    message.end("unknown", None)
-        due = [message for message in self.messages.values() if message.due_at and message.due_at <= now]
+                self._end_dead(message)
+        due = [message for _, message in sorted(self.messages.items()) if message.due_at and message.due_at <= now]
         for message in due:
             message.due_at = now + LOOK_AGAIN
-        had = {kind: {message.job_id: message.attempts for message in due if message.kind == kind} for kind in KINDS}
-        return [(f"{kind}.resume", {"attempts": attempts}) for kind, attempts in had.items() if attempts]
+        alone = [[message] for kind in KINDS for message in due if message.kind == kind and message.deaths]
+        together = [[message for message in due if message.kind == kind and not message.deaths] for kind in KINDS]
+        return [
+            (f"{group[0].kind}.resume", {"attempts": {message.job_id: message.attempts for message in group}})
+            for group in together + alone
+            if group
+        ]
+
+    def _end_dead(self, message: Message) -> None:
+        """A worker died. Where that leaves no doubt, or the doubt does no harm, the job is tried again a few times."""
+        message.deaths += 1
+        message.reason = None
+        message.in_doubt |= self.honours[message.kind]
+        tried_enough = message.deaths >= DEATHS_MAX or self.patience.used_up(message.attempts)
+        if message.in_doubt and (tried_enough or not self.honours[message.kind]):
+            message.end("unknown", None)
+        elif tried_enough:
+            self._give_up(message, "carrier_unavailable")
+        else:
+            message.wait(None)
+
+    def decide(self, message: Message, decision: str, now: datetime) -> None:
+        """A person looked at what is unknown: it is given up, or begins anew."""
+        if decision == "refund":
+            self._give_up(message, "carrier_unavailable")
+            message.reason = "carrier_unavailable"
+            return
+        message.attempts, message.deaths, message.holder, message.in_doubt = 0, 0, None, False
+        message.reason = None
+        message.wait(now)
 
     def next_at(self) -> datetime | None:
         """When the next job is due, or the next lease ends."""
@@ -382,6 +422,15 @@ class Model:
 
 
 # What can happen.
+
+
+class DeadError(Exception):
+    """The worker was killed."""
+
+
+def _hand_over_too_late(parcel: Parcel) -> Receipt:
+    raise AssertionError(f"{parcel.job_id} was handed over by a worker that had lost it")
+
 
 people = st.sampled_from([*PEOPLE[:4] * 2, *PEOPLE, "zoe"])
 """The first four are there from the start; zoe is never saved."""
@@ -419,14 +468,19 @@ class Money(RuleBasedStateMachine):
         self.steps = itertools.count(1)
         self.viewers = itertools.cycle([*PEOPLE, "zoe"])
         self.lost: list[Charge] = []
+        self.reached: list[tuple[str, str]] = []
 
     def teardown(self) -> None:
         self._opened.__exit__(None, None, None)
 
-    @initialize(honours=st.fixed_dictionaries(dict.fromkeys(KINDS, st.booleans())))
-    def found(self, honours: dict[Kind, bool]) -> None:
+    @initialize(
+        honours=st.fixed_dictionaries(dict.fromkeys(KINDS, st.booleans())), attempts_max=st.sampled_from([2, 5])
+    )
+    def found(self, honours: dict[Kind, bool], attempts_max: int) -> None:
         """Two organizations, a plan, four people of whom one spends another's credits; carriers of either sort."""
         self.model.honours = honours
+        self.model.patience = replace(PATIENCE, attempts_max=attempts_max)
+        self.context = replace(self.context, patience=self.model.patience)
         for kind in KINDS:
             self.carriers[kind].honours_job_id = honours[kind]
         for organization, (role, rights) in itertools.product(("north", "south"), RIGHTS.items()):
@@ -527,50 +581,73 @@ class Money(RuleBasedStateMachine):
                     bulk.send_many(self.context, f"{_kind(others)}.send_many", others)
         self._compare_parcels([])
 
-    @rule(target=known, kind=kinds, drafts=drafts)
-    def die(self, kind: Kind, drafts: list[tuple[str, int]]) -> Any:
-        """A worker charges jobs, and is not heard of for a while."""
+    @rule(target=known, kind=kinds, drafts=drafts, twice=st.booleans())
+    def die(self, kind: Kind, drafts: list[tuple[str, int]], *, twice: bool) -> Any:
+        """A worker charges jobs, perhaps twice as its connection is lost, and is not heard of for a while."""
         jobs = self._write(kind, drafts)
-        now = self.clock.now
-        charged = self.database.transact(
-            lambda connection: ledger.charge(
-                connection,
-                [sending.job_of(_task(job), job) for job in jobs],
-                now=now,
-                lease_until=now + PATIENCE.lease,
+        now, holder = self.clock.now, f"worker-{next(self.numbers)}"
+        for _ in range(1 + twice):
+            charged = self.database.transact(
+                lambda connection: ledger.charge(
+                    connection,
+                    [sending.job_of(_task(job), job) for job in jobs],
+                    holder=holder,
+                    now=now,
+                    lease_until=now + PATIENCE.lease,
+                )
             )
-        )
-        assert [charge.fresh for charge in charged] == [self.model.charge(_message(job), now) for job in jobs]
+        assert [charge.fresh for charge in charged] == [self.model.charge(_message(job), now, holder) for job in jobs]
         self.lost += [charge for charge in charged if charge.fresh]
         return multiple(*jobs)
 
     @precondition(lambda self: self.broker.sent)
-    @rule(place=st.integers(0, 9), again=st.booleans())
-    def die_at_another_attempt(self, place: int, *, again: bool) -> None:
-        """A worker begins the next attempt of jobs, and is not heard of for a while."""
+    @rule(place=st.integers(0, 9), again=st.booleans(), twice=st.booleans())
+    def die_at_another_attempt(self, place: int, *, again: bool, twice: bool) -> None:
+        """A worker begins the next attempt of jobs, perhaps twice, and is not heard of for a while."""
         _, attempts = self._take(place, again=again)
-        lease_until = self.clock.now + PATIENCE.lease
-        claimed = self.database.transact(
-            lambda connection: charging.claim(connection, attempts, lease_until=lease_until)
-        )
-        assert [charge.job_id for charge in claimed] == [
-            message.job_id for message in self.model.claim(attempts, self.clock.now)
-        ]
-        self.lost += claimed
+        self._claim(attempts, times=1 + twice)
 
     @precondition(lambda self: self.lost)
-    @rule(place=st.integers(0, 9), said=words)
-    def come_back(self, place: int, said: Word) -> None:
-        """A worker that was thought dead goes on: its outcome counts only if nobody has ended its attempt."""
+    @rule(place=st.integers(0, 9), said=words, then=st.sampled_from(["answer", "die", "sleep", "lose"]))
+    def come_back(self, place: int, said: Word, then: str) -> None:
+        """A worker that was thought dead goes on: it hands the message over, and gets an answer, dies or sleeps on.
+
+        If somebody has ended its attempt it hands nothing over, unless that does no harm, and its outcome counts not.
+        """
         charge = self.lost.pop(place % len(self.lost))
         message = self.model.messages[charge.job_id]
-        began = self.clock.now
-        self._script(message.kind, [said])
-        sending.deliver(self.context, [charge])
-        if message.state == "sending" and message.attempts == charge.attempts:
+        held, began = message.is_held(charge.holder), self.clock.now
+        if held and then == "answer":
+            self._script(message.kind, [said])
+            sending.deliver(self.context, [charge])
             self._deliver([message], [said], began)
-        else:
-            self._compare_parcels([(charge.job_id, _recipients(sending.parcel_of(charge)))])
+            return
+        may_ask = held or self.model.honours[message.kind]
+        silence = partial(self._fall_silent, message, said, then) if may_ask else _hand_over_too_late
+        self.carriers[message.kind].script = [silence]
+        with suppress(DeadError):
+            sending.deliver(self.context, [charge])
+        self._compare_parcels([(charge.job_id, _recipients(sending.parcel_of(charge)))])
+
+    def _fall_silent(self, message: Message, said: Word, then: str, parcel: Parcel) -> Receipt:
+        """Take the message; its worker dies, or sleeps through the end of its lease, or until another has the job."""
+        message.in_doubt |= not self.model.honours[message.kind]
+        self._note_whom_it_reaches(message, _recipients(parcel))
+        if then == "die":
+            raise DeadError
+        if then != "answer":
+            self.clock.forward(PATIENCE.lease)
+            self._sweep()
+        if then == "lose" and message.state == "unknown":
+            self._decide(message, "resend")
+            self._claim({message.job_id: 0})
+        return said.receipt(message.kind, _recipients(parcel))
+
+    @precondition(lambda self: self._unknown())
+    @rule(place=st.integers(0, 9), decision=st.sampled_from(["refund", "resend"]))
+    def decide(self, place: int, decision: str) -> None:
+        """A person decides about an unknown job. That the message may be sent twice then is known to them."""
+        self._decide(self._unknown()[place % len(self._unknown())], decision)
 
     @precondition(lambda self: self.broker.sent)
     @rule(place=st.integers(0, 9), again=st.booleans(), said=st.lists(words, max_size=3))
@@ -589,17 +666,20 @@ class Money(RuleBasedStateMachine):
         self._sweep()
 
     @precondition(lambda self: self.model.next_at())
-    @rule(then=st.sampled_from(["work", "work", "die", "rest"]), said=st.lists(words, min_size=1, max_size=3))
-    def wait_for_the_next_moment(self, then: str, said: list[Word]) -> None:
+    @rule(
+        moments=st.sampled_from([1, 1, 6]),
+        then=st.sampled_from(["work", "work", "die", "rest"]),
+        said=st.lists(words, min_size=1, max_size=3),
+    )
+    def wait_for_the_next_moment(self, moments: int, then: str, said: list[Word]) -> None:
         """Time passes until a job is due or a lease ends; what is enqueued is perhaps taken up at once."""
-        next_at = self.model.next_at()
-        assert next_at
-        self.clock.now = max(self.clock.now, next_at)
-        for _ in self._sweep():
-            if then == "work":
-                self.resume(-1, said, again=False)
-            elif then == "die":
-                self.die_at_another_attempt(-1, again=False)
+        for _ in range(moments):
+            self.clock.now = max(self.clock.now, self.model.next_at() or self.clock.now)
+            for _ in self._sweep():
+                if then == "work":
+                    self.resume(-1, said, again=False)
+                elif then == "die":
+                    self.die_at_another_attempt(-1, again=False, twice=False)
 
     @rule(target=known, kind=kinds, sender=people, parts=st.lists(sizes, min_size=1, max_size=4))
     def send_many(self, kind: Kind, sender: str, parts: list[int]) -> SendMany:
@@ -640,14 +720,20 @@ class Money(RuleBasedStateMachine):
     @invariant()
     def every_job_stands_where_the_model_says(self) -> None:
         """Who paid, how much, how often it was tried, and until when it is left alone."""
-        columns = [charges.c[name] for name in STANDING if name != "payer"]
+        columns = [charges.c[name] for name in STANDING if name not in ("payer", "in_doubt")]
+        payer, in_doubt = accounts.c.owner_id.label("payer"), charges.c.handed_at.is_not(None).label("in_doubt")
         with self.database.read() as connection:
-            query = select(*columns, accounts.c.owner_id.label("payer")).outerjoin_from(charges, accounts)
+            query = select(*columns, payer, in_doubt).outerjoin_from(charges, accounts)
             found = {row.job_id: row._asdict() for row in connection.execute(query)}
         assert found == {
             job_id: {name: getattr(message, name) for name in STANDING}
             for job_id, message in (self.model.messages | self.model.bulks).items()
         }
+
+    @invariant()
+    def nobody_gets_a_message_twice(self) -> None:
+        """Whoever died when, and whoever came back; but those in doubt may, if a person decides so."""
+        assert len(self.reached) == len(set(self.reached))
 
     @invariant()
     def everybody_has_the_owner_that_the_model_says(self) -> None:
@@ -720,8 +806,36 @@ class Money(RuleBasedStateMachine):
         upkeep.sweep(self.context)
         self.swept_at = self.clock.now
         enqueued = self.model.sweep(self.clock.now)
+        for message in self.model.messages.values():
+            if message.state == "waiting" and not message.due_at:
+                message.due_at = self._drawn_due_at(message, self.clock.now)
         assert self.broker.sent == known + enqueued
         return enqueued
+
+    def _claim(self, attempts: Mapping[str, int], times: int = 1) -> None:
+        """Begin the next attempt of jobs for a worker that is not heard of for a while."""
+        lease_until, holder = self.clock.now + PATIENCE.lease, f"worker-{next(self.numbers)}"
+        for _ in range(times):
+            claimed = self.database.transact(
+                lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
+            )
+        expected = self.model.claim(attempts, self.clock.now, holder)
+        assert [charge.job_id for charge in claimed] == [message.job_id for message in expected]
+        self.lost += claimed
+
+    def _decide(self, message: Message, decision: str) -> None:
+        """Refund or resend what is unknown; a second time nothing happens."""
+        act = unknown.refund if decision == "refund" else unknown.resend
+        for count in (1, 0):
+            decided = self.database.transact(
+                lambda connection: act(connection, [message.job_id], operator="ops", now=self.clock.now)
+            )
+            assert len(decided) == count
+        self.model.decide(message, decision, self.clock.now)
+        self.reached = [one for one in self.reached if one[0] != message.job_id or message.fate[one[1]] == "taken"]
+
+    def _unknown(self) -> list[Message]:
+        return [message for message in self.model.messages.values() if message.state == "unknown"]
 
     def _take(self, place: int, *, again: bool) -> tuple[Kind, dict[str, int]]:
         """One of the resume messages that wait, which stays there if it will come `again`."""
@@ -733,6 +847,11 @@ class Money(RuleBasedStateMachine):
 
     def _script(self, kind: Kind, said: Sequence[Word]) -> None:
         self.carriers[kind].script = [partial(word.say, self.clock) for word in said]
+
+    def _note_whom_it_reaches(self, message: Message, recipients: Sequence[str]) -> None:
+        """Count who may have it now; not where the carrier knows by the job's id what it has had."""
+        if not self.model.honours[message.kind]:
+            self.reached += [(message.job_id, recipient) for recipient in recipients]
 
     def _deliver(self, held: Sequence[Message], said: Sequence[Word], began: datetime) -> None:
         """Let the model go through the attempts that one worker has made."""
@@ -746,7 +865,11 @@ class Money(RuleBasedStateMachine):
             now += word.takes
             pending = message.having("pending")
             parcels.append((message.job_id, pending))
-            self.model.settle(message, word.receipt(message.kind, pending))
+            receipt = word.receipt(message.kind, pending)
+            if receipt.outcome in (Outcome.ACCEPTED, Outcome.UNSURE):
+                got_it = [one for one in pending if one not in receipt.refused and one not in receipt.deferred]
+                self._note_whom_it_reaches(message, got_it)
+            self.model.settle(message, receipt)
             if message.state == "waiting":
                 message.due_at = self._drawn_due_at(message, now)
         assert self.clock.now == now
