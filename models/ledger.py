@@ -21,6 +21,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    func,
     select,
     true,
     update,
@@ -395,6 +396,10 @@ def _end_attempts(dialect: str) -> Update:
     names = ("job_id", "attempts", "holder", *_ENDED)
     given = unpacked(dialect, {name: charges.c[name].type for name in names} | {"keeps_content": Boolean()})
     values: dict[str, ColumnElement[Any]] = {name: given.c[name] for name in _ENDED}
+    # Since when there is a doubt was noted by the attempt itself, after it was claimed.
+    values["handed_at"] = case(
+        (given.c.handed_at.is_not(None), func.coalesce(charges.c.handed_at, given.c.handed_at)), else_=None
+    )
     values["content"] = case((given.c.keeps_content, charges.c.content), else_=given.c.content)
     return (
         update(charges)
