@@ -4,7 +4,7 @@ No database connection is held while a carrier is called. Whoever dies in betwee
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
 import structlog
@@ -28,29 +28,25 @@ class TooLateError(Exception):
     """The lease gives no time any more to begin this attempt."""
 
 
-def deliver(context: Context, held: Sequence[Charge]) -> dict[str, Charge]:
-    """Make one attempt for each charge that the caller holds, and settle it. Returns the charges as they stand then.
+def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
+    """Make one attempt for each charge that the caller holds, and settle it; gives the charges, settled, as they come.
 
-    Jobs for which the lease gives no time any more are handed back. All are of one kind. A bug with one of them is
-    raised when all others are settled.
+    All are of one kind. Jobs for which the lease gives no time any more, or the worker, which is told to end, are
+    handed back. A bug with one of them is raised when all others are settled.
     """
     if not held:
-        return {}
+        return
     carrier = context.carriers[held[0].kind]
     attempt = functools.partial(_attempt, context, carrier, held[0], context.now() + context.patience.time_to_begin)
-    stand: dict[str, Charge] = {}
     others: list[tuple[Charge, BaseException]] = []
     for group in context.hands.each(attempt, held, carrier.at_once):
-        stand |= _settle(context, [end for _, end in group if isinstance(end, Settlement)])
+        yield _settle(context, [end for _, end in group if isinstance(end, Settlement)])
         others += [(charge, end) for charge, end in group if isinstance(end, BaseException)]
-    late = [charge for charge, error in others if isinstance(error, TooLateError)]
-    if late:
-        context.database.transact(lambda connection: charging.hand_back(connection, late, context.now()))
+    yield _hand_back(context, [charge for charge, error in others if isinstance(error, TooLateError)])
+    yield _as_they_stand(context, [charge.job_id for charge, error in others if isinstance(error, LeaseLostError)])
     for _, error in others:
         if not isinstance(error, (TooLateError, LeaseLostError)):
             raise error
-    lost = [charge.job_id for charge, error in others if isinstance(error, LeaseLostError)]
-    return stand | _as_they_stand(context, lost)
 
 
 def _attempt(context: Context, carrier: Carrier, first: Charge, until: datetime, charge: Charge) -> Settlement:
@@ -59,12 +55,12 @@ def _attempt(context: Context, carrier: Carrier, first: Charge, until: datetime,
     Raises
     ------
     TooLateError
-        If it is not the first, and the time to begin is over.
+        If it is not the first, and the time to begin is over, or the worker is told to end.
     LeaseLostError
         If somebody else has the job now; nothing was handed over.
 
     """
-    if charge is not first and context.now() > until:
+    if charge is not first and (context.now() > until or context.database.closing.is_set()):
         raise TooLateError
     with structlog.contextvars.bound_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer):
         about_to_hand_over = functools.partial(_note_handing_over, context, charge)
@@ -93,23 +89,32 @@ def _note_handing_over(context: Context, charge: Charge) -> None:
         raise LeaseLostError
 
 
-def _settle(context: Context, ends: Sequence[Settlement]) -> dict[str, Charge]:
+def _settle(context: Context, ends: Sequence[Settlement]) -> list[Charge]:
     """Write how attempts ended, in one transaction. Returns the charges as they stand then."""
     if not ends:
-        return {}
+        return []
     now = context.now()
     counted = context.database.transact(
         lambda connection: dead.settle(connection, ends, now, keep_dead=context.keeps_dead)
     )
-    stand = {end.charge.job_id: ledger.ended(end, now) for end in counted}
-    uncounted = [end.charge.job_id for end in ends if end.charge.job_id not in stand]
+    uncounted = {end.charge.job_id for end in ends} - {end.charge.job_id for end in counted}
     for job_id in uncounted:
         log.warning("the lease of this attempt ended before it did: its outcome was not counted", job=job_id)
-    return stand | _as_they_stand(context, uncounted)
+    return [*(ledger.ended(end, now) for end in counted), *_as_they_stand(context, uncounted)]
 
 
-def _as_they_stand(context: Context, job_ids: Sequence[str]) -> dict[str, Charge]:
-    return context.database.look(lambda connection: charging.read(connection, job_ids)) if job_ids else {}
+def _hand_back(context: Context, held: Sequence[Charge]) -> list[Charge]:
+    """Let go of jobs that were not begun. Returns the charges as they stand then."""
+    if not held:
+        return []
+    context.database.transact(lambda connection: charging.hand_back(connection, held, context.now()))
+    return _as_they_stand(context, [charge.job_id for charge in held])
+
+
+def _as_they_stand(context: Context, job_ids: Collection[str]) -> list[Charge]:
+    if not job_ids:
+        return []
+    return list(context.database.look(lambda connection: charging.read(connection, job_ids)).values())
 
 
 def parcel_of(charge: Charge) -> Parcel:

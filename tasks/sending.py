@@ -5,7 +5,8 @@ said is settled in a second short transaction. Whoever dies in between leaves a 
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import cast
 
 import structlog
@@ -27,18 +28,20 @@ CHUNK = 20
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 
 
-def send(context: Context, jobs: Sequence[Job]) -> list[Charge]:
+def send(context: Context, jobs: Sequence[Job]) -> Iterator[list[Charge]]:
     """Charge each job to its sender's credit owner and deliver it, once for ever for each job id.
 
-    Returns the charges as they stand then, in the order of `jobs`, which are all of one kind.
+    Gives the charges as they come to stand for now: first those that are not to be sent (any more). The jobs are of one
+    kind; one whose id comes twice is given once.
     """
     now = context.now()
     holder, lease_until = uuid.uuid4().hex, now + context.patience.lease
     charges = context.database.transact(
         lambda connection: ledger.charge(connection, jobs, holder=holder, now=now, lease_until=lease_until)
     )
-    settled = deliver(context, [charge for charge in charges if charge.fresh])
-    return [settled.get(charge.job_id, charge) for charge in charges]
+    fresh = {charge.job_id: charge for charge in charges if charge.fresh}
+    yield list({charge.job_id: charge for charge in charges if charge.job_id not in fresh}.values())
+    yield from deliver(context, list(fresh.values()))
 
 
 def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
@@ -47,7 +50,7 @@ def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
     held = context.database.transact(
         lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
     )
-    return list(deliver(context, held).values())
+    return list(chain.from_iterable(deliver(context, held)))
 
 
 def job_of(task: str, message: SendOne, *, job_id: str | None = None, bulk_id: str | None = None,
@@ -93,19 +96,28 @@ class SendDoor(Door):
 
     abstract = True
 
-    def answer_many(self, arrived: Sequence[tuple[str, object]]) -> list[Answer | None]:
-        """Answer jobs, each given as its task id and what was on the wire, in one go.
+    def answer_many(self, arrived: Sequence[tuple[str, object]]) -> Iterator[list[tuple[int, Answer]]]:
+        """Answer jobs, each given as its task id and what was on the wire; gives places and answers as they come.
 
-        None stands for a job that must come through alone: it cannot be read, or its id was used for another message.
+        A job that must come through alone gets none: it cannot be read, or its id was used for another message.
         """
         context: Context = self.app.context  # type: ignore[attr-defined]
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task=self.name)
         jobs = [self._job(given, task_id) for task_id, given in arrived]
-        charges = iter(send(context, [job for job in jobs if job is not None]))
-        answers = [self._answer_one(job, next(charges)) if job else None for job in jobs]
-        self._keep_refused(context, arrived, answers)
-        return answers
+        places: dict[str, list[int]] = {}
+        for place, job in enumerate(jobs):
+            if job is not None:
+                places.setdefault(job.job_id, []).append(place)
+        for charges in send(context, [job for job in jobs if job is not None]):
+            answers = {charge.job_id: message_answer(charge) for charge in charges}
+            self._keep_refused(context, [arrived[places[job_id][0]] for job_id in answers], answers.values())
+            yield [
+                (place, self._say_answered(charge, answers[charge.job_id]))
+                for charge in charges
+                for place in places[charge.job_id]
+                if cast("Job", jobs[place]).digest == charge.digest
+            ]
 
     def _job(self, given: object, task_id: str) -> Job | None:
         try:
@@ -113,22 +125,18 @@ class SendDoor(Door):
         except Refused:
             return None
 
-    def _answer_one(self, job: Job, charge: Charge) -> Answer | None:
-        if charge.digest != job.digest:
-            return None
-        fields = message_answer(charge)
-        log.info("answered", job=job.job_id, sender=job.sender, payer=charge.payer, status=fields["status"],
+    @staticmethod
+    def _say_answered(charge: Charge, fields: Json) -> Answer:
+        log.info("answered", job=charge.job_id, sender=charge.sender, payer=charge.payer, status=fields["status"],
                  reason=fields["reason"])  # fmt: skip
         return Answer(fields)
 
-    def _keep_refused(
-        self, context: Context, arrived: Sequence[tuple[str, object]], answers: Sequence[Answer | None]
-    ) -> None:
+    def _keep_refused(self, context: Context, arrived: Iterable[tuple[str, object]], answers: Iterable[Json]) -> None:
         letters = [
             letter
-            for (task_id, given), answered in zip(arrived, answers, strict=True)
-            if answered and answered["status"] == "refused"
-            for letter in self._letters(context, given, task_id, "refused", answered["reason"], answered["detail"])
+            for (task_id, given), fields in zip(arrived, answers, strict=True)
+            if fields["status"] == "refused"
+            for letter in self._letters(context, given, task_id, "refused", fields["reason"], fields["detail"])
         ]
         if letters:
             context.database.transact(lambda connection: dead.keep(connection, letters, context.now()))
@@ -136,7 +144,7 @@ class SendDoor(Door):
 
 def _send_one(context: Context, task: str, message: SendOne) -> Json:
     job = job_of(task, message)
-    [charge] = send(context, [job])
+    [charge] = chain.from_iterable(send(context, [job]))
     require_same_job(charge, job.digest)
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     return message_answer(charge)

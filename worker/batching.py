@@ -80,25 +80,28 @@ def _is_plain(request: Any) -> bool:  # noqa: ANN401  Celery's
 def answer(task: Any, consumer: Any, requests: Sequence[Any]) -> None:  # noqa: ANN401  Celery's
     """Answer jobs together, in a thread of the pool; those that are not answered so are handed to Celery."""
     began = monotonic()
-    alive = [request for request in requests if not request.revoked()]
-    for request in alive:
+    left = {place: request for place, request in enumerate(requests) if not request.revoked()}
+    for request in left.values():
         request.on_accepted(os.getpid(), began)
+    places = list(left)
     try:
-        answers = task.answer_many([(request.id, _only_argument(request)) for request in alive])
+        for group in task.answer_many([(request.id, _only_argument(request)) for request in left.values()]):
+            _succeed(task, consumer, [(left.pop(places[place]), answered) for place, answered in group], began)
     except Exception:
-        log.exception("a batch could not be answered: its jobs are tried one by one", jobs=len(alive))
-        answers = [None] * len(alive)
+        log.exception("a batch could not be answered whole: the rest of its jobs is tried one by one", jobs=len(left))
+    for request in left.values():
+        consumer.on_task_request(request)
+
+
+def _succeed(task: Any, consumer: Any, answered: Sequence[tuple[Any, Any]], began: float) -> None:  # noqa: ANN401
+    """Do for answered jobs what Celery does for a task that has ended well."""
     runtime = monotonic() - began
-    answered = [(request, one) for request, one in zip(alive, answers, strict=True) if one is not None]
     for request, one in answered:
         request.acknowledged = True  # below, all at once
         signals.task_postrun.send(sender=task, task_id=request.id, task=task, args=request.args,
                                   kwargs=request.kwargs, retval=one, state=SUCCESS)  # fmt: skip
         request.on_success((False, repr(one), runtime))
     consumer.call_soon(_acknowledge, [request.message for request, _ in answered], consumer.connection_errors)
-    for request, one in zip(alive, answers, strict=True):
-        if one is None:
-            consumer.on_task_request(request)
 
 
 def _acknowledge(messages: Sequence[Any], errors: tuple[type[BaseException], ...]) -> None:

@@ -97,9 +97,7 @@ def test_acknowledged_messages_are_forgotten(redis: Redis, ours: Connection, pro
     assert redis.zrange("unacked_index", 0, -1) == [third.delivery_tag.encode()]
 
 
-def test_what_was_acknowledged_last_is_forgotten_at_the_end(
-    redis: Redis, ours: Connection, producer: Producer
-) -> None:
+def test_what_was_acknowledged_last_is_forgotten_at_the_end(redis: Redis, ours: Connection, producer: Producer) -> None:
     """And what was not is on its queue again."""
     publish(producer, "email", 1, 2)
     first, _second = take(ours, "email", prefetch=10)

@@ -27,8 +27,9 @@ from models.database import Database
 from models.fields import Kind
 from models.messages import Credits, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
 from models.tables import accounts, charges
-from tasks import billing, sending
+from tasks import billing
 from tasks.context import Context
+from tests.fakes import send
 
 LONGEST_S = 500
 """A race that takes longer hangs. The longest takes a minute on two free cores, and several on busy ones."""
@@ -179,7 +180,7 @@ def send_each(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
     letters = [letter(*job) for job in jobs]
     with worker(url, carrier) as context:
         start()
-        answers = [charge for one in letters for charge in sending.send(context, [sending.job_of("email.send", one)])]
+        answers = [charge for one in letters for charge in send(context, "email.send", [one])]
     return Sent(answers, carrier.job_ids)
 
 
