@@ -79,7 +79,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(settings:
 def locked(postgres: PostgresServer) -> str:
     """Give a URL with a wrong password, of a user who needs one."""
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = 'locked'").fetchone():
+        if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'locked'").fetchone() is None:
             connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
         row = connection.execute("SHOW hba_file").fetchone()
         assert row is not None
