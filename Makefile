@@ -2,7 +2,7 @@
 
 PYTHON = python3
 UV = uv>=0.13.6,<0.14
-JOBS = 2
+JOBS = 3
 BIN = .venv/bin
 READY = .venv/.ready
 

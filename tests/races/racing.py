@@ -6,9 +6,10 @@ rather than in the tests, so that the processes need not import pytest.
 
 import logging
 import multiprocessing
+import random
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,13 +175,17 @@ class Sent:
     delivered: list[str]
 
 
-def send_each(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
-    """Send (job id, sender) one after the other."""
+def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
+    """Send (job id, sender), alone and in batches of all sizes, as a worker does."""
     carrier = Letterbox()
-    letters = [letter(*job) for job in jobs]
+    letters = deque(letter(*job) for job in jobs)
+    answers: list[Charge] = []
+    draw = random.Random(jobs[0][0])
     with worker(url, carrier) as context:
         start()
-        answers = [charge for one in letters for charge in send(context, "email.send", [one])]
+        while letters:
+            batch = [letters.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(letters)))]
+            answers += send(context, "email.send", batch)
     return Sent(answers, carrier.job_ids)
 
 

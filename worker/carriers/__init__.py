@@ -9,7 +9,7 @@ from worker.settings import SettingsError
 ACCEPT_ALL = "null://"
 
 
-def open_email(url: str, timeout_s: float, at_once: int) -> Carrier:
+def open_email(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
     """Make the carrier of emails that `url` names. Nothing is connected yet; `timeout_s` is for each step.
 
     `at_once` is how many conversations there are at a time for jobs that came together.
@@ -27,7 +27,7 @@ def open_email(url: str, timeout_s: float, at_once: int) -> Carrier:
         raise SettingsError(msg) from None
 
 
-def open_sms(url: str, timeout_s: float, at_once: int) -> Carrier:
+def open_sms(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
     """Make the carrier of text messages that `url` names. Nothing is connected yet; `timeout_s` is for a request.
 
     `at_once` is how many requests there are at a time for jobs that came together.
