@@ -6,7 +6,7 @@ everybody wants, come last and are held shortest.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -89,7 +89,7 @@ def charge(
     stand = {
         **made,
         **_refuse_unaffordable(connection, made, short, now),
-        **{job_id: _mine(known, holder) for job_id, known in charging.read(connection, made.keys() - new).items()},
+        **{job_id: _mine(known, holder) for job_id, known in _known(connection, made.keys() - new).items()},
     }
     return [stand[job.job_id] if job is first[job.job_id] else replace(stand[job.job_id], fresh=False) for job in jobs]
 
@@ -217,6 +217,10 @@ def _update_accounts(dialect: str) -> Update:
 def _insert_entries(dialect: str) -> Executable:
     given = unpacked(dialect, {entry.name: entry.type for entry in entries.c})
     return insert_in(dialect, entries).from_select([entry.name for entry in entries.c], select(given))
+
+
+def _known(connection: Connection, job_ids: Set[str]) -> dict[str, Charge]:
+    return charging.read(connection, job_ids) if job_ids else {}
 
 
 def _mine(known: Charge, holder: str) -> Charge:

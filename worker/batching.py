@@ -10,7 +10,7 @@ of a batch that could not be answered there. So one bad job fails alone, and fau
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any
 
@@ -26,6 +26,10 @@ celery_log = logging.getLogger(__name__)
 
 BESIDES = ("callbacks", "errbacks", "chain", "chord")
 """What a producer may want done when the job is done: Celery does it for jobs that come alone."""
+
+
+BYTES_MAX = 4_000_000
+"""Bytes of the jobs of one batch: they are in memory several times while it is answered."""
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa: ANN401  Celery's
@@ -66,9 +70,23 @@ class _Gathering:
 
     def _hand_over(self) -> None:
         gathered, self._gathered = self._gathered, []
-        for first in range(0, len(gathered), self._most):
-            batch = gathered[first : first + self._most]
+        for batch in batches(gathered, self._most):
             self._consumer.pool.apply_async(answer, (self._task, self._consumer, batch))
+
+
+def batches(requests: Sequence[Any], most: int) -> Iterator[list[Any]]:
+    """Requests in batches of `most` at most, and of no more bytes than `BYTES_MAX` unless one alone has more."""
+    batch: list[Any] = []
+    size = 0
+    for request in requests:
+        its_size = len(request.body)
+        if batch and (len(batch) == most or size + its_size > BYTES_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(request)
+        size += its_size
+    if batch:
+        yield batch
 
 
 def _is_plain(request: Any) -> bool:  # noqa: ANN401  Celery's

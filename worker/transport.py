@@ -240,8 +240,8 @@ class Channel(redis.Channel):
             if self._paused:
                 self.client.parse_response(connection, "BRPOP")
             broken, *taken = self.client.parse_response(connection, "EVAL")
-        except self.connection_errors:
-            connection.disconnect()
+        except Exception:
+            connection.disconnect()  # what was not read yet must not be taken for the next answer
             raise
         finally:
             self._in_poll = None

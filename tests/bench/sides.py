@@ -28,7 +28,7 @@ from tests.servers import PostgresServer, ValkeyServer
 ROOT: Final = Path(__file__).parents[2]
 OWNERS: Final = 1_000
 CREDIT_USERS: Final = 20
-RICH: Final = 10**12
+RICH: Final = 10**9
 PROCESSES: Final = 2
 """As many as this machine has cores: more make neither side faster."""
 
