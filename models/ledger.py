@@ -6,7 +6,7 @@ everybody wants, come last and are held shortest.
 """
 
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -219,7 +219,7 @@ def _insert_entries(dialect: str) -> Executable:
     return insert_in(dialect, entries).from_select([entry.name for entry in entries.c], select(given))
 
 
-def _known(connection: Connection, job_ids: Set[str]) -> dict[str, Charge]:
+def _known(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     return charging.read(connection, job_ids) if job_ids else {}
 
 
