@@ -10,16 +10,14 @@ everybody before.
 """
 
 import enum
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Update, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select, update
 
 from models.fields import Kind
-from models.rows import packed, unpacked
 from models.tables import Instant, accounts, charges, users
 
 
@@ -158,27 +156,15 @@ def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, l
     ]
 
 
-def mark_handed(connection: Connection, held: Sequence[Charge], now: datetime) -> set[str]:
-    """Note that from now on the carrier may have these messages; the jobs whose attempt is still the last one."""
-    rows = [{"job_id": one.job_id, "attempts": one.attempts, "holder": one.holder} for one in held]
-    parameters = {**packed(connection, rows), "now": now}
-    return set(connection.execute(_mark_handed(connection.dialect.name), parameters).scalars())
-
-
-@functools.cache
-def _mark_handed(dialect: str) -> Update:
-    given = unpacked(dialect, {name: charges.c[name].type for name in ("job_id", "attempts", "holder")})
-    return (
+def mark_handed(connection: Connection, charge: Charge, now: datetime) -> bool:
+    """Note that from now on the carrier may have the message; False if the attempt is no longer the last."""
+    marked = connection.execute(
         update(charges)
-        .where(
-            charges.c.job_id == given.c.job_id,
-            charges.c.attempts == given.c.attempts,
-            charges.c.holder == given.c.holder,
-            charges.c.state == State.SENDING,
-        )
-        .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", type_=Instant)))
+        .where(_is_held(charge))
+        .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", now, Instant)))
         .returning(charges.c.job_id)
     )
+    return marked.one_or_none() is not None
 
 
 def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> None:

@@ -16,6 +16,7 @@ from models.messages import SendEmail
 from models.retrying import Patience
 from models.tables import charges, dead_letters, entries, refusals
 from tasks.context import Context, Json
+from tasks.sending import send
 from tasks.upkeep import sweep
 from tests.factories import balance, buy, email_job, save_people, share, sms_job
 from tests.fakes import (
@@ -30,7 +31,6 @@ from tests.fakes import (
     answer,
     make_context,
     run_enqueued,
-    send,
 )
 
 THREE = ["ada@example.test", "bob@example.test", "eve@example.test"]
