@@ -19,7 +19,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.sides import ROOT, Bench, Bulk, LedgerAlone, Sends, Stock
+from tests.bench.sides import ROOT, Bench, Bulk, BySmtp, CreditLedger, Latency, LedgerAlone, Sends, Stock
 from tests.bench.workers import Measured
 
 NOOP: Final = "stock Celery, no-op"
@@ -29,6 +29,9 @@ MANY: Final = "email.send, 1,000 owners"
 ORM: Final = "plain Celery task with the ORM"
 BULK: Final = "email.send_many"
 LEDGER: Final = "ledger alone, batches of 100"
+CREDIT_LEDGER: Final = "credit-ledger"
+SMTP: Final = "email.send to smtp-sink"
+LATENCY: Final = "idle worker, 1 ÷ p99"
 
 SIDES: Final[dict[str, tuple[Any, int]]] = {
     NOOP: (Stock("stock.noop", events=False), 6_000),
@@ -38,6 +41,9 @@ SIDES: Final[dict[str, tuple[Any, int]]] = {
     ORM: (Stock("stock.charge", events=True), 600),
     BULK: (Bulk(), 30_000),
     LEDGER: (LedgerAlone(), 20_000),
+    CREDIT_LEDGER: (CreditLedger(), 1_000),
+    SMTP: (BySmtp(), 4_000),
+    LATENCY: (Latency(), 200),
 }
 """Each side and how many jobs it gets in a round."""
 RATIOS: Final = (
@@ -45,6 +51,8 @@ RATIOS: Final = (
     (HOT, MANY, 0.95),
     (HOT, ORM, 20.0),
     (BULK, NOOP_EVENTS, 20.0),
+    (LEDGER, CREDIT_LEDGER, 25.0),
+    (SMTP, NOOP_EVENTS, 1.0),
 )
 """What is to be how many times as fast as what."""
 
@@ -60,7 +68,7 @@ def main() -> int:
             for name, (side, jobs) in random.sample(list(chosen.items()), len(chosen)):
                 measured = side.measure(bench, max(100, int(jobs * asked.scale)))
                 found[name].append(measured)
-                console.print(f"round {number}: {name}: {measured.rate:,.0f}/s, {measured.cpu_ms:.3f} ms of CPU a job")
+                console.print(f"round {number}: {name}: {measured.rate:,.0f}/s {measured.note}")
     console.print(_table(found))
     console.print(_ratios(found))
     asked.out.parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tasks import billing
 from tasks.context import Context, utc_now
 from tasks.sending import job_of
 from tests.bench.workers import Json, Measured, publish, time_through, workers
+from tests.chaos.outside import Outside
 from tests.servers import PostgresServer, ValkeyServer
 
 ROOT: Final = Path(__file__).parents[2]
@@ -170,7 +172,7 @@ class Sends:
 
 @dataclass(frozen=True)
 class Bulk:
-    """Postage with `email.send_many` of 500 recipients; the rate is that of messages, charged and sent."""
+    """Postage with `email.send_many` of 500 recipients; the rate is that of messages charged. They are not sent."""
 
     size: int = 500
 
@@ -186,8 +188,10 @@ class Bulk:
                 for number in range(max(1, count // self.size))
             ])  # fmt: skip
 
-        return bench.through(POSTAGE, environment_of(bench), put, bench.redis, "bulk",
-                             jobs // self.size * self.size)  # fmt: skip
+        whole = jobs // self.size * self.size
+        measured = bench.through((*POSTAGE, "-Q", "bulk"), environment_of(bench), put, bench.redis, "bulk", whole)
+        bench.redis.delete("email")  # the requests to send them
+        return measured
 
 
 def environment_of(bench: Bench, **settings: object) -> dict[str, str]:
@@ -229,13 +233,92 @@ class LedgerAlone:
         return Measured(len(batches) * self.batch / took, 0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class CreditLedger:
+    """The package `credit-ledger`, charging one hot account from one thread."""
+
+    def measure(self, bench: Bench, jobs: int) -> Measured:
+        """Charge one by one, as it knows no batches."""
+        from credit_ledger import metering  # noqa: PLC0415  a peer, for this side alone
+
+        engine = create_engine(bench.url.replace("postgresql://", "postgresql+psycopg://"))
+        with engine.begin() as connection:
+            for statement in CREDIT_LEDGER_SCHEMA:
+                connection.execute(text(statement))
+        metering.grant("hot", RICH, engine=engine)
+        run = uuid.uuid4().hex[:8]
+        began = time.monotonic()
+        for number in range(jobs):
+            assert metering.decrement("hot", 1, idempotency_key=f"{run}-{number}", engine=engine).ok
+        took = time.monotonic() - began
+        engine.dispose()
+        return Measured(jobs / took, 0.0, 0.0)
+
+
+CREDIT_LEDGER_SCHEMA: Final = (
+    """CREATE TABLE IF NOT EXISTS credit_balance (
+        tenant_id text PRIMARY KEY, credits numeric(18,4) NOT NULL, updated_at timestamptz NOT NULL DEFAULT now())""",
+    """CREATE TABLE IF NOT EXISTS credit_ledger (
+        id uuid PRIMARY KEY, tenant_id text NOT NULL, delta numeric(18,4) NOT NULL, reason text, idempotency_key text,
+        balance_after numeric(18,4), at timestamptz DEFAULT now(), UNIQUE (tenant_id, idempotency_key))""",
+)
+"""As its functions expect it; the package brings no schema of its own."""
+
+
+@dataclass(frozen=True)
+class BySmtp:
+    """Postage with `email.send` to Postfix's `smtp-sink`, a mail server in C that keeps nothing."""
+
+    def measure(self, bench: Bench, jobs: int) -> Measured:
+        """Send jobs through."""
+        with smtp_sink() as url:
+            return Sends(smtp_url=url).measure(bench, jobs)
+
+
+SMTP_SINK: Final = "/usr/sbin/smtp-sink"
+"""Of Debian's package postfix."""
+
+
 @contextmanager
-def smtp_sink(port: int) -> Iterator[str]:
-    """Postfix's `smtp-sink`, which accepts every mail and keeps none; its address for POSTAGE_SMTP_URL."""
-    process = subprocess.Popen(["/usr/sbin/smtp-sink", "-c", f"127.0.0.1:{port}", "1024"], stdout=subprocess.DEVNULL)
+def smtp_sink() -> Iterator[str]:
+    """Run `smtp-sink`; gives its address for POSTAGE_SMTP_URL."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([SMTP_SINK, "-u", "nobody", f"127.0.0.1:{port}", "1024"], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
         yield f"smtp://127.0.0.1:{port}?starttls=never"
     finally:
         process.terminate()
         process.wait()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One mail at a time on an idle worker: from being enqueued to being accepted by a mail server."""
+
+    def measure(self, bench: Bench, jobs: int) -> Measured:
+        """Send one mail after the other; `rate` is that of the slowest of a hundred, so 1 ÷ p99."""
+        waits: list[float] = []
+        with Outside() as outside, workers(POSTAGE, 1, environment_of(bench, smtp_url=outside.smtp_url), bench.folder):
+            for number, email in enumerate(bench.emails(jobs + WARM_UP)):
+                began = time.monotonic()
+                publish(bench.redis, "email.send", "email", [email])
+                while not outside.mail.accepted[email["job_id"]]:
+                    if time.monotonic() - began > STUCK_S:
+                        msg = f"{email['job_id']} was never accepted."
+                        raise TimeoutError(msg)
+                    time.sleep(0.0002)
+                if number >= WARM_UP:
+                    waits.append(time.monotonic() - began)
+                time.sleep(0.03)
+        ordered = sorted(waits)
+        note = ", ".join(
+            f"{name} {ordered[int(len(waits) * part)] * 1000:.1f} ms" for name, part in PERCENTILES.items()
+        )
+        return Measured(1 / ordered[int(len(waits) * 0.99)], 0.0, 0.0, note)
+
+
+WARM_UP: Final = 20
+STUCK_S: Final = 60.0
+PERCENTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -32,6 +32,7 @@ class Measured:
     rate: float
     cpu_ms: float
     memory_mb: float
+    note: str = ""
 
 
 def message(task: str, queue: str, job: Json) -> str:
