@@ -1,0 +1,191 @@
+"""Faults of a real PostgreSQL that pass: the whole transaction is run again, and its work is done once."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from models.database import Database
+
+DONE_S = 60
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    with closing(Database(postgres_url, pool_size=4, wait_s=DONE_S)) as database:
+        with database.begin() as connection:
+            connection.execute(text("CREATE TABLE counters (id int PRIMARY KEY, value int NOT NULL)"))
+            connection.execute(text("INSERT INTO counters VALUES (1, 0), (2, 0)"))
+        yield database
+
+
+@contextmanager
+def administrator(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def add(connection: Connection, counter: int) -> None:
+    connection.execute(text("UPDATE counters SET value = value + 1 WHERE id = :id"), {"id": counter})
+
+
+def counted(database: Database) -> list[int]:
+    return database.look(
+        lambda connection: list(connection.execute(text("SELECT value FROM counters ORDER BY id")).scalars())
+    )
+
+
+def test_of_two_transactions_in_a_deadlock_both_happen_once(database: Database) -> None:
+    """PostgreSQL ends one of them (40P01), which is run again as a whole."""
+    both_hold_one = threading.Barrier(2)
+    tries: list[int] = []
+
+    def move(first: int, second: int) -> None:
+        met = False
+
+        def work(connection: Connection) -> None:
+            nonlocal met
+            tries.append(first)
+            add(connection, first)
+            if not met:
+                met = True
+                both_hold_one.wait(DONE_S)
+            add(connection, second)
+
+        database.transact(work)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(move, (1, 2), (2, 1)))
+
+    assert counted(database) == [2, 2]
+    assert len(tries) >= 3
+
+
+def test_a_lost_race_of_serializable_transactions_is_run_again(database: Database) -> None:
+    """40001: another transaction changed what was read; the next try sees the change."""
+    seen: list[int] = []
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        seen.append(connection.execute(text("SELECT value FROM counters WHERE id = 1")).scalar_one())
+        if len(seen) == 1:
+            with database.begin() as other:
+                add(other, 1)
+        add(connection, 1)
+
+    database.transact(work)
+
+    assert seen == [0, 1]
+    assert counted(database) == [2, 0]
+
+
+def test_a_connection_that_is_cut_in_the_middle_is_replaced_and_nothing_is_half_done(
+    database: Database, postgres_url: str
+) -> None:
+    """As when the server is told to shut down (57P01)."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        add(connection, 1)
+        if tries == 1:
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with administrator(postgres_url) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        add(connection, 2)
+
+    database.transact(work)
+
+    assert (tries, counted(database)) == (2, [1, 1])
+
+
+def test_a_standby_that_is_not_yet_promoted_is_waited_for(database: Database) -> None:
+    """Until a fail-over is done the server takes no writes (25006)."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        add(connection, 1)
+
+    database.transact(work)
+
+    assert (tries, counted(database)) == (3, [1, 0])
+
+
+def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, database: Database) -> None:
+    """53300: somebody else has the last one, and lets it go after a while."""
+    with administrator(postgres_url) as other:
+        other.execute("DROP ROLE IF EXISTS crowded")
+        other.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 1")
+        other.execute("GRANT ALL ON counters TO crowded")
+        url = postgres_url.replace("postgres@", "crowded@")
+        holder = psycopg.connect(url)
+        timer = threading.Timer(0.5, holder.close)
+        with closing(Database(url, pool_size=1, wait_s=DONE_S)) as crowded:
+            with pytest.raises(psycopg.OperationalError, match="too many connections"):
+                psycopg.connect(url)
+            timer.start()
+            crowded.transact(lambda connection: add(connection, 1))
+        timer.join()
+        other.execute("DROP OWNED BY crowded")
+        other.execute("DROP ROLE crowded")
+
+    assert counted(database) == [1, 0]
+
+
+def test_a_statement_that_is_cancelled_for_being_slow_is_run_again(database: Database) -> None:
+    """57014: the server was busy; the next time it is not."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        add(connection, 1)
+        if tries == 1:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '50ms'")
+            connection.exec_driver_sql("SELECT pg_sleep(10)")
+
+    database.transact(work)
+
+    assert (tries, counted(database)) == (2, [1, 0])
+
+
+def test_what_would_fail_again_is_not_run_again(database: Database) -> None:
+    """A bug is loud at once."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        connection.execute(text("INSERT INTO counters VALUES (1, 0)"))
+
+    with pytest.raises(DBAPIError):
+        database.transact(work)
+
+    assert tries == 1
+
+
+def test_patience_ends(postgres_url: str, database: Database) -> None:
+    """With the fault itself; nothing is half done."""
+
+    def work(connection: Connection) -> None:
+        add(connection, 1)
+        connection.exec_driver_sql("SET LOCAL statement_timeout = '10ms'")
+        connection.exec_driver_sql("SELECT pg_sleep(10)")
+
+    with (
+        closing(Database(postgres_url, pool_size=1, wait_s=0.3)) as impatient,
+        pytest.raises(DBAPIError, match="statement timeout"),
+    ):
+        impatient.transact(work)
+
+    assert counted(database) == [0, 0]
