@@ -73,8 +73,7 @@ class Audit:
 
 def audit(connection: Connection, now: datetime) -> Iterator[Finding]:
     """Everything in the whole history that does not hold, at one moment (the caller's transaction); leaves no marks."""
-    for invariant in invariants(now):
-        yield from _exceptions(connection, invariant)
+    return _findings(connection, invariants(now))
 
 
 def check(database: Database, now: datetime, *, patience: timedelta, whole: bool = False) -> Audit:
@@ -92,8 +91,9 @@ def _check(connection: Connection, now: datetime, patience: timedelta, *, whole:
         if whole:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes as long as it takes
     scope = WHOLE if whole else scope_since_marks(connection, patience)
-    findings = [*_findings(connection, of_the_state(now))]
-    _say_how_to_search(connection, whole=whole)
+    findings = list(_findings(connection, of_the_state(now)))
+    if not whole:
+        _say_how_to_search(connection)
     findings += _findings(connection, of_the_history(scope))
     counts = {table: connection.execute(query).scalar_one() for table, query in examined(scope).items()}
     if whole:
@@ -110,16 +110,13 @@ def scope_since_marks(connection: Connection, patience: timedelta) -> Scope:
     return Scope(marked=True, since=checked_at - patience - MARGIN if checked_at else None)
 
 
-def _say_how_to_search(connection: Connection, *, whole: bool) -> None:
-    """Tell PostgreSQL's planner what it cannot know: that the marks leave few rows, or that time is no matter.
+def _say_how_to_search(connection: Connection) -> None:
+    """Tell PostgreSQL's planner what it cannot know: that the marks leave few rows.
 
     It has no statistics on what an account's number exceeds its mark by. It guesses a third of all entries, and would
     read every one of them.
     """
     if connection.dialect.name != "postgresql":
-        return
-    if whole:
-        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         return
     for plan in ("seqscan", "hashjoin", "mergejoin"):
         connection.exec_driver_sql(f"SET LOCAL enable_{plan} = off")
@@ -127,12 +124,8 @@ def _say_how_to_search(connection: Connection, *, whole: bool) -> None:
 
 def _findings(connection: Connection, each: list[Invariant]) -> Iterator[Finding]:
     for invariant in each:
-        yield from _exceptions(connection, invariant)
-
-
-def _exceptions(connection: Connection, invariant: Invariant) -> Iterator[Finding]:
-    for row in connection.execute(invariant.exceptions.limit(FINDINGS_MAX)):
-        yield _finding(invariant, row)
+        for row in connection.execute(invariant.exceptions.limit(FINDINGS_MAX)):
+            yield _finding(invariant, row)
 
 
 def _finding(invariant: Invariant, row: Row[*tuple[Any, ...]]) -> Finding:

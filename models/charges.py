@@ -160,7 +160,7 @@ def mark_handed(connection: Connection, charge: Charge, now: datetime) -> bool:
     """Note that from now on the carrier may have the message; False if the attempt is no longer the last."""
     marked = connection.execute(
         update(charges)
-        .where(_is_held(charge))
+        .where(is_held(charge))
         .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", now, Instant)))
         .returning(charges.c.job_id)
     )
@@ -172,18 +172,18 @@ def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> 
     for charge in sorted(held, key=lambda one: one.job_id):
         connection.execute(
             update(charges)
-            .where(_is_held(charge))
+            .where(is_held(charge))
             .values(state=State.WAITING, attempts=charges.c.attempts - 1, lease_until=None, due_at=now)
         )
 
 
-def _is_held(charge: Charge) -> ColumnElement[bool]:
-    """Whether the attempt that `charge` stands for is still the last one, and not settled."""
+def is_held(charge: Charge, state: State = State.SENDING) -> ColumnElement[bool]:
+    """Whether the attempt that `charge` stands for is still the last one, and not settled, or is parked as `state`."""
     return (
         (charges.c.job_id == charge.job_id)
         & (charges.c.attempts == charge.attempts)
         & (charges.c.holder == charge.holder)
-        & (charges.c.state == State.SENDING)
+        & (charges.c.state == state)
     )
 
 

@@ -19,8 +19,10 @@ from models.answers import iso
 from models.charges import Charge, State
 from models.database import insert
 from models.errors import Reason
+from models.fields import ID, ID_CHARACTERS, ID_MAX
 from models.ledger import Settlement
 from models.messages import MESSAGES, SEND_TASKS, View
+from models.paging import page_of
 from models.tables import dead_letters
 
 Json = dict[str, Any]
@@ -32,10 +34,6 @@ JOB_MAX = 4_000_000
 """Characters of the JSON of a job that is kept."""
 DEPTH_MAX = 10
 """Objects and lists within each other in a job that is kept; no message has half as many."""
-PAGE = 100
-"""Rows of one page."""
-ID_MAX = 64
-ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 REPLAY = re.compile(r"(?P<first>.+):r(?P<count>[1-9][0-9]{0,5})")
 """How the id of a replay ends."""
 
@@ -150,13 +148,9 @@ def listed(
     connection: Connection, *, status: Status | None = None, since: datetime | None = None, page: int = 1
 ) -> tuple[list[Json], bool]:
     """The letters of one page without what they say, newest first; and whether there are more."""
-    found = connection.execute(
-        _chosen(status, since)
-        .order_by(dead_letters.c.at.desc(), dead_letters.c.id.desc())
-        .limit(PAGE + 1)
-        .offset((page - 1) * PAGE)
-    ).all()
-    return [_row(row) for row in found[:PAGE]], len(found) > PAGE
+    newest_first = _chosen(status, since).order_by(dead_letters.c.at.desc(), dead_letters.c.id.desc())
+    found, more = page_of(connection, newest_first, page)
+    return [_row(row) for row in found], more
 
 
 _HEAD = [column for column in dead_letters.c if column.name not in ("job", "digest", "detail")]
@@ -218,7 +212,7 @@ def next_key(key: str) -> str:
     if ID.fullmatch(first) and len(first) + len(end) <= ID_MAX:
         return first + end
     end = f".{hashlib.sha256(first.encode()).hexdigest()[:16]}{end}"
-    return re.sub(r"[^A-Za-z0-9._:-]", ".", first)[: ID_MAX - len(end)] + end
+    return re.sub(f"[^{ID_CHARACTERS}]", ".", first)[: ID_MAX - len(end)] + end
 
 
 def mark_replayed(connection: Connection, letter: Kept, key: str, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """The kinds of value that messages are made of, with their limits. Checked here, so that nothing later has to."""
 
+import re
 import unicodedata
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Literal
@@ -67,9 +68,13 @@ def _instant(value: object) -> object:
         raise ValueError(msg) from None
 
 
-Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+ID_CHARACTERS = "A-Za-z0-9._:-"
+ID_MAX = 64
+ID = re.compile(f"[{ID_CHARACTERS}]{{1,{ID_MAX}}}")
+"""How an id is written; to be matched in full."""
+Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 """An id made by a producer."""
-MessageId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,64}(/[0-9]{1,3})?$")]
+MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
 """A send job's id, or that of one message of a bulk job."""
 Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
 Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]

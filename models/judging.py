@@ -49,9 +49,10 @@ def judge_death(charge: Charge, *, patience: Patience, ask_again: bool, now: dat
     As long as nothing was handed over, or the carrier honours the job id (`ask_again`), the job is tried again, a few
     times. Otherwise the carrier may have taken it, and only a person can tell.
     """
-    in_doubt = charge.handed_at is not None or ask_again
+    handed = charge.handed_at is not None
+    in_doubt = handed or ask_again
     refused = charge.recipients_refused or {}
-    if charge.deaths + 1 < DEATHS_MAX and not patience.used_up(charge.attempts) and (ask_again or not in_doubt):
+    if charge.deaths + 1 < DEATHS_MAX and not patience.used_up(charge.attempts) and (ask_again or not handed):
         receipt = Receipt(Outcome.NOT_NOW, "The worker died, or lost its database, before the outcome was known.")
         ended = _wait(charge, receipt, refused, patience, now, pending=_pending(charge), in_doubt=in_doubt)
         return replace(ended, reason=None, death=True)

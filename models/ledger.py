@@ -332,13 +332,5 @@ def _settle_one(connection: Connection, one: Settlement, now: datetime, before: 
     elif one.content is not None:
         values["content"] = one.content
     return connection.execute(
-        update(charges)
-        .where(
-            charges.c.job_id == one.charge.job_id,
-            charges.c.attempts == one.charge.attempts,
-            charges.c.holder == one.charge.holder,
-            charges.c.state == before,
-        )
-        .values(**values)
-        .returning(charges.c.account_id)
+        update(charges).where(charging.is_held(one.charge, before)).values(**values).returning(charges.c.account_id)
     ).scalar()

@@ -12,18 +12,16 @@ from models.answers import iso
 from models.charges import Charge, State
 from models.database import insert
 from models.judging import content_to_resend, judge_refund
+from models.paging import page_of
 from models.tables import accounts, charges, decisions
 
 Json = dict[str, Any]
 Decision = Literal["refund", "resend"]
 
-PAGE = 100
-"""Rows of one page."""
-
 
 def listed(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
     """The unknown jobs of one page, those that were handed over first, first; and whether there are more."""
-    found = connection.execute(
+    query = (
         select(
             charges.c.job_id,
             charges.c.kind,
@@ -37,9 +35,8 @@ def listed(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
         .join(accounts, accounts.c.id == charges.c.account_id)
         .where(charges.c.state == State.UNKNOWN)
         .order_by(charges.c.handed_at, charges.c.job_id)
-        .limit(PAGE + 1)
-        .offset((page - 1) * PAGE)
-    ).all()
+    )
+    found, more = page_of(connection, query, page)
     rows = [
         {
             "job_id": row.job_id,
@@ -51,9 +48,9 @@ def listed(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
             "handed_at": iso(row.handed_at),
             "detail": row.detail,
         }
-        for row in found[:PAGE]
+        for row in found
     ]
-    return rows, len(found) > PAGE
+    return rows, more
 
 
 def all_ids(connection: Connection) -> list[str]:

@@ -4,12 +4,11 @@ A *pool* is what one credit owner pays for: by default a viewer sees the pool th
 and a reminder when it is not their own. `of: "self"` shows only what the viewer sent, bought and owns.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Date, Row, Select, String, func, select
+from sqlalchemy import ColumnElement, Connection, Date, Row, String, func, select
 from sqlalchemy import cast as sql_cast
 
 from models import charges as charging
@@ -18,11 +17,9 @@ from models.charges import Charge, State
 from models.errors import Reason, Refused
 from models.fields import KINDS
 from models.messages import SEND_TASKS, View, ViewMessage, ViewUsage
+from models.paging import page_of
 from models.tables import accounts, charges, orders, plans, refusals, users
 from models.users import Person, has_rights, look_up
-
-PAGE = 100
-"""Rows of one page."""
 
 Json = dict[str, Any]
 
@@ -131,7 +128,7 @@ def _usage_by_day(connection: Connection, shown: ColumnElement[bool], view: View
         .group_by(charges.c.sender, day, charges.c.kind)
         .order_by(day.desc(), charges.c.sender, charges.c.kind)
     )
-    found, more = _page(connection, query, view)
+    found, more = page_of(connection, query, view.page)
     return [
         {
             "user": row.sender,
@@ -160,7 +157,7 @@ def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: 
         .where(shown)
         .order_by(charges.c.created_at.desc(), charges.c.job_id)
     )
-    found, more = _page(connection, query, view)
+    found, more = page_of(connection, query, view.page)
     return [
         {
             "job_id": row.job_id,
@@ -183,7 +180,7 @@ def order_history(connection: Connection, view: View) -> Json:
         .where(_orders_of(looking), _between(orders.c.at, view))
         .order_by(orders.c.at.desc(), orders.c.order_id)
     )
-    found, more = _page(connection, query, view)
+    found, more = page_of(connection, query, view.page)
     return {**looking.heading(), "rows": [_order(row) for row in found], **_paging(view, more=more)}
 
 
@@ -223,7 +220,7 @@ def user_list(connection: Connection, view: View) -> Json:
     query = select(users).where(users.c.organization == viewer.organization).order_by(users.c.id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
-    found, more = _page(connection, query, view)
+    found, more = page_of(connection, query, view.page)
     rows = [
         {
             "user_id": row.id,
@@ -330,14 +327,6 @@ def _day(connection: Connection, column: ColumnElement[datetime]) -> ColumnEleme
     if connection.dialect.name == "sqlite":
         return func.substr(sql_cast(column, String), 1, 10)
     return sql_cast(func.timezone("UTC", column), Date)
-
-
-def _page(
-    connection: Connection, query: Select[*tuple[Any, ...]], view: View
-) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-    """The rows of the page asked for, and whether there are more behind it."""
-    found = connection.execute(query.offset((view.page - 1) * PAGE).limit(PAGE + 1)).all()
-    return found[:PAGE], len(found) > PAGE
 
 
 def _paging(view: View, *, more: bool) -> Json:

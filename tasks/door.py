@@ -6,7 +6,6 @@ database is gone) or a bug; it is loud, and the job is tried again, which every 
 
 import logging
 import random
-import re
 from typing import Any, cast
 
 import structlog
@@ -19,6 +18,7 @@ from models import dead, refusals
 from models.answers import Answer, refused_answer
 from models.dead import Letter, Status
 from models.errors import Refused
+from models.fields import ID
 from models.messages import MESSAGES, Message, printable, read
 from tasks.context import Context, Json
 
@@ -30,7 +30,6 @@ FAULT_WAIT_MAX_S = 60.0
 """After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
 
 TASK_ID_MAX = 255
-ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEYS = ("job_id", "order_id", "change_id", "user_id")
 PEOPLE = ("sender", "buyer", "actor", "viewer")
 

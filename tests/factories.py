@@ -70,6 +70,14 @@ def share(database: Database, user: str, owner: str, *, actor: str = "john", now
         sharing.set_owner(connection, change, change.digest("credits.set_owner"), now)
 
 
+def stock(database: Database, *, email: int = 0, sms: int = 0) -> Database:
+    """Save people, of whom john owns these credits and peter uses them; gives the database."""
+    save_people(database)
+    buy(database, "john", email=email, sms=sms)
+    share(database, "peter", "john")
+    return database
+
+
 def balance(database: Database, owner: str, kind: str = "email") -> int:
     """Give what an owner's account holds."""
     with database.read() as connection:

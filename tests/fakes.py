@@ -120,6 +120,14 @@ def answer(context: Context, task: str, given: object, task_id: str = "task-1") 
     return fields
 
 
+def later(context: Context, by: timedelta = timedelta(hours=1)) -> list[Json]:
+    """Let time pass, sweep, and let free workers do what was enqueued; returns the answers."""
+    clock: Any = context.now
+    clock.forward(by)
+    upkeep.sweep(context)
+    return run_enqueued(context)
+
+
 def run_enqueued(context: Context) -> list[Json]:
     """Answer all that was enqueued, as free workers would; returns the answers."""
     broker: Any = context.enqueue

@@ -147,9 +147,10 @@ class _Server:
 class ValkeyServer(_Server):
     """A Valkey (or Redis) on TCP, without a password."""
 
-    def __init__(self, folder: Path, *, appendonly: bool = False) -> None:
+    def __init__(self, folder: Path, *, appendonly: bool = False, appendfsync: str = "everysec") -> None:
         super().__init__(folder)
         self.appendonly = appendonly
+        self.appendfsync = appendfsync
 
     def url(self, db: int = 0) -> str:
         """Give the URL of one of its databases."""
@@ -167,7 +168,7 @@ class ValkeyServer(_Server):
             "dir": str(self.folder),
             "daemonize": "no",
             "appendonly": "yes" if self.appendonly else "no",
-            "appendfsync": "everysec",
+            "appendfsync": self.appendfsync,
             "save": "",
             "maxmemory-policy": "noeviction",
         }

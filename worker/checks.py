@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -26,6 +26,7 @@ from models.errors import DatabaseBehindError
 from models.migrations import check_migrated
 from tasks.context import utc_now
 from worker.settings import Settings
+from worker.transport import client_of
 
 log = structlog.get_logger(__name__)
 
@@ -228,7 +229,7 @@ def _open_broker(url: str) -> Iterator[Redis]:
     patience = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
     with BrokerConnection(url, transport_options=patience) as connection:
         connection.ensure_connection(max_retries=1, interval_start=ASK_AGAIN_S)
-        yield cast("Redis", getattr(connection.channel(), "client"))  # noqa: B009  only kombu's Redis has it
+        yield client_of(connection.channel())
 
 
 def _configured(redis: Redis, name: str) -> str | None:

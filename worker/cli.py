@@ -25,7 +25,7 @@ from redis import RedisError
 from models import audit as auditing
 from models.answers import Answer
 from models.errors import DatabaseBehindError
-from models.migrations import check_migrated, migrate
+from models.migrations import migrate
 from tasks.context import Json, utc_now
 from worker import screens
 from worker import status as reporting
@@ -37,7 +37,7 @@ from worker.house import UpError
 from worker.logs import set_up_logging
 from worker.metrics import MetricsError, served
 from worker.settings import Settings, SettingsError
-from worker.showing import as_json, show, the_app
+from worker.showing import as_json, migrated_app, show, the_app
 from worker.up import up as run_up
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,8 +105,7 @@ def postage(ctx: click.Context) -> None:
 
 def ask(ctx: click.Context, task: str, given: Json) -> Json:
     """The answer of a task's use case, run here and now; refusals are recorded as they are by a worker."""
-    app = the_app(ctx)
-    check_migrated(app.context.database)
+    app = migrated_app(ctx)
     return cast("Callable[[Json], Answer]", app.tasks[task])(given).fields
 
 
@@ -208,8 +207,7 @@ def send_sms(ctx: click.Context, /, wait: float, as_json: bool, **given: Any) ->
 
 
 def _send(ctx: click.Context, task: str, given: Json, *, wait: float, as_json: bool) -> None:
-    app = the_app(ctx)
-    check_migrated(app.context.database)
+    app = migrated_app(ctx)
     job: Json = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
     for body in ("text", "html"):
         if job.get(body) == "-":
@@ -338,8 +336,7 @@ def users(ctx: click.Context, /, as_json: bool, **given: Any) -> None:  # noqa: 
 @click.pass_context
 def status(ctx: click.Context, job_id: str | None, as_json: bool) -> None:  # noqa: FBT001
     """What became of JOB_ID; without it, how workers, queues and jobs stand. For operators: no rights are asked."""
-    app = the_app(ctx)
-    check_migrated(app.context.database)
+    app = migrated_app(ctx)
     if job_id is None:
         show(reporting.everything(app), as_json=as_json, screen=screens.status)
     else:
@@ -352,8 +349,7 @@ def status(ctx: click.Context, job_id: str | None, as_json: bool) -> None:  # no
 @click.pass_context
 def audit(ctx: click.Context, full: bool, as_json: bool) -> None:  # noqa: FBT001
     """Check every invariant of the money. Exit code 0 only if all hold; names what differs."""
-    database = the_app(ctx).context.database
-    check_migrated(database)
+    database = migrated_app(ctx).context.database
     wrong_clock = database_clock_differs(database, utc_now)  # the time of this audit is where the next one goes on
     if wrong_clock is not None:
         raise click.ClickException(wrong_clock)

@@ -14,12 +14,11 @@ from models import unknown as deciding
 from models.answers import message_answer
 from models.charges import Charge
 from models.fields import Instant
-from models.migrations import check_migrated
 from models.unknown import Decision
 from tasks.context import Context, Json
 from worker import quarantine, screens
 from worker.app import PostageApp
-from worker.showing import as_json, show, the_app
+from worker.showing import as_json, migrated_app, show, the_app
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,9 +30,7 @@ NOT_UNKNOWN = "It is not unknown, so there is nothing to decide."
 
 
 def _database(ctx: click.Context) -> Context:
-    context = the_app(ctx).context
-    check_migrated(context.database)
-    return context
+    return migrated_app(ctx).context
 
 
 def _one_or_all(named: Sequence[str], *, everything: bool, what: str) -> None:

@@ -97,8 +97,8 @@ def open_house(settings: Settings, console: Console) -> Iterator[House]:
         stack.callback(_stop, children, console)
         for name in ("worker", "beat"):
             children[name] = _start(name, settings, logs)
-        house = House(app, children, "", outbox, logs)
-        house.flower_url = _open_flower(house, settings)
+        flower_url = _open_flower(children, settings, logs)
+        house = House(app, children, flower_url, outbox, logs)
         _await_worker(house)
         console.print("Running   worker, beat, Flower")
         yield house
@@ -164,12 +164,11 @@ def _await_worker(house: House) -> None:
             raise UpError(f"The worker does not answer; its log is {house.logs / 'worker.log'}.")
 
 
-def _open_flower(house: House, settings: Settings) -> str:
+def _open_flower(children: dict[str, subprocess.Popen[bytes]], settings: Settings, logs: Path) -> str:
     """Start Flower and give its address. If another program takes the port first, it starts again on another one."""
     for wanted in (settings.flower_port, 0, 0):
         port = free_port(settings.flower_address, wanted)
-        flower = _start("flower", settings.model_copy(update={"flower_port": port}), house.logs)
-        house.children["flower"] = flower
+        flower = children["flower"] = _start("flower", settings.model_copy(update={"flower_port": port}), logs)
         deadline = time.monotonic() + READY_WITHIN_S
         while flower.poll() is None and time.monotonic() < deadline:
             if _listens(flower):
@@ -177,7 +176,7 @@ def _open_flower(house: House, settings: Settings) -> str:
             time.sleep(LOOK_EVERY_S)
         if flower.poll() is None:
             break  # it runs but never came to listen; another port would not help
-    raise UpError(f"Flower does not listen; its log is {house.logs / 'flower.log'}.")
+    raise UpError(f"Flower does not listen; its log is {logs / 'flower.log'}.")
 
 
 def _listens(child: subprocess.Popen[bytes]) -> bool:

@@ -15,13 +15,12 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from models.messages import printable
+from models.paging import PAGE
 from tasks.context import Json
 from worker.app import PostageApp
 from worker.queues import Queue
-from worker.transport import QUARANTINE
+from worker.transport import QUARANTINE, client_of
 
-PAGE = 100
-"""Items read in one round trip."""
 ID_LENGTH = 17
 KNOWN_QUEUES = frozenset(str(queue) for queue in Queue)
 
@@ -103,7 +102,7 @@ def redis_of(app: PostageApp) -> Iterator[Redis]:
 
     """
     with asking_the_broker(), app.connection_for_read() as connection:
-        yield cast("Redis", getattr(connection.default_channel, "client"))  # noqa: B009  only kombu's Redis has it
+        yield client_of(connection.default_channel)
 
 
 def listed(redis: Redis, page: int = 1) -> tuple[list[Item], bool]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import click
 from rich.console import Console
 
+from models.migrations import check_migrated
 from tasks.context import Json
 from worker.app import PostageApp
 
@@ -16,6 +17,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 def the_app(ctx: click.Context) -> PostageApp:
     """The app that the group has made."""
     return cast("PostageApp", ctx.obj.app)
+
+
+def migrated_app(ctx: click.Context) -> PostageApp:
+    """The same app, on a database that has every migration.
+
+    Raises
+    ------
+    DatabaseBehindError
+        If it lacks one.
+
+    """
+    app = the_app(ctx)
+    check_migrated(app.context.database)
+    return app
 
 
 def as_json(command: F) -> F:

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from kombu.exceptions import OperationalError
-from redis import Redis, RedisError
+from redis import RedisError
 from sqlalchemy import Connection, Row, func, select
 
 from models import charges as charging
@@ -15,7 +15,7 @@ from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from worker.app import PostageApp
 from worker.queues import Queue
-from worker.transport import QUARANTINE
+from worker.transport import QUARANTINE, client_of
 
 LOOK_EVERY_S = 0.1
 NOT_TAKEN_UP = "Enqueued. No worker has taken it up yet: `postage worker` runs one, `postage status JOB_ID` asks again."
@@ -88,7 +88,7 @@ def _queues(app: PostageApp) -> tuple[dict[str, int | None], int | None]:
     """How many jobs wait on each queue, and how many items are in quarantine; None where the broker does not answer."""
     try:
         with app.connection_for_read() as connection:
-            redis = cast("Redis", getattr(connection.default_channel, "client"))  # noqa: B009  only kombu's Redis has it
+            redis = client_of(connection.default_channel)
             return {str(queue): redis.llen(queue) for queue in Queue}, redis.llen(QUARANTINE)
     except (OperationalError, RedisError):
         return {str(queue): None for queue in Queue}, None

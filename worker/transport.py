@@ -17,6 +17,7 @@ import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.transport.virtual import Empty
 from kombu.utils.encoding import bytes_to_str
+from redis import Redis
 
 log = structlog.get_logger(__name__)
 
@@ -139,9 +140,10 @@ def _note_return(message: Any, *, died: bool) -> bool:  # noqa: ANN401  any JSON
     """Mark a message as delivered before; False if workers have died with it, or stood still, too often."""
     properties = message["properties"]
     message["headers"]["redelivered"] = properties["delivery_info"]["redelivered"] = True
+    returns = int(properties.get("returns", 0)) + died
     if died:
-        properties["returns"] = int(properties.get("returns", 0)) + 1
-    return int(properties.get("returns", 0)) <= RETURNS_MAX
+        properties["returns"] = returns
+    return returns <= RETURNS_MAX
 
 
 class Channel(redis.Channel):
@@ -230,6 +232,12 @@ class Transport(redis.Transport):
     """The transport behind redis://, rediss:// and redis+socket:// in a Postage process."""
 
     Channel = Channel
+
+
+def client_of(channel: Any) -> Redis:  # noqa: ANN401  kombu's
+    """The client of the broker beneath a channel of kombu's Redis transport."""
+    client: Redis = channel.client
+    return client
 
 
 def use_transport() -> None:

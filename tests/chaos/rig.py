@@ -56,30 +56,6 @@ RICH: Final = 1_000_000
 JOB_QUEUES: Final = tuple(queue for queue in ALL_QUEUES if queue != "upkeep")
 
 
-class Valkey(servers.ValkeyServer):
-    """A Valkey that answers nothing before it is on disk."""
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        options = {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "dir": str(self.folder),
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-        }
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                dying_with_parent([servers._valkey_binary(), *words], signal.SIGTERM),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-
 @dataclass
 class Program:
     """One of Postage's processes: started again whenever it has ended."""
@@ -124,7 +100,7 @@ class Rig:
         ]
         self.beat = Program("beat", ["beat", "--pidfile", ""])
         self.outside = Outside()
-        self.valkey = Valkey(folder / "valkey")
+        self.valkey = servers.ValkeyServer(folder / "valkey", appendonly=True, appendfsync="always")
         self.postgres = servers.PostgresServer(folder / "postgres", durable=True)
         self.settings: dict[str, object] = {**SETTINGS, **settings}
         self.garbage: list[bytes] = []

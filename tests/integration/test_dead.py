@@ -26,8 +26,8 @@ from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from tasks.door import FAULT_RETRIES
 from tasks.upkeep import sweep
-from tests.factories import BILLING, balance, buy, email_job, purchase_order, save_people, share, sms_job
-from tests.fakes import NEVER, NOON, NOT_NOW, Clock, FakeBroker, FakeCarrier, answer, make_context, run_enqueued
+from tests.factories import BILLING, balance, buy, email_job, purchase_order, sms_job, stock
+from tests.fakes import NEVER, NOON, NOT_NOW, Clock, FakeBroker, FakeCarrier, answer, later, make_context, run_enqueued
 from worker.app import create_app
 from worker.deciding import PRIVATE
 from worker.deciding import dead as command
@@ -41,10 +41,7 @@ WEEK = timedelta(days=7)
 @pytest.fixture
 def stocked(database: Database) -> Database:
     """Give a database in which john owns 5 email and 5 SMS credits, and peter uses them."""
-    save_people(database)
-    buy(database, "john", email=5, sms=5)
-    share(database, "peter", "john")
-    return database
+    return stock(database, email=5, sms=5)
 
 
 def context_of(database: Database, *script: Any, **options: Any) -> Context:
@@ -70,13 +67,6 @@ def replay(context: Context, letter_id: int | None = None) -> str:
     context.enqueue(letter.fields["task"], job)
     context.database.transact(lambda connection: dead.mark_replayed(connection, letter, key, context.now()))
     return key
-
-
-def later(context: Context, by: timedelta = LATER) -> list[Json]:
-    clock: Any = context.now
-    clock.forward(by)
-    sweep(context)
-    return run_enqueued(context)
 
 
 def is_in_order(database: Database) -> bool:

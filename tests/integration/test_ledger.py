@@ -15,7 +15,7 @@ from models.charges import Charge, Job, State
 from models.database import Database
 from models.ledger import Settlement
 from models.tables import accounts, charges, entries
-from tests.factories import balance, buy, email_job, ledger_job, save_people, share, sms_job
+from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
 from tests.fakes import NOON
 
 LEASE = NOON + timedelta(minutes=5)
@@ -24,10 +24,7 @@ LEASE = NOON + timedelta(minutes=5)
 @pytest.fixture
 def stocked(database: Database) -> Database:
     """Give a database in which john owns 10 email and 5 SMS credits, and peter uses them."""
-    save_people(database)
-    buy(database, "john", email=10, sms=5)
-    share(database, "peter", "john")
-    return database
+    return stock(database, email=10, sms=5)
 
 
 def charge(database: Database, *jobs: Job, holder: str = "first") -> list[Charge]:

@@ -18,7 +18,7 @@ from models.tables import charges, dead_letters, entries, refusals
 from tasks.context import Context, Json
 from tasks.sending import send
 from tasks.upkeep import sweep
-from tests.factories import balance, buy, email_job, save_people, share, sms_job
+from tests.factories import balance, buy, email_job, share, sms_job, stock
 from tests.fakes import (
     ACCEPTED,
     NEVER,
@@ -29,6 +29,7 @@ from tests.fakes import (
     Clock,
     FakeCarrier,
     answer,
+    later,
     make_context,
     run_enqueued,
 )
@@ -70,18 +71,7 @@ def _quiet() -> Iterator[None]:
 @pytest.fixture
 def stocked(database: Database) -> Database:
     """Give a database in which john owns 10 email and 10 SMS credits, peter uses them, and olga is a stranger."""
-    save_people(database)
-    buy(database, "john", email=10, sms=10)
-    share(database, "peter", "john")
-    return database
-
-
-def later(context: Context, by: timedelta = LATER) -> list[Json]:
-    """Let time pass, sweep, and let free workers do what was enqueued."""
-    clock: Any = context.now
-    clock.forward(by)
-    sweep(context)
-    return run_enqueued(context)
+    return stock(database, email=10, sms=10)
 
 
 def die(context: Context, task: str, given: Json) -> None:

@@ -22,7 +22,7 @@ from models.retrying import Patience
 from models.tables import charges, dead_letters, decisions, entries
 from tasks.context import Context, Json
 from tasks.upkeep import sweep
-from tests.factories import balance, buy, email_job, save_people, share, sms_job
+from tests.factories import balance, buy, email_job, share, sms_job, stock
 from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, answer, make_context, run_enqueued
 from worker.app import create_app
 from worker.deciding import unknown as command
@@ -36,10 +36,7 @@ ME: dict[str, Any] = {"operator": "ops", "now": NOON + LATER}
 @pytest.fixture
 def stocked(database: Database) -> Database:
     """Give a database in which john owns 20 email and 20 SMS credits, and peter uses them."""
-    save_people(database)
-    buy(database, "john", email=20, sms=20)
-    share(database, "peter", "john")
-    return database
+    return stock(database, email=20, sms=20)
 
 
 def context_of(database: Database, *script: Any, **options: Any) -> Context:
