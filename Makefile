@@ -8,7 +8,7 @@ READY = .venv/.ready
 
 # The steps of `make test` follow each other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test lint format types imports tests chaos clean
+.PHONY: help setup run test lint format types imports tests chaos bench clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ tests: $(READY) ## Run the tests alone (JOBS=4: in four processes)
 
 chaos: $(READY) ## Kill, stop and cut everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
 	@exec $(BIN)/python -m tests.chaos $(CHAOS)
+
+bench: $(READY) ## Measure how fast it is beside others (BENCH='--rounds 2 --only email')
+	@exec $(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## Remove .venv and every cache; var/, where messages and money are, stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

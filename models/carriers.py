@@ -93,6 +93,10 @@ class Carrier(Protocol):
     def honours_job_id(self) -> bool:
         """Whether asking again with the same job id can never send twice."""
 
+    @property
+    def at_once(self) -> int:
+        """How many deliveries at the same time make it faster, and are welcome to whoever is at the other end."""
+
     def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
         """Hand one message over. Never raises for what a carrier or a network does; safe to call from threads.
 

@@ -10,14 +10,27 @@ everybody before.
 """
 
 import enum
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Update,
+    bindparam,
+    func,
+    select,
+    update,
+)
 
 from models.fields import Kind
+from models.rows import packed, unpacked
 from models.tables import Instant, accounts, charges, users
 
 
@@ -156,33 +169,55 @@ def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, l
     ]
 
 
-def mark_handed(connection: Connection, charge: Charge, now: datetime) -> bool:
-    """Note that from now on the carrier may have the message; False if the attempt is no longer the last."""
-    marked = connection.execute(
+def mark_handed(connection: Connection, held: Sequence[Charge], now: datetime) -> set[str]:
+    """Note that from now on the carrier may have these messages; the jobs whose attempt is still the last one."""
+    parameters = {**packed(connection, _attempts(held)), "now": now}
+    return set(connection.execute(_mark_handed(connection.dialect.name), parameters).scalars())
+
+
+@functools.cache
+def _mark_handed(dialect: str) -> Update:
+    return (
         update(charges)
-        .where(is_held(charge))
-        .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", now, Instant)))
+        .where(is_held(_held(dialect)))
+        .values(handed_at=func.coalesce(charges.c.handed_at, bindparam("now", type_=Instant)))
         .returning(charges.c.job_id)
     )
-    return marked.one_or_none() is not None
 
 
 def hand_back(connection: Connection, held: Sequence[Charge], now: datetime) -> None:
     """Let go of jobs that were claimed but not attempted: they wait, due at once, and the attempt does not count."""
-    for charge in sorted(held, key=lambda one: one.job_id):
-        connection.execute(
-            update(charges)
-            .where(is_held(charge))
-            .values(state=State.WAITING, attempts=charges.c.attempts - 1, lease_until=None, due_at=now)
-        )
+    connection.execute(_hand_back(connection.dialect.name), {**packed(connection, _attempts(held)), "now": now})
 
 
-def is_held(charge: Charge, state: State = State.SENDING) -> ColumnElement[bool]:
-    """Whether the attempt that `charge` stands for is still the last one, and not settled, or is parked as `state`."""
+@functools.cache
+def _hand_back(dialect: str) -> Update:
     return (
-        (charges.c.job_id == charge.job_id)
-        & (charges.c.attempts == charge.attempts)
-        & (charges.c.holder == charge.holder)
+        update(charges)
+        .where(is_held(_held(dialect)))
+        .values(
+            state=State.WAITING,
+            attempts=charges.c.attempts - 1,
+            lease_until=None,
+            due_at=bindparam("now", type_=Instant),
+        )
+    )
+
+
+def _attempts(held: Sequence[Charge]) -> list[dict[str, Any]]:
+    return [{"job_id": one.job_id, "attempts": one.attempts, "holder": one.holder} for one in held]
+
+
+def _held(dialect: str) -> FromClause:
+    return unpacked(dialect, {name: charges.c[name].type for name in ("job_id", "attempts", "holder")})
+
+
+def is_held(attempt: FromClause, state: State | BindParameter[str] = State.SENDING) -> ColumnElement[bool]:
+    """Whether the charge of an attempt (`job_id`, `attempts`, `holder`) is still in its hands, in `state`."""
+    return (
+        (charges.c.job_id == attempt.c.job_id)
+        & (charges.c.attempts == attempt.c.attempts)
+        & (charges.c.holder == attempt.c.holder)
         & (charges.c.state == state)
     )
 

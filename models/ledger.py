@@ -5,18 +5,34 @@ logs nor calls out. Lock order everywhere: order, users by id, charges by job id
 everybody wants, come last and are held shortest.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Executable,
+    String,
+    Update,
+    bindparam,
+    case,
+    func,
+    select,
+    true,
+    update,
+)
 
 from models import charges as charging
 from models.charges import Charge, Job, State
-from models.database import insert
+from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
+from models.rows import packed, unpacked
 from models.tables import accounts, charges, entries
 from models.users import Person, fence, unknown
 
@@ -73,7 +89,7 @@ def charge(
     stand = {
         **made,
         **_refuse_unaffordable(connection, made, short, now),
-        **{job_id: _mine(known, holder) for job_id, known in charging.read(connection, made.keys() - new).items()},
+        **{job_id: _mine(known, holder) for job_id, known in _known(connection, made.keys() - new).items()},
     }
     return [stand[job.job_id] if job is first[job.job_id] else replace(stand[job.job_id], fresh=False) for job in jobs]
 
@@ -117,16 +133,24 @@ def settle(
     Returns the settlements that counted: an attempt whose lease was lost to another has no say any more. `before` is
     the state that ends: `unknown` where a person has decided.
     """
-    counted, refunds = [], []
-    for one in sorted(settlements, key=lambda settlement: settlement.charge.job_id):
-        account_id = _settle_one(connection, one, now, before)
-        if account_id is None:
-            continue
-        counted.append(one)
-        if one.refund:
-            refunds.append(Move(account_id, one.refund, f"refund:{one.charge.job_id}"))
+    by_id = {one.charge.job_id: one for one in settlements}
+    rows = [_end_of(one, now) for _, one in sorted(by_id.items())]
+    paid = connection.execute(_end_attempts(connection.dialect.name), {**packed(connection, rows), "before": before})
+    accounts_of = {row.job_id: row.account_id for row in paid}
+    counted = [one for job_id, one in sorted(by_id.items()) if job_id in accounts_of]
+    refunds = [
+        Move(accounts_of[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
+    ]
     _post(connection, refunds, now)
     return counted
+
+
+def ended(one: Settlement, now: datetime) -> Charge:
+    """The charge as it stands after a settlement that counted."""
+    end = _end_of(one, now)
+    fields = {name: end[name] for name in _ENDED if name not in ("lease_until", "content")}
+    content = one.charge.content if end["keeps_content"] else one.content
+    return replace(one.charge, **fields, content=content, fresh=False)
 
 
 def credit(connection: Connection, owner: str, bought: dict[Kind, int], order_id: str, now: datetime) -> None:
@@ -173,15 +197,30 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
             }
         )
     if written:
-        moved = {entry["account_id"] for entry in written}
-        connection.execute(
-            update(accounts)
-            .where(accounts.c.id == bindparam("account"))
-            .values(available=bindparam("balance"), seq=bindparam("last")),
-            [{"account": i, "balance": balances[i][0], "last": balances[i][1]} for i in sorted(moved)],
-        )
-        connection.execute(insert(connection, entries), written)
+        dialect = connection.dialect.name
+        moved = [
+            {"id": i, "available": balances[i][0], "seq": balances[i][1]}
+            for i in sorted({m["account_id"] for m in written})
+        ]
+        connection.execute(_update_accounts(dialect), packed(connection, moved))
+        connection.execute(_insert_entries(dialect), packed(connection, written))
     return short
+
+
+@functools.cache
+def _update_accounts(dialect: str) -> Update:
+    given = unpacked(dialect, {"id": BigInteger(), "available": BigInteger(), "seq": BigInteger()})
+    return update(accounts).where(accounts.c.id == given.c.id).values(available=given.c.available, seq=given.c.seq)
+
+
+@functools.cache
+def _insert_entries(dialect: str) -> Executable:
+    given = unpacked(dialect, {entry.name: entry.type for entry in entries.c})
+    return insert_in(dialect, entries).from_select([entry.name for entry in entries.c], select(given))
+
+
+def _known(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
+    return charging.read(connection, job_ids) if job_ids else {}
 
 
 def _mine(known: Charge, holder: str) -> Charge:
@@ -259,12 +298,27 @@ def _insert(
             "created_at": one.created_at,
             "final_at": one.final_at,
         }
-        for one in sorted(made, key=lambda charge: charge.job_id)
+        for one in made
     ]
     if not rows:
         return set()
-    statement = insert(connection, charges).on_conflict_do_nothing().returning(charges.c.job_id)
-    return set(connection.execute(statement, rows).scalars())
+    return set(connection.execute(_insert_charges(connection.dialect.name), packed(connection, rows)).scalars())
+
+
+_MADE = ("job_id", "task", "kind", "sender", "digest", "account_id", "credits", "refunded", "state", "reason", "detail",
+         "attempts", "lease_until", "due_at", "deaths", "holder", "content", "bulk_id", "created_at",
+         "final_at")  # fmt: skip
+"""The columns of a charge that is made."""
+
+
+@functools.cache
+def _insert_charges(dialect: str) -> Executable:
+    given = unpacked(dialect, {name: charges.c[name].type for name in _MADE})
+    # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
+    rows = select(given).where(true()).order_by(given.c.job_id)
+    return (
+        insert_in(dialect, charges).from_select(list(_MADE), rows).on_conflict_do_nothing().returning(charges.c.job_id)
+    )
 
 
 def _refuse_unaffordable(
@@ -312,9 +366,18 @@ def _how_many_fit(costs: Sequence[int], available: int) -> int:
     return fit
 
 
-def _settle_one(connection: Connection, one: Settlement, now: datetime, before: State) -> int | None:
-    """Write the end of one attempt; the account that paid, or None if the attempt is no longer the last."""
-    values: dict[str, Any] = {
+_ENDED = ("state", "reason", "detail", "refunded", "lease_until", "due_at", "recipients_refused", "carrier_reference",
+          "deaths", "handed_at", "final_at", "content")  # fmt: skip
+"""The columns of a charge that the end of an attempt writes."""
+
+
+def _end_of(one: Settlement, now: datetime) -> dict[str, Any]:
+    """What the end of one attempt writes, and the attempt that it ends."""
+    final = one.state in charging.FINAL
+    return {
+        "job_id": one.charge.job_id,
+        "attempts": one.charge.attempts,
+        "holder": one.charge.holder,
         "state": one.state,
         "reason": one.reason,
         "detail": one.detail,
@@ -325,12 +388,26 @@ def _settle_one(connection: Connection, one: Settlement, now: datetime, before: 
         "carrier_reference": one.carrier_reference,
         "deaths": one.charge.deaths + one.death,
         "handed_at": (one.charge.handed_at or now) if one.in_doubt else None,
-        "final_at": now if one.state in charging.FINAL else None,
+        "final_at": now if final else None,
+        "content": None if final else one.content,
+        "keeps_content": not final and one.content is None,
     }
-    if one.state in charging.FINAL:
-        values["content"] = None
-    elif one.content is not None:
-        values["content"] = one.content
-    return connection.execute(
-        update(charges).where(charging.is_held(one.charge, before)).values(**values).returning(charges.c.account_id)
-    ).scalar()
+
+
+@functools.cache
+def _end_attempts(dialect: str) -> Update:
+    """Write the ends of attempts that are still the last ones; gives their jobs, and the accounts that paid."""
+    names = ("job_id", "attempts", "holder", *_ENDED)
+    given = unpacked(dialect, {name: charges.c[name].type for name in names} | {"keeps_content": Boolean()})
+    values: dict[str, ColumnElement[Any]] = {name: given.c[name] for name in _ENDED}
+    # Since when there is a doubt was noted by the attempt itself, after it was claimed.
+    values["handed_at"] = case(
+        (given.c.handed_at.is_not(None), func.coalesce(charges.c.handed_at, given.c.handed_at)), else_=None
+    )
+    values["content"] = case((given.c.keeps_content, charges.c.content), else_=given.c.content)
+    return (
+        update(charges)
+        .where(charging.is_held(given, bindparam("before", type_=String)))
+        .values(**values)
+        .returning(charges.c.job_id, charges.c.account_id)
+    )

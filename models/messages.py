@@ -5,7 +5,7 @@ import html as html_escape
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,9 +48,17 @@ class Message(BaseModel):
 
     def digest(self, task: str) -> str:
         """A SHA-256 (hex) of what the message asks for: the task and every field that was given but the key."""
-        fields = self.model_dump(mode="json", exclude_none=True, exclude={self.key} if self.key else None)
-        canonical = json.dumps([task, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return digest_of(task, self.given())
+
+    def given(self) -> dict[str, Any]:
+        """Every field that was given but the key, as JSON."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={self.key} if self.key else None)
+
+
+def digest_of(task: str, given: dict[str, Any]) -> str:
+    """The digest of a message of which everything but the key is `given`."""
+    canonical = json.dumps([task, given], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Credits(Message):
@@ -353,6 +361,8 @@ MESSAGES: dict[str, type[Message]] = {
 """Every task of the wire and the object it takes."""
 SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))
 """The tasks that send."""
+SEND_ONE_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, SendOne))
+"""Those of them that send one message."""
 
 
 def printable(text: object, most: int = 64) -> str:

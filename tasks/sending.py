@@ -4,22 +4,22 @@ The charge is committed before the carrier is called, and no database connection
 said is settled in a second short transaction. Whoever dies in between leaves a lease that ends.
 """
 
-import functools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import cast
 
 import structlog
 from celery import shared_task
 
 from models import charges as charging
 from models import dead, ledger
-from models.answers import message_answer
-from models.carriers import Carrier, Email, Parcel, Sms
+from models.answers import Answer, message_answer
 from models.charges import Charge, Job, State
 from models.errors import Reason, Refused
-from models.judging import judge
-from models.messages import SendEmail, SendOne, SendSms
+from models.messages import SendEmail, SendOne, SendSms, digest_of, read
 from tasks.context import Context, Json
+from tasks.delivery import deliver
 from tasks.door import Door, InnerDoor
 
 log = structlog.get_logger(__name__)
@@ -28,19 +28,20 @@ CHUNK = 20
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 
 
-def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charge]:
-    """Charge each message to its sender's credit owner and deliver it, once for ever for each job id.
+def send(context: Context, jobs: Sequence[Job]) -> Iterator[list[Charge]]:
+    """Charge each job to its sender's credit owner and deliver it, once for ever for each job id.
 
-    Returns the charges as they stand then, in the order of `messages`.
+    Gives the charges as they come to stand for now: first those that are not to be sent (any more). The jobs are of one
+    kind; one whose id comes twice is given once.
     """
-    jobs = [job_of(task, message) for message in messages]
     now = context.now()
     holder, lease_until = uuid.uuid4().hex, now + context.patience.lease
     charges = context.database.transact(
         lambda connection: ledger.charge(connection, jobs, holder=holder, now=now, lease_until=lease_until)
     )
-    settled = deliver(context, [charge for charge in charges if charge.fresh])
-    return [settled.get(charge.job_id, charge) for charge in charges]
+    fresh = {charge.job_id: charge for charge in charges if charge.fresh}
+    yield list({charge.job_id: charge for charge in charges if charge.job_id not in fresh}.values())
+    yield from deliver(context, list(fresh.values()))
 
 
 def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
@@ -49,116 +50,31 @@ def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
     held = context.database.transact(
         lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
     )
-    return list(deliver(context, held).values())
-
-
-def deliver(context: Context, held: Sequence[Charge]) -> dict[str, Charge]:
-    """Make one attempt for each charge that the caller holds, and settle it. Returns the charges as they stand then.
-
-    Jobs for which the lease gives no time any more are handed back.
-    """
-    until = context.now() + context.patience.time_to_begin
-    settled: dict[str, Charge] = {}
-    for place, charge in enumerate(held):
-        if place and context.now() > until:
-            _hand_back(context, held[place:])
-            break
-        try:
-            settled[charge.job_id] = _deliver_one(context, charge)
-        except Exception:
-            _hand_back(context, held[place + 1 :])  # the bug was in this one: those behind it are none the worse
-            raise
-    return settled
-
-
-def _hand_back(context: Context, held: Sequence[Charge]) -> None:
-    context.database.transact(lambda connection: charging.hand_back(connection, held, context.now()))
-
-
-def _deliver_one(context: Context, charge: Charge) -> Charge:
-    structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
-    carrier: Carrier = context.carriers[charge.kind]
-    try:
-        receipt = carrier.deliver(parcel_of(charge), functools.partial(_note_handing_over, context, charge)).tidied()
-    except LeaseLostError:
-        log.warning("the lease of this attempt ended before anything was handed over")
-        return _as_it_stands(context, charge)
-    now = context.now()
-    settlement = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=now)
-    log.info("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)
-    keep_dead = context.keeps_dead
-    counted = context.database.transact(
-        lambda connection: dead.settle(connection, [settlement], now, keep_dead=keep_dead)
-    )
-    if not counted:
-        log.warning("the lease of this attempt ended before it did: its outcome was not counted")
-    return _as_it_stands(context, charge)
-
-
-class LeaseLostError(Exception):
-    """Somebody else has the job now: nothing more may be done for this attempt."""
-
-
-def _note_handing_over(context: Context, charge: Charge) -> None:
-    """Commit, before the carrier can accept the message, that it may have: whoever comes after a crash must know."""
-    if not context.database.transact(lambda connection: charging.mark_handed(connection, charge, context.now())):
-        raise LeaseLostError
-
-
-def _as_it_stands(context: Context, charge: Charge) -> Charge:
-    return context.database.look(lambda connection: charging.read(connection, [charge.job_id]))[charge.job_id]
+    return list(chain.from_iterable(deliver(context, held)))
 
 
 def job_of(task: str, message: SendOne, *, job_id: str | None = None, bulk_id: str | None = None,
            digest: str | None = None) -> Job:  # fmt: skip
     """What the ledger needs of a message. A message of a bulk job has the bulk job's digest."""
+    given = message.given()
     return Job(
         job_id=job_id or message.job_id or "",
         task=task,
         kind=message.kind,
         sender=message.sender,
         credits=message.cost(),
-        digest=digest or message.digest(task),
-        content=content_of(message),
+        digest=digest or digest_of(task, given),
+        content=_content_of(message, given),
         bulk_id=bulk_id,
     )
 
 
-def content_of(message: SendOne) -> Json:
+def _content_of(message: SendOne, given: Json) -> Json:
     """What is kept of a message while it is not final: all that an attempt needs, and all that was asked for."""
+    content = {name: value for name, value in given.items() if name != "sender"}
     if isinstance(message, SendEmail):
-        content = message.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender"})
         return {**content, "recipients": list(message.recipients())}
-    return {
-        **message.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender"}),
-        "segments": message.cost(),
-    }
-
-
-def parcel_of(charge: Charge) -> Parcel:
-    """The message as its carrier takes it."""
-    content = charge.content or {}
-    if charge.kind == "sms":
-        return Sms(
-            job_id=charge.job_id,
-            to=content["to"],
-            sender_id=content.get("from"),
-            text=content["text"],
-            segments=content["segments"],
-        )
-    return Email(
-        job_id=charge.job_id,
-        from_name=charge.sender_name or "",
-        from_address=charge.sender_address or "",
-        to=tuple(content["to"]),
-        cc=tuple(content.get("cc", ())),
-        recipients=tuple(content["recipients"]),
-        subject=content["subject"],
-        text=content.get("text"),
-        html=content.get("html"),
-        reply_to=content.get("reply_to"),
-        headers=content.get("headers", {}),
-    )
+    return {**content, "segments": message.cost()}
 
 
 def require_same_job(charge: Charge, digest: str) -> None:
@@ -175,20 +91,72 @@ def require_same_job(charge: Charge, digest: str) -> None:
         raise Refused(Reason.CONFLICTING_JOB, sentence)
 
 
+class SendDoor(Door):
+    """The door of jobs that send one message each, where many can be answered together."""
+
+    abstract = True
+
+    def answer_many(self, arrived: Sequence[tuple[str, object]]) -> Iterator[list[tuple[int, Answer]]]:
+        """Answer jobs, each given as its task id and what was on the wire; gives places and answers as they come.
+
+        A job that must come through alone gets none: it cannot be read, or its id was used for another message.
+        """
+        context: Context = self.app.context  # type: ignore[attr-defined]
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task=self.name)
+        jobs = [self._job(given, task_id) for task_id, given in arrived]
+        places: dict[str, list[int]] = {}
+        for place, job in enumerate(jobs):
+            if job is not None:
+                places.setdefault(job.job_id, []).append(place)
+        for charges in send(context, [job for job in jobs if job is not None]):
+            answers = {charge.job_id: message_answer(charge) for charge in charges}
+            self._keep_refused(context, [arrived[places[job_id][0]] for job_id in answers], answers.values())
+            yield [
+                (place, self._say_answered(charge, answers[charge.job_id]))
+                for charge in charges
+                for place in places[charge.job_id]
+                if cast("Job", jobs[place]).digest == charge.digest
+            ]
+
+    def _job(self, given: object, task_id: str) -> Job | None:
+        try:
+            return job_of(self.name, cast("SendOne", read(self.name, given, job_id=task_id)))
+        except Refused:
+            return None
+
+    @staticmethod
+    def _say_answered(charge: Charge, fields: Json) -> Answer:
+        log.info("answered", job=charge.job_id, sender=charge.sender, payer=charge.payer, status=fields["status"],
+                 reason=fields["reason"])  # fmt: skip
+        return Answer(fields)
+
+    def _keep_refused(self, context: Context, arrived: Iterable[tuple[str, object]], answers: Iterable[Json]) -> None:
+        letters = [
+            letter
+            for (task_id, given), fields in zip(arrived, answers, strict=True)
+            if fields["status"] == "refused"
+            for letter in self._letters(context, given, task_id, "refused", fields["reason"], fields["detail"])
+        ]
+        if letters:
+            context.database.transact(lambda connection: dead.keep(connection, letters, context.now()))
+
+
 def _send_one(context: Context, task: str, message: SendOne) -> Json:
-    [charge] = send(context, task, [message])
-    require_same_job(charge, message.digest(task))
+    job = job_of(task, message)
+    [charge] = chain.from_iterable(send(context, [job]))
+    require_same_job(charge, job.digest)
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     return message_answer(charge)
 
 
-@shared_task(name="email.send", base=Door, ignore_result=True)
+@shared_task(name="email.send", base=SendDoor, ignore_result=True)
 def email_send(context: Context, message: SendEmail) -> Json:
     """One email."""
     return _send_one(context, "email.send", message)
 
 
-@shared_task(name="sms.send", base=Door, ignore_result=True)
+@shared_task(name="sms.send", base=SendDoor, ignore_result=True)
 def sms_send(context: Context, message: SendSms) -> Json:
     """One text message."""
     return _send_one(context, "sms.send", message)

@@ -1,13 +1,16 @@
 """Stand-ins for what is outside: a carrier that records parcels, a clock that is set, a broker that only remembers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from celery import Celery
 
 from models.carriers import Outcome, Parcel, Receipt
+from models.charges import Charge
 from models.database import Database
+from models.messages import SendOne
 from models.retrying import Patience
 from tasks import billing, bulk, sending, upkeep, viewing
 from tasks.context import Context, Json
@@ -49,6 +52,7 @@ class FakeCarrier:
     def __init__(self, *script: Scripted, honours_job_id: bool = False) -> None:
         self.script = list(script)
         self.honours_job_id = honours_job_id
+        self.at_once = 1
         self.parcels: list[Parcel] = []
         self.closed = False
 
@@ -102,6 +106,13 @@ def make_context(
         patience=patience or Patience(),
         now=clock or Clock(),
     )
+
+
+def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charge]:
+    """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
+    jobs = [sending.job_of(task, message) for message in messages]
+    stand = {charge.job_id: charge for charge in chain.from_iterable(sending.send(context, jobs))}
+    return [stand[job.job_id] for job in jobs]
 
 
 def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:

@@ -9,9 +9,11 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from models.database import Database
+from models.messages import SEND_ONE_TASKS
 from models.retrying import Patience
 from tasks import billing, bulk, sending, upkeep, viewing
 from tasks.context import Context, Json
+from tasks.together import Hands
 from worker.carriers import open_email, open_sms
 from worker.logs import set_up_logging
 from worker.queues import ROUTES, Queue, schedule
@@ -63,8 +65,8 @@ def make_context(app: PostageApp) -> Context:
     return Context(
         database=Database(settings.database, settings.database_pool, settings.database_wait_s),
         carriers={
-            "email": open_email(settings.smtp_url, settings.smtp_timeout_s),
-            "sms": open_sms(settings.sms_url, settings.sms_timeout_s),
+            "email": open_email(settings.smtp_url, settings.smtp_timeout_s, settings.connections),
+            "sms": open_sms(settings.sms_url, settings.sms_timeout_s, settings.connections),
         },
         enqueue=lambda task, given: enqueue(app, task, given),
         patience=Patience(
@@ -74,6 +76,7 @@ def make_context(app: PostageApp) -> Context:
             lease_s=settings.lease_s,
         ),
         keep_dead=timedelta(seconds=settings.keep_dead_s),
+        hands=Hands(2 * settings.connections),
     )
 
 
@@ -122,7 +125,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # A job is acknowledged when it is answered: a worker that dies leaves it to the next.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
-        "worker_prefetch_multiplier": 1,
+        # One batch in work, one that comes next.
+        "worker_prefetch_multiplier": -(-2 * settings.batch // settings.concurrency),
+        "task_annotations": {task: {"Strategy": "worker.batching:strategy"} for task in SEND_ONE_TASKS},
         "worker_consumer": "worker.consumer:CarefulConsumer",
         "worker_pool": "threads",
         "worker_concurrency": settings.concurrency,

@@ -10,13 +10,16 @@ from typing import Any
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 
+GATHERED_MAX = 200
+"""Events that go out together, at most; Celery's own 24 are a round trip for every few jobs."""
+
 
 class OrderlyDispatcher(EventDispatcher):
     """Celery's event dispatcher, safe for threads."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  Celery's
         self._turn = threading.RLock()
-        super().__init__(*args, **options)
+        super().__init__(*args, **{**options, "buffer_limit": GATHERED_MAX})
 
     def send(self, *args: Any, **fields: Any) -> Any:  # noqa: ANN401  Celery's
         """Send one event, or put it with those that go out together."""

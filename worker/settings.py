@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     sms_url: str = Field(default="null://", description="http(s)://… of the SMS gateway, or null://.")
 
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
+    batch: int = Field(default=100, ge=1, le=500, description="Send jobs charged in one transaction, at most.")
+    connections: int = Field(
+        default=8, ge=1, le=128, description="Conversations with a carrier at a time, for jobs that came together."
+    )
     database_pool: int = Field(default=10, ge=1, le=256, description="Database connections kept by one process.")
     database_wait_s: float = Field(
         default=300.0, ge=0, le=86400, description="How long a job waits for a database that does not answer."

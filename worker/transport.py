@@ -10,6 +10,7 @@ On the wire nothing changes: producers, Flower and other workers go on using pla
 import functools
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 
@@ -27,6 +28,8 @@ TAKEN_AT_ONCE = 100
 """Messages taken in one round trip, at most."""
 RETURNS_MAX = 20
 """How often a message comes back from workers that did not give it back themselves: they died, or stood still."""
+FORGOTTEN_AT_ONCE = 500
+"""Acknowledged messages that wait to be forgotten, at most."""
 PAUSE_S = 0.02
 """How long Redis holds its answer back when there was nothing the last time."""
 NEVER_FILLED = "postage.pause"
@@ -90,6 +93,40 @@ return answer
 
 class QoS(redis.QoS):
     """What is delivered and not yet acknowledged."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
+        super().__init__(*args, **options)
+        self._to_forget: list[str] = []
+
+    def ack(self, delivery_tag: str) -> None:
+        """Have a message forgotten with the next one that is asked for; in time, if nobody asks.
+
+        Nothing is lost where that fails: the message comes again after the visibility timeout, and is known then.
+        """
+        self._to_forget.append(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        if len(self._to_forget) >= FORGOTTEN_AT_ONCE:
+            self.forget()
+
+    def forget(self) -> None:
+        """Remove what was acknowledged from Redis, in one round trip."""
+        commands = self.commands_to_forget()
+        if commands:
+            with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                pipe.execute()
+
+    def commands_to_forget(self) -> list[tuple[Any, ...]]:
+        """What to say to Redis so that it forgets what was acknowledged; it counts as said."""
+        tags, self._to_forget = self._to_forget, []
+        return [("ZREM", self.unacked_index_key, *tags), ("HDEL", self.unacked_key, *tags)] if tags else []
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:  # noqa: ANN401  kombu's
+        """At the end: forget what was acknowledged, and put back what was not."""
+        with suppress(*self.channel.connection_errors):
+            self.forget()
+        super().restore_unacked_once(stderr)
 
     def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  kombu's
         """Remember a delivered message; one that the script took is registered in Redis already."""
@@ -156,6 +193,7 @@ class Channel(redis.Channel):
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
+        self._forgotten = 0
         super().__init__(*args, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
@@ -171,6 +209,7 @@ class Channel(redis.Channel):
         """Ask for messages, after a pause if there were none the last time."""
         self._asked_by_script = self._unacknowledged_queues.isdisjoint(self.active_queues)
         if not self._asked_by_script:
+            self.qos.forget()
             super()._brpop_start(timeout)
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -179,9 +218,10 @@ class Channel(redis.Channel):
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        commands = [self._take_command(queues)]
+        commands = [*self.qos.commands_to_forget(), self._take_command(queues)]
+        self._forgotten = len(commands) - 1
         if self._paused:
-            commands.insert(0, ("BRPOP", NEVER_FILLED, PAUSE_S))
+            commands.insert(self._forgotten, ("BRPOP", NEVER_FILLED, PAUSE_S))
         connection.send_packed_command(connection.pack_commands(commands))
 
     def _take_command(self, queues: Sequence[str]) -> tuple[Any, ...]:
@@ -197,11 +237,13 @@ class Channel(redis.Channel):
             return bool(super()._brpop_read(**options))
         connection = self.client.connection
         try:
+            for _ in range(self._forgotten):
+                self.client.parse_response(connection, "HDEL")
             if self._paused:
                 self.client.parse_response(connection, "BRPOP")
             broken, *taken = self.client.parse_response(connection, "EVAL")
-        except self.connection_errors:
-            connection.disconnect()
+        except Exception:
+            connection.disconnect()  # what was not read yet must not be taken for the next answer
             raise
         finally:
             self._in_poll = None

@@ -82,6 +82,7 @@ class MailServer:
         self._recipients: dict[str, str] = {}
         self._open = threading.Event()
         self._open.set()
+        self._held_alone: set[str] = set()
         self._controller = LoopbackController(self, enable_SMTPUTF8=True)
         self._controller.start()
         self.url = f"smtp://127.0.0.1:{self._controller.port}?starttls=never"
@@ -105,8 +106,14 @@ class MailServer:
         """Say nothing at the end of messages, until they are let go."""
         self._open.clear()
 
+    def hold_one(self, job_id: str) -> None:
+        """Say nothing at the end of one job's message, until it is let go."""
+        self._held_alone.add(job_id)
+        self.hold()
+
     def let_go(self) -> None:
         """Answer what is held, and hold no more."""
+        self._held_alone.clear()
         self._open.set()
 
     def letters_of(self, job_id: str) -> list[Letter]:
@@ -128,7 +135,8 @@ class MailServer:
             content=email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default),
         )
         self.offers[letter.job_id] += 1
-        await server.loop.run_in_executor(None, self._open.wait, HELD_S)
+        if not self._held_alone or letter.job_id in self._held_alone:
+            await server.loop.run_in_executor(None, self._open.wait, HELD_S)
         told = self._answers.get(letter.job_id)
         said = told.pop(0) if told else f"250 2.0.0 Ok: queued as 4XyZ{len(self.letters):06}"
         if said == DROP:

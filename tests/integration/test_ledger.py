@@ -40,7 +40,7 @@ def claim(
 
 
 def mark_handed(database: Database, held: Charge, now: datetime = NOON) -> bool:
-    return database.transact(lambda connection: charging.mark_handed(connection, held, now))
+    return held.job_id in database.transact(lambda connection: charging.mark_handed(connection, [held], now))
 
 
 def hand_back(database: Database, *held: Charge) -> None:

@@ -16,7 +16,6 @@ from models.messages import SendEmail
 from models.retrying import Patience
 from models.tables import charges, dead_letters, entries, refusals
 from tasks.context import Context, Json
-from tasks.sending import send
 from tasks.upkeep import sweep
 from tests.factories import balance, buy, email_job, share, sms_job, stock
 from tests.fakes import (
@@ -32,6 +31,7 @@ from tests.fakes import (
     later,
     make_context,
     run_enqueued,
+    send,
 )
 
 THREE = ["ada@example.test", "bob@example.test", "eve@example.test"]

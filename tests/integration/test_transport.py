@@ -90,8 +90,22 @@ def test_acknowledged_messages_are_forgotten(redis: Redis, ours: Connection, pro
 
     for message in take(ours, "email", prefetch=10):
         message.ack()
+    publish(producer, "email", 3)
+    [third] = take(ours, "email", prefetch=10)
 
-    assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
+    assert redis.hkeys("unacked") == [third.delivery_tag.encode()]
+    assert redis.zrange("unacked_index", 0, -1) == [third.delivery_tag.encode()]
+
+
+def test_what_was_acknowledged_last_is_forgotten_at_the_end(redis: Redis, ours: Connection, producer: Producer) -> None:
+    """And what was not is on its queue again."""
+    publish(producer, "email", 1, 2)
+    first, _second = take(ours, "email", prefetch=10)
+
+    first.ack()
+    first.channel.close()
+
+    assert (redis.hlen("unacked"), redis.zcard("unacked_index"), redis.llen("email")) == (0, 0, 1)
 
 
 def test_a_requeued_message_is_on_its_queue_again(redis: Redis, ours: Connection, producer: Producer) -> None:

@@ -59,9 +59,9 @@ from models.messages import (
 )
 from models.retrying import Patience
 from models.tables import accounts, charges, entries, users
-from tasks import billing, bulk, sending, upkeep
+from tasks import billing, bulk, delivery, sending, upkeep
 from tests.conftest import TEMPLATE
-from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context
+from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.servers import PostgresServer
 
 PATIENCE = Patience(attempts_max=2, base_s=10, longest_s=60, lease_s=300)
@@ -572,7 +572,7 @@ class Money(RuleBasedStateMachine):
         match what:
             case SendEmail() | SendSms():
                 other = what.model_copy(update={"text": "Something else."})
-                [charge] = sending.send(self.context, _task(other), [other])
+                [charge] = send(self.context, _task(other), [other])
                 with pytest.raises(Refused, match="conflicting_job"):
                     sending.require_same_job(charge, other.digest(_task(other)))
             case SendManyEmails() | SendManySms():
@@ -619,15 +619,15 @@ class Money(RuleBasedStateMachine):
         held, began = message.is_held(charge.holder), self.clock.now
         if held and then == "answer":
             self._script(message.kind, [said])
-            sending.deliver(self.context, [charge])
+            list(delivery.deliver(self.context, [charge]))
             self._deliver([message], [said], began)
             return
         may_ask = held or self.model.honours[message.kind]
         silence = partial(self._fall_silent, message, said, then) if may_ask else _hand_over_too_late
         self.carriers[message.kind].script = [silence]
         with suppress(DeadError):
-            sending.deliver(self.context, [charge])
-        self._compare_parcels([(charge.job_id, _recipients(sending.parcel_of(charge)))])
+            list(delivery.deliver(self.context, [charge]))
+        self._compare_parcels([(charge.job_id, _recipients(delivery.parcel_of(charge)))])
 
     def _fall_silent(self, message: Message, said: Word, then: str, parcel: Parcel) -> Receipt:
         """Take the message; its worker dies, or sleeps through the end of its lease, or until another has the job."""
@@ -774,7 +774,7 @@ class Money(RuleBasedStateMachine):
         began = self.clock.now
         kind = jobs[0].kind
         self._script(kind, said)
-        answered = sending.send(self.context, _task(jobs[0]), jobs)
+        answered = send(self.context, _task(jobs[0]), jobs)
         self._deliver([message for message in map(_message, jobs) if self.model.charge(message, began)], said, began)
         stand = [self.model.messages[job.job_id or ""] for job in jobs]
         assert [(charge.job_id, status(charge.state, charge.attempts), charge.payer) for charge in answered] == [

@@ -6,9 +6,10 @@ rather than in the tests, so that the processes need not import pytest.
 
 import logging
 import multiprocessing
+import random
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from models.database import Database
 from models.fields import Kind
 from models.messages import Credits, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
 from models.tables import accounts, charges
-from tasks import billing, sending
+from tasks import billing
 from tasks.context import Context
+from tests.fakes import send
 
 LONGEST_S = 500
 """A race that takes longer hangs. The longest takes a minute on two free cores, and several on busy ones."""
@@ -92,6 +94,7 @@ class Letterbox:
     """A carrier that accepts everything, and remembers whose parcels it got."""
 
     honours_job_id = False
+    at_once = 1
     job_ids: list[str] = field(default_factory=list)
 
     def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
@@ -172,13 +175,17 @@ class Sent:
     delivered: list[str]
 
 
-def send_each(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
-    """Send (job id, sender) one after the other."""
+def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
+    """Send (job id, sender), alone and in batches of all sizes, as a worker does."""
     carrier = Letterbox()
-    letters = [letter(*job) for job in jobs]
+    letters = deque(letter(*job) for job in jobs)
+    answers: list[Charge] = []
+    draw = random.Random(jobs[0][0])
     with worker(url, carrier) as context:
         start()
-        answers = [charge for one in letters for charge in sending.send(context, "email.send", [one])]
+        while letters:
+            batch = [letters.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(letters)))]
+            answers += send(context, "email.send", batch)
     return Sent(answers, carrier.job_ids)
 
 

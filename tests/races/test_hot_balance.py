@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.races.racing import balance, buy, findings, race, repeated, save_users, send_each, share, states, worker
+from tests.races.racing import balance, buy, findings, race, repeated, save_users, send_all, share, states, worker
 
 OWNER = "olga"
 CREDIT_USERS = [f"user-{number}" for number in range(8)]
@@ -26,7 +26,7 @@ def _race_for(url: str, *, processes: int, jobs: int, credits_: int) -> None:
         share(context, OWNER, *CREDIT_USERS)
         buy(context, CREDIT_USERS[0], email=credits_)
 
-        sent = race(*((send_each, url, share_of_jobs) for share_of_jobs in _deal(jobs, processes)))
+        sent = race(*((send_all, url, share_of_jobs) for share_of_jobs in _deal(jobs, processes)))
 
         assert states(context) == {
             ("sent", None): credits_,

@@ -18,8 +18,9 @@ from sqlalchemy import select
 from models.errors import Refused
 from models.messages import SetOwner
 from models.tables import owner_changes, users
-from tasks import billing, sending
+from tasks import billing
 from tasks.context import Context
+from tests.fakes import send
 from tests.races.racing import Start, buy, findings, letter, race, save_users, states, worker
 
 PEOPLE = [f"user-{number}" for number in range(10)]
@@ -155,7 +156,7 @@ def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
         start()
         for one in letters:
             began = time.monotonic()
-            [charge] = sending.send(context, "email.send", [one])
+            [charge] = send(context, "email.send", [one])
             calls.append(Call(began, time.monotonic(), one.sender, charge.payer))
     return calls
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from models.charges import Charge
-from tasks import sending
+from tests.fakes import send
 from tests.races.racing import (
     Letterbox,
     Sent,
@@ -56,5 +56,5 @@ def _send_again(start: Start, url: str, times: int) -> Sent:
         for number in range(ROUNDS):
             start()
             for _ in range(times):
-                answers += sending.send(context, "email.send", [letter(f"job-{number}", "olga")])
+                answers += send(context, "email.send", [letter(f"job-{number}", "olga")])
     return Sent(answers, carrier.job_ids)

@@ -123,6 +123,7 @@ class PickyCarrier:
     """Refuses one recipient of an email and takes everything else."""
 
     honours_job_id = True
+    at_once = 1
 
     def deliver(self, parcel: Email | Sms, about_to_hand_over: Callable[[], None]) -> Receipt:
         assert isinstance(parcel, Email)

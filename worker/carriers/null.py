@@ -9,6 +9,7 @@ class NullCarrier:
     """Accepts every parcel at once."""
 
     honours_job_id = True
+    at_once = 1
 
     def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:  # noqa: ARG002
         """Accept `parcel`; its own job id is the reference."""

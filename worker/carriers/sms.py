@@ -29,10 +29,13 @@ class SmsGateway:
 
     honours_job_id = True
 
-    def __init__(self, url: str, timeout_s: float, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, *, at_once: int = 1, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         """Make ready to post to `url` (`http(s)://[user:pass@]host[:port]/…`); nothing is connected yet.
 
-        `timeout_s` is for one whole request. `ssl_context` replaces the default one, which verifies certificates.
+        `timeout_s` is for one whole request. `at_once` is how many requests there should be at the same time for
+        jobs that came together. `ssl_context` replaces the default one, which verifies certificates.
 
         Raises
         ------
@@ -40,6 +43,7 @@ class SmsGateway:
             With a sentence, if the address cannot be used. It never repeats the user or the password.
 
         """
+        self.at_once = at_once
         self._url, self._authorization = _read(url)
         self._pool = urllib3.PoolManager(
             maxsize=KEPT_MAX,

@@ -20,7 +20,7 @@ from worker.carriers.conversation import Conversation, Line, TlsLine, Unwritable
 
 log = structlog.get_logger(__name__)
 
-KEPT_MAX = 16
+KEPT_MAX = 64
 """Idle connections that are kept; more are closed after use."""
 IDLE_MAX_S = 60.0
 """Servers may close a connection after five minutes without a command (RFC 5321 section 4.5.3.2.7); many are faster."""
@@ -42,11 +42,13 @@ class SmtpCarrier:
 
     honours_job_id = False
 
-    def __init__(self, url: str, timeout_s: float, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, *, at_once: int = 1, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         """Make ready to send through `url`; nothing is connected yet.
 
-        `timeout_s` is for each step of a conversation. `ssl_context` replaces the default one, which verifies
-        certificates.
+        `timeout_s` is for each step of a conversation. `at_once` is how many conversations there should be at the same
+        time for jobs that came together. `ssl_context` replaces the default one, which verifies certificates.
 
         Raises
         ------
@@ -54,6 +56,7 @@ class SmtpCarrier:
             With a sentence, if the address cannot be used. It never repeats the user or the password.
 
         """
+        self.at_once = at_once
         self._server = _read(url)
         self._timeout_s = timeout_s
         self._context = ssl_context or ssl.create_default_context()

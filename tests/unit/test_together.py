@@ -1,0 +1,106 @@
+"""Things done together: nothing is done twice or left out, and everybody hears what became of theirs."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.together import Hands, Together
+
+
+def test_what_is_asked_for_meanwhile_is_done_in_one_go() -> None:
+    """The first does its own; the others wait for it, and then one of them does it for all."""
+    together: Together[int, list[int]] = Together()
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[list[int]] = []
+
+    def do(items: Sequence[int]) -> list[int]:
+        done.append(sorted(items))
+        begun.set()
+        assert go_on.wait(10)
+        return sorted(items)
+
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(together.ask, 0, do)
+        assert begun.wait(10)
+        others = [threads.submit(together.ask, number, do) for number in range(1, 8)]
+        while len(together._asked) < len(others):
+            time.sleep(0.001)
+        go_on.set()
+        heard = [other.result(10) for other in others]
+
+    assert first.result() == [0]
+    assert done == [[0], list(range(1, 8))]
+    assert heard == [list(range(1, 8))] * 7
+
+
+def test_everybody_hears_of_an_error_and_the_next_begin_anew() -> None:
+    together: Together[int, int] = Together()
+
+    def fail(_items: Sequence[int]) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        together.ask(1, fail)
+    assert together.ask(2, sum) == 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 6))
+def test_each_item_is_worked_on_once_and_its_result_or_error_comes_back(items: list[int], at_once: int) -> None:
+    numbered = list(enumerate(items))
+
+    def work(item: tuple[int, int]) -> int:
+        if item[1] % 3 == 0:
+            raise ValueError(item[1])
+        return item[1] * 2
+
+    hands = Hands(4)
+    groups = list(hands.each(work, numbered, at_once))
+    hands.close()
+
+    ended = [pair for group in groups for pair in group]
+    assert sorted(item for item, _ in ended) == numbered
+    for (_, number), end in ended:
+        assert (end == number * 2) if number % 3 else (isinstance(end, ValueError) and end.args == (number,))
+
+
+def test_what_is_done_comes_back_before_what_takes_long() -> None:
+    """So that the one conversation that hangs holds up no other's answer."""
+    go_on = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert go_on.wait(10)
+        return item
+
+    hands = Hands(2)
+    groups = hands.each(work, list(range(10)), 2)
+    early: list[int] = []
+    while len(early) < 9:
+        early += [item for item, _ in next(groups)]
+    go_on.set()
+
+    assert sorted(early) == list(range(1, 10))
+    assert [item for item, _ in next(groups)] == [0]
+    hands.close()
+
+
+def test_no_more_are_worked_on_at_a_time_than_are_welcome() -> None:
+    busy = threading.Semaphore(3)
+
+    def work(item: int) -> int:
+        assert busy.acquire(blocking=False), "more than three at a time"
+        time.sleep(0.001)
+        busy.release()
+        return item
+
+    hands = Hands(16)
+    ended = [end for group in hands.each(work, list(range(60)), 3) for _, end in group]
+    hands.close()
+
+    assert sorted(end for end in ended if isinstance(end, int)) == list(range(60))
