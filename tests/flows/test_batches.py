@@ -37,7 +37,7 @@ def email(sender: str, job_id: str, **fields: object) -> Json:
 def largest_batch(house: House) -> int:
     """How many jobs were charged in one transaction, at most: those have one time."""
     with house.database.read() as connection:
-        counts = connection.execute(select(func.count()).group_by(charges.c.created_at)).scalars()
+        counts = connection.execute(select(func.count(charges.c.job_id)).group_by(charges.c.created_at)).scalars()
         return max(counts)
 
 
