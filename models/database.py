@@ -16,8 +16,19 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity.nap import sleep_using_event
 
-POSTGRES_SESSION = "-c lock_timeout=15s -c statement_timeout=60s -c idle_in_transaction_session_timeout=60s"
-"""A wait that long is a fault; it ends the transaction, which is then run again."""
+POSTGRES_SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # A wait that long is a fault; it ends the transaction, which is then run again.
+        "lock_timeout=15s",
+        "statement_timeout=60s",
+        "idle_in_transaction_session_timeout=60s",
+        # Statements are planned once for a connection, often while the tables are small and reading all of them is
+        # cheapest; the plan stays when they have grown.
+        "enable_seqscan=off",
+    )
+)
+"""How every connection begins."""
 SQLITE_BUSY_S = 60.0
 """SQLite has one writer at a time; the others wait for it this long."""
 PASSING = frozenset(

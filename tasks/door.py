@@ -38,8 +38,11 @@ def named(given: object, fields: tuple[str, ...]) -> str | None:
     """The first of `fields` in an object off the wire that holds a proper id; the object may be anything."""
     if not isinstance(given, dict):
         return None
-    values = (given.get(field) for field in fields)
-    return next((value for value in values if isinstance(value, str) and ID.fullmatch(value)), None)
+    for field in fields:
+        value = given.get(field)
+        if isinstance(value, str) and ID.fullmatch(value):
+            return value
+    return None
 
 
 def summary(args: object) -> str:

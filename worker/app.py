@@ -15,6 +15,7 @@ from tasks import billing, bulk, sending, upkeep, viewing
 from tasks.context import Context, Json
 from tasks.together import Hands
 from worker.carriers import open_email, open_sms
+from worker.codec import PLAIN, use_codec
 from worker.logs import set_up_logging
 from worker.queues import ROUTES, Queue, schedule
 from worker.settings import Settings
@@ -54,6 +55,7 @@ class PostageApp(Celery):
 def create_app(settings: Settings) -> PostageApp:
     """The app for these settings."""
     use_transport()
+    use_codec()
     app = PostageApp(settings)
     app.conf.update(configuration(settings))
     return app
@@ -114,7 +116,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # JSON alone, both ways: pickle would let whoever writes to the broker run code here.
         "task_serializer": "json",
         "result_serializer": "json",
-        "event_serializer": "json",
+        "event_serializer": PLAIN,
         "accept_content": ["json"],
         "result_accept_content": ["json"],
         # Each with an exchange and a key of its own name, as producers that only know the name declare it.

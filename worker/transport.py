@@ -20,6 +20,8 @@ from kombu.transport.virtual import Empty
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
 
+from worker import codec
+
 log = structlog.get_logger(__name__)
 
 QUARANTINE = "postage.quarantine"
@@ -261,7 +263,7 @@ class Channel(redis.Channel):
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
         try:
-            self.connection._deliver(json.loads(item), queue)  # noqa: SLF001  kombu's channels call it so
+            self.connection._deliver(codec.read(item), queue)  # noqa: SLF001  kombu's channels call it so
         except self.connection_errors:
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the next message must not suffer
