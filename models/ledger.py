@@ -6,10 +6,10 @@ everybody wants, come last and are held shortest.
 """
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -22,10 +22,13 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
+    null,
     select,
     true,
     update,
 )
+from sqlalchemy.types import TypeEngine
 
 from models import charges as charging
 from models.charges import Charge, Job, State
@@ -33,7 +36,7 @@ from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
 from models.rows import packed, unpacked
-from models.tables import accounts, charges, entries
+from models.tables import Instant, accounts, charges, entries
 from models.users import Person, fence, unknown
 
 
@@ -76,16 +79,11 @@ def charge(
     what it charged then.
     """
     people = fence(connection, {job.sender for job in jobs})
-    account_ids = _account_ids(connection, {person.owner for person in people.values()})
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
     made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
-    new = _insert(connection, list(made.values()), account_ids, lease_until=lease_until)
-    debits = [
-        Move(account_ids[one.payer, one.kind], -one.credits, f"charge:{one.job_id}")
-        for one in (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
-        if one.payer is not None
-    ]
-    short = _post(connection, debits, now)
+    new = _insert(connection, list(made.values()), now, lease_until=lease_until)
+    in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
+    short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
     stand = {
         **made,
         **_refuse_unaffordable(connection, made, short, now),
@@ -104,21 +102,19 @@ def charge_bulk(
     people = fence(connection, {bulk.sender})
     sender = people.get(bulk.sender)
     made = _made(bulk, sender, State.BULK, now)
-    if bulk.job_id not in _insert(connection, [made], {}):
+    if bulk.job_id not in _insert(connection, [made], now):
         return charging.read(connection, [bulk.job_id])[bulk.job_id]
     if sender is None:
         return made
-    account_ids = _account_ids(connection, {sender.owner})
     waiting = [_made(job, sender, State.WAITING, now) for job in messages]
     with connection.begin_nested() as savepoint:
-        _insert(connection, waiting, account_ids, due_at=due_at)
-        account_id = account_ids[sender.owner, bulk.kind]
-        debits = [Move(account_id, -one.credits, f"charge:{one.job_id}") for one in waiting]
-        short = _post(connection, debits, now)
+        new = _insert(connection, waiting, now, due_at=due_at)
+        short = _post(connection, [_debit(one, new) for one in waiting], now)
         if short:
             savepoint.rollback()
     if short:
-        available = connection.execute(select(accounts.c.available).where(accounts.c.id == account_id)).scalar_one()
+        account = (accounts.c.owner_id == sender.owner) & (accounts.c.kind == bulk.kind)
+        available = connection.execute(select(accounts.c.available).where(account)).scalar_one()
         fit = _how_many_fit([job.credits for job in messages], available)
         return _refuse(connection, made, _too_small(made, sender.owner, available) + f" {fit} of its {len(messages)} "
                        "messages would fit.", now)  # fmt: skip
@@ -134,8 +130,12 @@ def settle(
     the state that ends: `unknown` where a person has decided.
     """
     by_id = {one.charge.job_id: one for one in settlements}
-    rows = [_end_of(one, now) for _, one in sorted(by_id.items())]
-    paid = connection.execute(_end_attempts(connection.dialect.name), {**packed(connection, rows), "before": before})
+    rows = [
+        {"job_id": job_id, "attempts": one.charge.attempts, "holder": one.charge.holder, **_end_of(one)}
+        for job_id, one in by_id.items()
+    ]
+    parameters = {**packed(connection, rows), "before": before, "now": now}
+    paid = connection.execute(_end_attempts(connection.dialect.name), parameters)
     accounts_of = {row.job_id: row.account_id for row in paid}
     counted = [one for job_id, one in sorted(by_id.items()) if job_id in accounts_of]
     refunds = [
@@ -147,10 +147,22 @@ def settle(
 
 def ended(one: Settlement, now: datetime) -> Charge:
     """The charge as it stands after a settlement that counted."""
-    end = _end_of(one, now)
-    fields = {name: end[name] for name in _ENDED if name not in ("lease_until", "content")}
-    content = one.charge.content if end["keeps_content"] else one.content
-    return replace(one.charge, **fields, content=content, fresh=False)
+    final = one.state in charging.FINAL
+    return replace(
+        one.charge,
+        state=one.state,
+        reason=one.reason,
+        detail=one.detail,
+        refunded=one.refund,
+        due_at=one.due_at,
+        recipients_refused=one.recipients_refused,
+        carrier_reference=one.carrier_reference,
+        deaths=one.charge.deaths + one.death,
+        handed_at=(one.charge.handed_at or now) if one.in_doubt else None,
+        final_at=now if final else None,
+        content=None if final else one.content or one.charge.content,
+        fresh=False,
+    )
 
 
 def credit(connection: Connection, owner: str, bought: dict[Kind, int], order_id: str, now: datetime) -> None:
@@ -193,7 +205,6 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
                 "amount": move.amount,
                 "balance_after": available,
                 "cause": move.cause,
-                "at": now,
             }
         )
     if written:
@@ -203,7 +214,7 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
             for i in sorted({m["account_id"] for m in written})
         ]
         connection.execute(_update_accounts(dialect), packed(connection, moved))
-        connection.execute(_insert_entries(dialect), packed(connection, written))
+        connection.execute(_insert_entries(dialect), {**packed(connection, written), "now": now})
     return short
 
 
@@ -215,8 +226,10 @@ def _update_accounts(dialect: str) -> Update:
 
 @functools.cache
 def _insert_entries(dialect: str) -> Executable:
-    given = unpacked(dialect, {entry.name: entry.type for entry in entries.c})
-    return insert_in(dialect, entries).from_select([entry.name for entry in entries.c], select(given))
+    names = ("account_id", "seq", "amount", "balance_after", "cause")
+    given = unpacked(dialect, {name: entries.c[name].type for name in names})
+    rows = select(*(given.c[name] for name in names), bindparam("now", type_=Instant))
+    return insert_in(dialect, entries).from_select([*names, "at"], rows)
 
 
 def _known(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
@@ -266,59 +279,57 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: 
     )
 
 
+def _debit(one: Charge, account_ids: Mapping[str, int | None]) -> Move:
+    return Move(cast("int", account_ids[one.job_id]), -one.credits, f"charge:{one.job_id}")
+
+
 def _insert(
     connection: Connection,
     made: Sequence[Charge],
-    account_ids: dict[tuple[str, str], int],
+    now: datetime,
     *,
     lease_until: datetime | None = None,
     due_at: datetime | None = None,
-) -> set[str]:
-    """Write new charges, in id order; returns the ids that were new. A known id is left as it stands."""
-    rows = [
-        {
-            "job_id": one.job_id,
-            "task": one.task,
-            "kind": one.kind,
-            "sender": one.sender,
-            "digest": one.digest,
-            "account_id": account_ids.get((one.payer or "", one.kind)) if one.state in charging.OPEN else None,
-            "credits": one.credits,
-            "refunded": 0,
-            "state": one.state,
-            "reason": one.reason,
-            "detail": one.detail,
-            "attempts": one.attempts,
-            "lease_until": lease_until if one.state is State.SENDING else None,
-            "due_at": due_at if one.state is State.WAITING else None,
-            "deaths": 0,
-            "holder": one.holder,
-            "content": one.content,
-            "bulk_id": one.bulk_id,
-            "created_at": one.created_at,
-            "final_at": one.final_at,
-        }
-        for one in made
-    ]
-    if not rows:
-        return set()
-    return set(connection.execute(_insert_charges(connection.dialect.name), packed(connection, rows)).scalars())
+) -> dict[str, int | None]:
+    """Write new charges, in id order; returns the ids that were new, each with the account that is to pay.
+
+    A known id is left as it stands.
+    """
+    if not made:
+        return {}
+    rows = [{name: value for name in _GIVEN if (value := getattr(one, name)) is not None} for one in made]
+    parameters = {**packed(connection, rows), "now": now, "lease_until": lease_until, "due_at": due_at}
+    new = connection.execute(_insert_charges(connection.dialect.name), parameters)
+    return {row.job_id: row.account_id for row in new}
 
 
-_MADE = ("job_id", "task", "kind", "sender", "digest", "account_id", "credits", "refunded", "state", "reason", "detail",
-         "attempts", "lease_until", "due_at", "deaths", "holder", "content", "bulk_id", "created_at",
-         "final_at")  # fmt: skip
-"""The columns of a charge that is made."""
+_GIVEN = ("job_id", "task", "kind", "sender", "digest", "payer", "credits", "state", "reason", "detail", "attempts",
+          "holder", "content", "bulk_id")  # fmt: skip
+"""What is different from one new charge to the next."""
 
 
 @functools.cache
 def _insert_charges(dialect: str) -> Executable:
-    given = unpacked(dialect, {name: charges.c[name].type for name in _MADE})
+    types = {name: charges.c[name].type for name in _GIVEN if name != "payer"}
+    given = unpacked(dialect, {**types, "payer": accounts.c.owner_id.type})
+    now = bindparam("now", type_=Instant)
+    same = ("job_id", "task", "kind", "sender", "digest", "credits", "state", "reason", "detail", "attempts", "holder",
+            "content", "bulk_id")  # fmt: skip
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: given.c[name] for name in same},
+        "account_id": case((given.c.state.in_(charging.OPEN), accounts.c.id), else_=None),
+        "refunded": literal(0),
+        "deaths": literal(0),
+        "lease_until": case((given.c.state == State.SENDING, bindparam("lease_until", type_=Instant)), else_=None),
+        "due_at": case((given.c.state == State.WAITING, bindparam("due_at", type_=Instant)), else_=None),
+        "created_at": now,
+        "final_at": case((given.c.state == State.REFUSED, now), else_=None),
+    }
+    paying = given.outerjoin(accounts, (accounts.c.owner_id == given.c.payer) & (accounts.c.kind == given.c.kind))
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
-    rows = select(given).where(true()).order_by(given.c.job_id)
-    return (
-        insert_in(dialect, charges).from_select(list(_MADE), rows).on_conflict_do_nothing().returning(charges.c.job_id)
-    )
+    rows = select(*values.values()).select_from(paying).where(true()).order_by(given.c.job_id)
+    made = insert_in(dialect, charges).from_select(list(values), rows)
+    return made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
 
 
 def _refuse_unaffordable(
@@ -366,48 +377,50 @@ def _how_many_fit(costs: Sequence[int], available: int) -> int:
     return fit
 
 
-_ENDED = ("state", "reason", "detail", "refunded", "lease_until", "due_at", "recipients_refused", "carrier_reference",
-          "deaths", "handed_at", "final_at", "content")  # fmt: skip
-"""The columns of a charge that the end of an attempt writes."""
+_ENDED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refused", "carrier_reference", "deaths",
+          "content", "in_doubt")  # fmt: skip
+"""What is different from one end of an attempt to the next."""
 
 
-def _end_of(one: Settlement, now: datetime) -> dict[str, Any]:
-    """What the end of one attempt writes, and the attempt that it ends."""
-    final = one.state in charging.FINAL
-    return {
-        "job_id": one.charge.job_id,
-        "attempts": one.charge.attempts,
-        "holder": one.charge.holder,
+def _end_of(one: Settlement) -> dict[str, Any]:
+    """What the end of one attempt writes, as far as it is anything."""
+    values = {
         "state": one.state,
         "reason": one.reason,
         "detail": one.detail,
         "refunded": one.refund,
-        "lease_until": None,
         "due_at": one.due_at,
         "recipients_refused": one.recipients_refused,
         "carrier_reference": one.carrier_reference,
         "deaths": one.charge.deaths + one.death,
-        "handed_at": (one.charge.handed_at or now) if one.in_doubt else None,
-        "final_at": now if final else None,
-        "content": None if final else one.content,
-        "keeps_content": not final and one.content is None,
+        "content": one.content,
+        "in_doubt": one.in_doubt,
     }
+    return {name: value for name, value in values.items() if value}
 
 
 @functools.cache
 def _end_attempts(dialect: str) -> Update:
     """Write the ends of attempts that are still the last ones; gives their jobs, and the accounts that paid."""
     names = ("job_id", "attempts", "holder", *_ENDED)
-    given = unpacked(dialect, {name: charges.c[name].type for name in names} | {"keeps_content": Boolean()})
-    values: dict[str, ColumnElement[Any]] = {name: given.c[name] for name in _ENDED}
-    # Since when there is a doubt was noted by the attempt itself, after it was claimed.
-    values["handed_at"] = case(
-        (given.c.handed_at.is_not(None), func.coalesce(charges.c.handed_at, given.c.handed_at)), else_=None
-    )
-    values["content"] = case((given.c.keeps_content, charges.c.content), else_=given.c.content)
+    types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name != "in_doubt"}
+    given = unpacked(dialect, {**types, "in_doubt": Boolean()})
+    now = bindparam("now", type_=Instant)
+    final = given.c.state.in_(charging.FINAL)
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: given.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
+                                            "carrier_reference")},
+        "refunded": func.coalesce(given.c.refunded, 0),
+        "deaths": func.coalesce(given.c.deaths, 0),
+        "lease_until": null(),
+        # Since when there is a doubt was noted by the attempt itself, after it was claimed.
+        "handed_at": case((given.c.in_doubt, func.coalesce(charges.c.handed_at, now)), else_=None),
+        "final_at": case((final, now), else_=None),
+        "content": case((final, None), else_=func.coalesce(given.c.content, charges.c.content)),
+    }  # fmt: skip
     return (
         update(charges)
         .where(charging.is_held(given, bindparam("before", type_=String)))
-        .values(**values)
+        .values(values)
         .returning(charges.c.job_id, charges.c.account_id)
     )
