@@ -27,7 +27,7 @@ from models import views
 from models.messages import MESSAGES, SEND_TASKS, View, ViewUsage
 from models.tables import accounts, users
 from tasks.context import Json
-from tasks.door import PEOPLE, named
+from tasks.naming import PEOPLE, named
 from worker import screens, status
 from worker.house import LOOK_EVERY_S, House, UpError, open_house
 from worker.settings import Settings
