@@ -18,9 +18,9 @@ from models import dead, refusals
 from models.answers import Answer, refused_answer
 from models.dead import Letter, Status
 from models.errors import Refused
-from models.fields import ID
 from models.messages import MESSAGES, Message, printable, read
 from tasks.context import Context, Json
+from tasks.naming import KEYS, PEOPLE, named, summary
 
 log = structlog.get_logger(__name__)
 
@@ -30,25 +30,6 @@ FAULT_WAIT_MAX_S = 60.0
 """After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
 
 TASK_ID_MAX = 255
-KEYS = ("job_id", "order_id", "change_id", "user_id")
-PEOPLE = ("sender", "buyer", "actor", "viewer")
-
-
-def named(given: object, fields: tuple[str, ...]) -> str | None:
-    """The first of `fields` in an object off the wire that holds a proper id; the object may be anything."""
-    if not isinstance(given, dict):
-        return None
-    for field in fields:
-        value = given.get(field)
-        if isinstance(value, str) and ID.fullmatch(value):
-            return value
-    return None
-
-
-def summary(args: object) -> str:
-    """The arguments of a task as logs and events may show them: the job's id and who sent it, nothing else."""
-    given = args[0] if isinstance(args, (list, tuple)) and args else None
-    return f"(job={named(given, KEYS) or '-'}, sender={named(given, PEOPLE) or '-'})"
 
 
 class DiscreetRequest(Request):

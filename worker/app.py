@@ -13,11 +13,12 @@ from models.messages import SEND_ONE_TASKS
 from models.retrying import Patience
 from tasks import billing, bulk, sending, upkeep, viewing
 from tasks.context import Context, Json
+from tasks.queues import ROUTES, Queue
 from tasks.together import Hands
 from worker.carriers import open_email, open_sms
 from worker.codec import PLAIN, use_codec
 from worker.logs import set_up_logging
-from worker.queues import ROUTES, Queue, schedule
+from worker.schedule import schedule
 from worker.settings import Settings
 from worker.transport import use_transport
 

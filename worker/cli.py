@@ -33,7 +33,9 @@ from worker.app import create_app
 from worker.checks import DATABASE_ERRORS, NotReadyError, database_clock_differs, failure, require_ready
 from worker.deciding import dead, unknown
 from worker.embedded import EmbeddedError, embedded_broker
+from worker.enqueuing import enqueue
 from worker.house import UpError
+from worker.jobfile import JobFileError
 from worker.logs import set_up_logging
 from worker.metrics import MetricsError, served
 from worker.settings import Settings, SettingsError
@@ -42,12 +44,14 @@ from worker.up import up as run_up
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPERATORS = {"worker", "beat", "flower", "inspect", "control", "send-email", "send-sms", "status", "dead"}
+OPERATORS = {"worker", "beat", "flower", "inspect", "control", "send-email", "send-sms", "enqueue", "status", "dead"}
 """Commands that need a broker; an embedded one is started for them unless it runs already."""
 CHECKED = {"worker", "beat"}
 """Commands that refuse to start while something they depend on is not as it must be (worker/checks.py)."""
 SAYS = {"worker", "beat", "flower", "up"}
 """Commands that run on and log; the others only speak to who asked."""
+SAID = (SettingsError, EmbeddedError, DatabaseBehindError, UpError, JobFileError, NotReadyError, MetricsError)
+"""What is raised with a sentence for the person at the command line."""
 ASKING_WAIT_S = 5.0
 """How long the others wait for a database that does not answer: somebody sits before them."""
 
@@ -59,7 +63,7 @@ class Postage(click.Group):
         """Run a command; what a person can mend is said in a sentence, without a traceback."""
         try:
             return super().invoke(ctx)
-        except (SettingsError, EmbeddedError, DatabaseBehindError, UpError, NotReadyError, MetricsError) as error:
+        except SAID as error:
             raise click.ClickException(str(error)) from error
         except (*DATABASE_ERRORS, BrokerError, RedisError) as error:
             raise click.ClickException(failure(error, Settings.read())) from error
@@ -217,6 +221,8 @@ def _send(ctx: click.Context, task: str, given: Json, *, wait: float, as_json: b
     answer = reporting.wait_for(app.context, sent.id, job["job_id"], until=time.monotonic() + wait)
     show(answer, as_json=as_json, screen=screens.message)
 
+
+postage.add_command(enqueue)
 
 # -- billing ----------------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from redis import Redis, RedisError
 from models.messages import printable
 from models.paging import PAGE
 from tasks.context import Json
+from tasks.queues import Queue
 from worker.app import PostageApp
-from worker.queues import Queue
 from worker.transport import QUARANTINE, client_of
 
 ID_LENGTH = 17

@@ -13,8 +13,8 @@ from models.answers import bulk_answer, message_answer, refused_answer
 from models.charges import Charge, State
 from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
+from tasks.queues import Queue
 from worker.app import PostageApp
-from worker.queues import Queue
 from worker.transport import QUARANTINE, client_of
 
 LOOK_EVERY_S = 0.1

@@ -4,7 +4,6 @@ The broker and the receivers live in this process's care; worker, beat and Flowe
 end with it.
 """
 
-import json
 import os
 import signal
 import time
@@ -24,12 +23,13 @@ from rich.text import Text
 from sqlalchemy import select
 
 from models import views
-from models.messages import MESSAGES, SEND_TASKS, View, ViewUsage
+from models.messages import SEND_TASKS, View, ViewUsage
 from models.tables import accounts, users
 from tasks.context import Json
-from tasks.door import PEOPLE, named
+from tasks.naming import PEOPLE, named
 from worker import screens, status
 from worker.house import LOOK_EVERY_S, House, UpError, open_house
+from worker.jobfile import each_job
 from worker.settings import Settings
 
 ANSWER_WITHIN_S = 120.0
@@ -61,11 +61,13 @@ def up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> None:
 
     Raises
     ------
+    JobFileError
+        If a line of the file is no job.
     UpError
         If something cannot be started, or ends while it should run.
 
     """
-    lines = read_jobs(file) if file else []
+    lines = [Line(one.number, one.task, one.job, str(uuid.uuid4())) for one in each_job(file)] if file else []
     console = Console()
     with ExitStack() as stack:
         stack.enter_context(_ended_by_signals())
@@ -79,34 +81,6 @@ def up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> None:
         except KeyboardInterrupt:
             console.print("Ending …")
     console.print("Ended cleanly.")
-
-
-def read_jobs(file: Path) -> list[Line]:
-    """The jobs of a file: one JSON object {"task": …, "job": …} a line; empty lines and lines with # are passed over.
-
-    Raises
-    ------
-    UpError
-        Naming the first line that is none.
-
-    """
-    lines = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
-        try:
-            given = json.loads(text)
-            task, job = given["task"], given["job"]
-            known = set(given) == {"task", "job"} and task in MESSAGES
-        except (ValueError, KeyError, TypeError, RecursionError):
-            known = False
-        if not known:
-            sentence = (
-                f'{file}, line {number}: not {{"task": …, "job": …}} with one of the tasks {", ".join(MESSAGES)}.'
-            )
-            raise UpError(sentence)
-        lines.append(Line(number, task, job, str(uuid.uuid4())))
-    return lines
 
 
 def _run(house: House, lines: Sequence[Line], console: Console) -> None:

@@ -23,8 +23,8 @@ from celery import Celery
 
 from models.database import Database
 from models.migrations import check_migrated
+from tasks.queues import Queue
 from tests.servers import PostgresServer, ValkeyServer, _free_port
-from worker.queues import Queue
 from worker.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from models.charges import State
+from tasks.queues import Queue
 from tests.flows.house import House, run, until
 from tests.servers import PostgresServer
-from worker.queues import Queue
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -14,8 +14,8 @@ from models.errors import Reason
 from models.messages import MESSAGES, read
 from tasks import billing, bulk, sending, viewing
 from tasks.context import Context
+from tasks.queues import ROUTES, Queue
 from worker.carriers.null import NullCarrier
-from worker.queues import ROUTES, Queue
 from worker.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from kombu import Message as KombuMessage
 
 from models.answers import Answer
 from models.errors import Reason
-from tasks.door import KEYS, PEOPLE, DiscreetRequest, named, summary
+from tasks.door import DiscreetRequest
+from tasks.naming import KEYS, PEOPLE, named, summary
 from tests.fakes import TASK_MODULES
 from worker.logs import QUIET, set_up_logging
 from worker.settings import Settings

@@ -9,8 +9,9 @@ from celery import Celery
 
 from models.messages import MESSAGES
 from tasks.door import Door
+from tasks.queues import ROUTES, Queue
 from tests.fakes import TASK_MODULES
-from worker.queues import ROUTES, Queue, schedule
+from worker.schedule import schedule
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
 

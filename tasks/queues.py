@@ -1,8 +1,7 @@
-"""Queues, which task goes to which, and what beat asks for."""
+"""Queues, and which task goes to which."""
 
 import enum
 from collections.abc import Mapping
-from typing import Any
 
 
 class Queue(enum.StrEnum):
@@ -43,11 +42,3 @@ ROUTES: Mapping[str, Queue] = {
     "upkeep.sweep": Queue.UPKEEP,
     "upkeep.audit": Queue.UPKEEP,
 }
-
-
-def schedule(sweep_s: float, audit_s: float) -> dict[str, dict[str, Any]]:
-    """Beat's table. A round that no worker has taken up by the next one is dropped, so they never pile up."""
-    return {
-        "sweep": {"task": "upkeep.sweep", "schedule": sweep_s, "args": [{}], "options": {"expires": 2 * sweep_s}},
-        "audit": {"task": "upkeep.audit", "schedule": audit_s, "args": [{}], "options": {"expires": 2 * audit_s}},
-    }

@@ -1,0 +1,227 @@
+"""Enqueuing from Python, many jobs a round trip. It needs the broker alone: no database, no settings, no worker.
+
+    app = producer_app("redis://127.0.0.1:6379/0")
+    enqueue(app, [SendEmail(job_id="invoice-4711", sender="mary", to=["you@example.org"], subject="Hello", text="Hi!")])
+
+Every message is made by Celery's own `send_task`, inside kombu's batch: on the wire nothing differs from a job that
+was sent alone.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu import Producer
+from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # new in kombu 5.7
+
+from models.errors import PostageError, Reason, Refused
+from models.messages import MESSAGES, Message, Send, SendMany, View, printable, read
+from tasks.naming import KEYS, named, summary
+from tasks.queues import ROUTES
+
+Job = Message | tuple[str, dict[str, Any]]
+"""A message, or the name of a task and the JSON object that it takes."""
+
+JOBS_AT_ONCE = 500
+"""Jobs published in one round trip, at most."""
+CHARACTERS_AT_ONCE = 4_000_000
+"""A batch that has grown to this many characters is published: large emails must not fill the memory."""
+TASKS = {message: task for task, message in MESSAGES.items() if message is not View}
+"""The task that a message is for. A plain `View` fits several: those are enqueued by name and object."""
+CONNECTING = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+"""Tried four times within a second, then the broker is away."""
+TIMEOUTS = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
+"""Without these a call to a frozen broker waits for ever."""
+NO_KEY = "`job_id`: must be there, made before the first try: with it, publishing a job again is harmless."
+
+
+class EnqueueError(PostageError):
+    """Not all jobs were enqueued: the first `published` were. As a text it tells what happened."""
+
+    published = 0
+
+
+class InvalidJobError(EnqueueError):
+    """The job at `index`, counted from 0, is not valid, for the reason `why`. Nothing of its batch was published."""
+
+    def __init__(self, index: int, name: str, why: str) -> None:
+        super().__init__(index, name, why)
+        self.index, self.name, self.why = index, name, why
+
+    def __str__(self) -> str:
+        return f"jobs[{self.index}] ({self.name}) is not valid: {self.why} {_so_far(self.published)}"
+
+
+class BrokerAwayError(EnqueueError):
+    """The broker could not be used. Of the `uncertain` jobs after the published ones, some may have been published."""
+
+    def __init__(self, broker: str, why: str, uncertain: int) -> None:
+        super().__init__(broker, why, uncertain)
+        self.broker, self.why, self.uncertain = broker, why, uncertain
+
+    def __str__(self) -> str:
+        return (
+            f"The broker {self.broker} cannot be used: {self.why}. {_so_far(self.published, self.uncertain)} "
+            "Enqueue the others, or simply all, again as they are: the same id is never charged or sent twice."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A job that its worker will be able to read."""
+
+    task: str
+    given: dict[str, Any]
+    characters: int
+
+
+class _Sent:
+    """What `send_task` makes of a task that was sent: its id alone, and nobody who listens for an answer."""
+
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
+        self.ignored = True
+
+
+def producer_app(broker_url: str, results_url: str | None = None) -> Celery:
+    """A Celery app that knows Postage's queues. `results_url` is needed only to read answers with `.get()`."""
+    app = Celery("producer", broker=broker_url, backend=results_url, set_as_current=False)
+    app.conf.update(
+        broker_transport_options=TIMEOUTS,
+        task_routes={task: {"queue": str(queue)} for task, queue in ROUTES.items()},
+        task_serializer="json",
+        accept_content=["json"],
+    )
+    return app
+
+
+def enqueue(app: Celery, jobs: Iterable[Job]) -> list[str]:
+    """Put jobs on their queues, through any Celery app with Postage's broker. Returns their Celery task ids, in order.
+
+    The jobs of a list are all checked before the first is published. What any other iterable gives is checked and
+    published batch by batch, so there may be more of it than fits into memory.
+
+    Raises
+    ------
+    InvalidJobError
+        Naming the first job that no worker could read, or that lacks its `job_id`.
+    BrokerAwayError
+        Saying how much was published. The same jobs can be enqueued again.
+
+    """
+    checked: Iterable[_Checked] = _each_checked([jobs] if isinstance(jobs, Message) else jobs)
+    task_ids: list[str] = []
+    try:
+        for batch in _batches(list(checked) if isinstance(jobs, Sequence) else checked):
+            task_ids += _publish(app, batch)
+    except EnqueueError as error:
+        error.published = len(task_ids)
+        raise
+    except Exception as error:  # of the caller's own iterable
+        error.add_note(_so_far(len(task_ids)))
+        raise
+    return task_ids
+
+
+def _so_far(published: int, uncertain: int = 0) -> str:
+    if not uncertain:
+        return f"The first {published} jobs were published." if published else "Nothing was published."
+    if not published:
+        return f"Of the first {uncertain} jobs some may have been published."
+    return f"The first {published} jobs were published, and of the next {uncertain} some may have been."
+
+
+# -- checking ---------------------------------------------------------------------------------------------------------
+
+
+def _each_checked(jobs: Iterable[Job]) -> Iterator[_Checked]:
+    for index, job in enumerate(jobs):
+        task, given = _on_the_wire(job)
+        try:
+            yield check(task, given)
+        except Refused as why:
+            name = f"{printable(task)}, {named(given, KEYS) or 'no valid id'}"
+            raise InvalidJobError(index, name, why.detail) from None
+
+
+def _on_the_wire(job: Job) -> tuple[str, dict[str, Any]]:
+    """The task of a job, and its object with the fields that were given."""
+    if isinstance(job, Message):
+        return TASKS.get(type(job), type(job).__name__), job.model_dump(mode="json", exclude_unset=True)
+    return job
+
+
+def check(task: str, given: dict[str, Any]) -> _Checked:
+    """Read a job as its worker will, and make sure that it can be published twice without harm.
+
+    Raises
+    ------
+    Refused
+        `invalid_job`, with what is wrong field by field.
+
+    """
+    if task not in MESSAGES:
+        raise Refused(Reason.INVALID_JOB, f"the tasks are {', '.join(MESSAGES)}.")
+    message = read(task, given)
+    if isinstance(message, Send) and message.job_id is None:
+        raise Refused(Reason.INVALID_JOB, NO_KEY)
+    if isinstance(message, SendMany):
+        deque(message.each(), maxlen=0)
+    return _Checked(task, given, len(message.model_dump_json()))
+
+
+# -- publishing -------------------------------------------------------------------------------------------------------
+
+
+def _batches(jobs: Iterable[_Checked]) -> Iterator[list[_Checked]]:
+    batch: list[_Checked] = []
+    characters = 0
+    for job in jobs:
+        batch.append(job)
+        characters += job.characters
+        if len(batch) == JOBS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _publish(app: Celery, batch: Sequence[_Checked]) -> list[str]:
+    """Publish a batch in one round trip, or raise `BrokerAwayError`."""
+    uncertain = 0
+    with app.producer_or_acquire() as producer:
+        try:
+            producer.connection.ensure_connection(**CONNECTING)
+            uncertain = len(batch)
+            with producer.batch(max_size=JOBS_AT_ONCE):
+                return [_send(app, producer, job) for job in batch]
+        except (OperationalError, BatchPublishError) as error:
+            # Not chained: what redis says of a refused command shows the beginning of the message.
+            raise BrokerAwayError(producer.connection.as_uri(), _words(error), uncertain) from None
+
+
+def _words(error: Exception) -> str:
+    """What the broker or its driver said, on one line, without the command."""
+    said = re.sub(r"^Command # \d+ .* of pipeline caused error: ", "", str(error.__cause__ or error), flags=re.DOTALL)
+    return " ".join(said.split()).rstrip(".")
+
+
+def _send(app: Celery, producer: Producer, job: _Checked) -> str:
+    """Have Celery make the message, and kombu keep it until the batch is complete."""
+    sent = app.send_task(
+        job.task,
+        args=[job.given],
+        queue=str(ROUTES[job.task]),
+        argsrepr=summary([job.given]),
+        serializer="json",
+        producer=producer,
+        retry=False,  # a batch is published once; whether again is the caller's decision
+        declare=[],  # a queue of Redis is there when something is in it
+        ignore_result=True,  # what is kept is for the worker to say; a producer's app would subscribe to each answer
+        add_to_parent=False,
+        result_cls=_Sent,  # type: ignore[arg-type]
+    )
+    return sent.id
