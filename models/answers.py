@@ -52,6 +52,16 @@ def message_answer(charge: Charge) -> dict[str, Any]:
     }
 
 
+def brief_answer(charge: Charge) -> dict[str, Any]:
+    """As much of the answer to a send job as logs and events show, where nobody waits for the rest."""
+    return {
+        "job_id": charge.job_id,
+        "status": status(charge.state, charge.attempts),
+        "reason": charge.reason,
+        "detail": charge.detail,
+    }
+
+
 def status(state: State, attempts: int) -> str:
     """The word for a charge's state on the wire: a job that waits for its first attempt is as good as sending."""
     if state is State.WAITING:

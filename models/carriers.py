@@ -68,6 +68,8 @@ class Receipt:
 
     def tidied(self) -> Self:
         """The same receipt in words that any database keeps: no control characters or half ones, and not too long."""
+        if not (self.refused or self.deferred) and all(map(_is_tidy, (self.detail, self.reference or ""))):
+            return self  # as nearly always
         return replace(
             self,
             detail=tidy(self.detail),
@@ -79,6 +81,10 @@ class Receipt:
 
 WORDS_MAX = 300
 """Characters of a carrier's words, or of its id for a message, that are kept."""
+
+
+def _is_tidy(words: str) -> bool:
+    return words.isprintable() and len(words) <= WORDS_MAX and words.strip() == words
 
 
 def tidy(words: str) -> str:

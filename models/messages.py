@@ -2,12 +2,12 @@
 
 import hashlib
 import html as html_escape
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from models.errors import Reason, Refused
 from models.fields import (
@@ -57,8 +57,14 @@ class Message(BaseModel):
 
 def digest_of(task: str, given: dict[str, Any]) -> str:
     """The digest of a message of which everything but the key is `given`."""
-    canonical = json.dumps([task, given], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(to_json([task, _in_order(given)])).hexdigest()
+
+
+def _in_order(value: Any) -> Any:  # noqa: ANN401  JSON
+    """The same JSON with the names of each object in order: which comes first means nothing."""
+    if isinstance(value, dict):
+        return {name: _in_order(value[name]) for name in sorted(value)}
+    return [_in_order(each) for each in value] if isinstance(value, list) else value
 
 
 class Credits(Message):

@@ -14,7 +14,7 @@ from celery import shared_task
 
 from models import charges as charging
 from models import dead, ledger
-from models.answers import Answer, message_answer
+from models.answers import Answer, brief_answer, message_answer
 from models.charges import Charge, Job, State
 from models.errors import Reason, Refused
 from models.messages import SendEmail, SendOne, SendSms, digest_of, read
@@ -110,7 +110,7 @@ class SendDoor(Door):
             if job is not None:
                 places.setdefault(job.job_id, []).append(place)
         for charges in send(context, [job for job in jobs if job is not None]):
-            answers = {charge.job_id: message_answer(charge) for charge in charges}
+            answers = {charge.job_id: brief_answer(charge) for charge in charges}
             self._keep_refused(context, [arrived[places[job_id][0]] for job_id in answers], answers.values())
             yield [
                 (place, self._say_answered(charge, answers[charge.job_id]))
