@@ -92,7 +92,7 @@ def tables(results: Results) -> Iterator[tuple[str, Rows]]:
         yield "Wanted and measured", [("what", "measured", "by round", "wanted", "reached"), *targets]
     rates = [_rate_row(side) for side in sides.values() if _has(side, "rate")]
     if rates:
-        columns = ("side", "a second", "by round", "CPU ms a job, workers", "CPU ms a job, all")
+        columns = ("side", "a second", "by round", "CPU ms a job", "workers", "PostgreSQL", "Valkey")
         yield "How many", [columns, *rates]
     waits = [_wait_row(side) for side in sides.values() if _has(side, "p99_ms")]
     if waits:
@@ -117,8 +117,8 @@ def _target_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _rate_row(side: Mapping[str, Any]) -> tuple[str, ...]:
     rounds = side["rounds"]
-    return (side["title"], brief(median_of(rounds, "rate")), _span(rounds, "rate"),
-            brief(median_of(rounds, "worker_cpu_ms")), brief(median_of(rounds, "all_cpu_ms")))  # fmt: skip
+    cpu = (brief(median_of(rounds, f"{whose}_cpu_ms")) for whose in ("all", "worker", "postgres", "valkey"))
+    return side["title"], brief(median_of(rounds, "rate")), _span(rounds, "rate"), *cpu
 
 
 def _wait_row(side: Mapping[str, Any]) -> tuple[str, ...]:

@@ -66,9 +66,9 @@ class Bench:
         self._stack.close()
 
     @property
-    def servers(self) -> tuple[int, int]:
+    def servers(self) -> dict[str, int]:
         """The processes of the database and of the broker."""
-        return self.postgres.pid, self.valkey.pid
+        return {"postgres": self.postgres.pid, "valkey": self.valkey.pid}
 
     def versions(self) -> dict[str, str]:
         """Of the two servers."""

@@ -74,6 +74,8 @@ def workers(
 
     """
     processes: list[psutil.Popen] = []
+    # As anywhere: compiled modules are kept, or a start-up would be spent on compiling ours each time.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     logs = [folder / f"worker{number}.log" for number in range(count)]
     try:
         for number, path in enumerate(logs):
@@ -82,7 +84,7 @@ def workers(
                 processes.append(
                     psutil.Popen(
                         dying_with_parent(words, signal.SIGKILL),
-                        env={**os.environ, **environment},
+                        env={**inherited, **environment},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -111,12 +113,12 @@ def workers(
 
 
 def time_through(  # noqa: PLR0917
-    redis: Redis, processes: Sequence[psutil.Popen], servers: Sequence[int], queues: Sequence[str],
+    redis: Redis, processes: Sequence[psutil.Popen], servers: Mapping[str, int], queues: Sequence[str],
     put: Callable[[int], None], jobs: int, *, warm: int,
 ) -> Figures:  # fmt: skip
     """How fast the workers get through `jobs` that all wait when they begin, after `warm` others.
 
-    `servers` are the processes whose CPU time counts beside that of the workers, each with its children.
+    `servers` are the processes, by name, whose CPU time counts beside that of the workers.
     """
     put(warm)
     wait_until_done(redis, queues, processes)
@@ -126,17 +128,18 @@ def time_through(  # noqa: PLR0917
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     put(jobs)
-    workers_before, servers_before = cpu_s(pids), cpu_s(servers)
+    at_work = {"worker": pids, **{name: [pid] for name, pid in servers.items()}}
+    before = {name: cpu_s(some) for name, some in at_work.items()}
     began = time.monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     wait_until_done(redis, queues, processes)
     took = time.monotonic() - began
-    worker_cpu, server_cpu = cpu_s(pids) - workers_before, cpu_s(servers) - servers_before
+    cpu_ms = {name: (cpu_s(some) - before[name]) / jobs * 1000 for name, some in at_work.items()}
     return {
         "rate": jobs / took,
-        "worker_cpu_ms": worker_cpu / jobs * 1000,
-        "all_cpu_ms": (worker_cpu + server_cpu) / jobs * 1000,
+        **{f"{name}_cpu_ms": value for name, value in cpu_ms.items()},
+        "all_cpu_ms": sum(cpu_ms.values()),
         "idle_mb": idle_mb,
         "loaded_mb": _memory_mb(pids),
         "timed_s": took,
