@@ -30,7 +30,7 @@ from tests.bench.figures import Figures, Results, Target
 from tests.bench.peers import CreditLedger, Nostro, PgBench
 from tests.bench.rig import ROOT, SMALL, Bench
 from tests.bench.sides import PROCESSES, Bulk, BySmtp, Latency, LedgerAlone, Sends, Side, StartUp, Stock
-from tests.bench.workers import cpu_s, machine_cpu_s
+from tests.bench.workers import SideError, cpu_s, machine_cpu_s
 from worker.settings import Settings
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
@@ -91,11 +91,11 @@ Sides are named on the left of --list. A ratio is shown when both its sides were
   make bench                                   everything, {ROUNDS} rounds (writes {FULL.relative_to(ROOT)})
   make bench BENCH='--docs'                    and puts the tables into docs/performance.md
   make bench BENCH='--list'                    what is measured, and against what
-  make bench BENCH='--only hot --only noop-events --rounds 1 --scale 0.2'
+  make bench BENCH='--only hot,noop-events --rounds 1 --scale 0.2'
                                                a first look at one ratio, in a minute
   make bench BENCH='--only hot --set batch=200 --set concurrency=4'
                                                with other settings of Postage (docs/operating.md)
-  make bench BENCH='--only hot --only grown --history 1000000'
+  make bench BENCH='--only hot,grown --history 1000000'
                                                growth, with a smaller history
 A run of less than everything goes to {PARTIAL.relative_to(ROOT)}. Nothing needs to be installed or running but what
 make setup brings, and smtp-sink (apt-get install postfix). Whatever else the machine does meanwhile blurs the figures;
@@ -129,7 +129,7 @@ def _arguments() -> argparse.Namespace:
         prog="python -m tests.bench", description=__doc__, epilog=HELP, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--list", action="store_true", help="say what is measured, and end")
-    parser.add_argument("--only", action="append", metavar="SIDE", help="only this side; again for more")
+    parser.add_argument("--only", action="append", metavar="SIDE", help="only this side, or several: hot,noop-events")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each side is measured ({ROUNDS})")
     parser.add_argument("--scale", type=float, default=1.0, help="more, or fewer, jobs in each round (1)")
     parser.add_argument("--history", type=int, default=GROWN, metavar="N",
@@ -141,7 +141,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md too")
     parser.add_argument("--read", type=Path, metavar="JSON", help="measure nothing: show an earlier run")
     asked = parser.parse_args()
-    wrong = sorted(set(asked.only or ()) - SIDES.keys())
+    asked.only = [name for names in asked.only or () for name in names.split(",")]
+    wrong = sorted(set(asked.only) - SIDES.keys())
     if wrong:
         parser.error(f"there is no side {', '.join(wrong)}. There are: {', '.join(SIDES)}")
     asked.settings = dict(one.lower().removeprefix("postage_").partition("=")[::2] for one in asked.set)
@@ -207,7 +208,8 @@ def _all_rounds(bench: Bench, asked: argparse.Namespace, sides: dict[str, Any], 
             try:
                 found = _observed(bench, SIDES[name], asked.scale)
             except Exception as error:  # noqa: BLE001  whatever it was, the other sides are measured all the same
-                sides[name]["failed"] = f"round {number}: {type(error).__name__}: {error}"
+                what = "" if isinstance(error, SideError) else f"{type(error).__name__}: "
+                sides[name]["failed"] = f"round {number}: {what}{error}"
                 say(f"[red]{name} failed, and is left out from here: {sides[name]['failed']}[/red]")
                 continue
             sides[name]["rounds"].append({"round": number, **found})
