@@ -6,8 +6,8 @@ the time.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from tests.bench.workers import SideError
 
 SAMPLE: Final = "bench-sample"
 DAYS: Final = 90
-CHUNK: Final = 500_000
+CHUNK: Final = 1_000_000
 HOT_SENDERS: Final = 20
 OTHERS: Final = 1_000
 
@@ -68,7 +68,7 @@ BALANCES: Final = """
 
 
 def fill(url: str, rows: int, *, say: Callable[[str], None]) -> None:
-    """Add `rows` charges of the past days, with their entries and balances.
+    """Add `rows` charges of the past days, with their entries and balances; charges and entries at the same time.
 
     Raises
     ------
@@ -77,26 +77,49 @@ def fill(url: str, rows: int, *, say: Callable[[str], None]) -> None:
 
     """
     began = time.monotonic()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SET session_replication_role = replica")  # foreign keys hold by construction
-        connection.execute("SET synchronous_commit = off")
-        connection.execute("SET maintenance_work_mem = '512MB'")
-        for table, ours in SAMPLES.items():
-            if connection.execute(f"CREATE TEMPORARY TABLE sample_of_{table} AS {ours}").rowcount != 1:
-                msg = f"{SAMPLE}, which the history is made like, is not among the {table}, or was not sent"
-                raise SideError(msg)
-        with _without_indexes(connection, ("charges", "entries"), say):
-            inserts = [_insert(connection, "charges", CHARGES), _insert(connection, "entries", ENTRIES)]
-            given = {"rows": rows, "oldest": datetime.now(UTC) - timedelta(days=DAYS), "salt": f"bench-{rows}-"}
-            for first in range(1, rows + 1, CHUNK):
-                last = min(first + CHUNK - 1, rows)
-                for insert in inserts:
-                    connection.execute(insert, {**given, "first": first, "last": last})
-                say(f"{last:,} of {rows:,} charges of history after {time.monotonic() - began:.0f} s …")
+    given = {"rows": rows, "oldest": datetime.now(UTC) - timedelta(days=DAYS), "salt": f"bench-{rows}-"}
+
+    def fill_one(table: str, columns: dict[str, str]) -> None:
+        with _connected(url) as connection:
+            for done in _fill_table(connection, table, columns, given, rows):
+                say(f"history: {table}: {done} after {time.monotonic() - began:.0f} s …")
+
+    with ThreadPoolExecutor() as threads:
+        for filled in [threads.submit(fill_one, "charges", CHARGES), threads.submit(fill_one, "entries", ENTRIES)]:
+            filled.result()
+    with _connected(url) as connection:
         connection.execute(BALANCES)
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
-    say(f"{rows:,} charges of history made in {time.monotonic() - began:.0f} s.")
+    say(f"history: {rows:,} charges made in {time.monotonic() - began:.0f} s.")
+
+
+def _connected(url: str) -> psycopg.Connection[Any]:
+    connection = psycopg.connect(url, autocommit=True)
+    connection.execute("SET session_replication_role = replica")  # foreign keys hold by construction
+    connection.execute("SET synchronous_commit = off")
+    connection.execute("SET work_mem = '256MB'")
+    connection.execute("SET maintenance_work_mem = '512MB'")
+    return connection
+
+
+def _fill_table(
+    connection: psycopg.Connection[Any], table: str, columns: dict[str, str], given: dict[str, Any], rows: int
+) -> Iterator[str]:
+    """Add the rows of one table; says what is done."""
+    ours = connection.execute(f"CREATE TEMPORARY TABLE sample_of_{table} AS {SAMPLES[table]}")
+    if ours.rowcount != 1:
+        msg = f"{SAMPLE}, which the history is made like, is not among the {table}, or was not sent"
+        raise SideError(msg)
+    constraints, indexes = _take_indexes_away(connection, table)
+    insert = _insert(connection, table, columns)
+    for first in range(1, rows + 1, CHUNK):
+        last = min(first + CHUNK - 1, rows)
+        connection.execute(insert, {**given, "first": first, "last": last})
+        yield f"{last:,} of {rows:,}"
+    for number, statement in enumerate((*indexes, *constraints), 1):
+        connection.execute(statement)  # type: ignore[arg-type]
+        yield f"{number} of {len(indexes) + len(constraints)} indexes and constraints"
 
 
 def _insert(connection: psycopg.Connection[Any], table: str, columns: dict[str, str]) -> sql.Composed:
@@ -121,31 +144,25 @@ def _insert(connection: psycopg.Connection[Any], table: str, columns: dict[str, 
     )
 
 
-@contextmanager
-def _without_indexes(
-    connection: psycopg.Connection[Any], tables: Sequence[str], say: Callable[[str], None]
-) -> Iterator[None]:
-    """Take indexes, keys, and what refers to them away, and build them again afterwards."""
+def _take_indexes_away(connection: psycopg.Connection[Any], table: str) -> tuple[list[str], list[str]]:
+    """Take indexes, keys, and what refers to them away; gives the statements that make them again."""
     constraints = connection.execute(
         "SELECT conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint"
-        " WHERE (conrelid = ANY(%(tables)s::regclass[]) AND contype IN ('p', 'u'))"
-        " OR confrelid = ANY(%(tables)s::regclass[]) ORDER BY contype = 'f'",
-        {"tables": list(tables)},
+        " WHERE (conrelid = %(table)s::regclass AND contype IN ('p', 'u')) OR confrelid = %(table)s::regclass"
+        " ORDER BY contype = 'f'",
+        {"table": table},
     ).fetchall()
     indexes = connection.execute(
         "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index"
-        " WHERE indrelid = ANY(%(tables)s::regclass[])"
+        " WHERE indrelid = %(table)s::regclass"
         " AND NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conindid = indexrelid AND contype IN ('p', 'u'))",
-        {"tables": list(tables)},
+        {"table": table},
     ).fetchall()
-    for table, name, _ in reversed(constraints):
-        connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")  # type: ignore[arg-type]
+    for owner, name, _ in reversed(constraints):
+        connection.execute(f"ALTER TABLE {owner} DROP CONSTRAINT {name}")  # type: ignore[arg-type]
     for name, _ in indexes:
         connection.execute(f"DROP INDEX {name}")  # type: ignore[arg-type]
-    yield
-    for _, definition in indexes:
-        say(f"{definition} …")
-        connection.execute(definition)
-    for table, name, definition in constraints:
-        say(f"{table}: {definition} …")
-        connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")  # type: ignore[arg-type]
+    return (
+        [f"ALTER TABLE {owner} ADD CONSTRAINT {name} {definition}" for owner, name, definition in constraints],
+        [definition for _, definition in indexes],
+    )
