@@ -115,7 +115,7 @@ class Bench:
         migrate(url)
         database = Database(url, pool_size=2)
         try:
-            _make_people(database)
+            make_people(database)
         finally:
             database.close()
         self._make_textbook_people(url)
@@ -211,8 +211,8 @@ def emails(count: int, senders: int | None = None) -> Iterator[Json]:
         }
 
 
-def _make_people(database: Database) -> None:
-    """An owner whose credits many use, a thousand owners who use their own, and one message, sent long ago."""
+def make_people(database: Database, owners: int = OWNERS) -> None:
+    """An owner whose credits many use, other owners who use their own, and one message, sent long ago."""
     long_ago = datetime.now(UTC) - timedelta(days=history.DAYS + 1)
     context = Context(database=database, carriers={"email": NullCarrier()}, enqueue=lambda _task, _given: None,
                       now=lambda: long_ago)  # fmt: skip
@@ -225,14 +225,14 @@ def _make_people(database: Database) -> None:
 
     do(billing.save_role, "roles.save",
        {"organization": "acme", "role": "admin", "rights": ["view_user_list", "edit_user"]})  # fmt: skip
-    owners = ["hot", *(f"owner-{number}" for number in range(OWNERS))]
-    for user in (*owners, *(f"user-{number}" for number in range(CREDIT_USERS))):
+    payers = ["hot", *(f"owner-{number}" for number in range(owners))]
+    for user in (*payers, *(f"user-{number}" for number in range(CREDIT_USERS))):
         person = {"user_id": user, "organization": "acme", "name": user, "email": f"{user}@bench.example"}
         do(billing.save_user, "users.save", {**person, "role": "admin", "billing": {"name": "Acme Ltd"}})
     for number in range(CREDIT_USERS):
         change = {"change_id": f"change-{number}", "actor": "hot", "user": f"user-{number}", "owner": "hot"}
         do(billing.set_owner, "credits.set_owner", change)
-    for owner in owners:
+    for owner in payers:
         bought = {"credits": {"email": RICH, "sms": RICH}, "amount": 1, "currency": "EUR"}
         do(billing.purchase, "credits.purchase", {"order_id": f"order-{owner}", "buyer": owner, **bought})
     [email] = emails(1)
