@@ -181,6 +181,8 @@ class Place:
             With the first finding.
 
         """
+        with self.database.begin() as connection:
+            connection.execute(text("ANALYZE"))  # as autovacuum does in a minute; a plan for few rows takes long
         with self.database.read() as connection:
             for finding in audit(connection, utc_now()):
                 msg = f"the audit found: {finding.invariant}, {finding.subject}, {finding.difference}"
