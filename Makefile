@@ -59,7 +59,7 @@ tests: $(READY) ## Run the tests alone (JOBS=4: in four processes)
 chaos: $(READY) ## Kill, stop and cut everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
 	@exec $(BIN)/python -m tests.chaos $(CHAOS)
 
-bench: $(READY) ## Measure how fast it is beside others (BENCH='--rounds 2 --only email')
+bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
 	@exec $(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## Remove .venv and every cache; var/, where messages and money are, stays

@@ -8,31 +8,27 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 from redis import Redis
 
+from tests.bench.figures import Figures
 from worker.embedded import dying_with_parent
 
 Json = dict[str, Any]
 PUBLISHED_AT_ONCE: Final = 500
 START_S: Final = 60.0
-STUCK_S: Final = 300.0
+STUCK_S: Final = 120.0
+"""Without any progress."""
 LOOK_EVERY_S: Final = 0.01
+SETTLE_S: Final = 0.3
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Jobs a second, and the CPU time that the worker processes spent on each, in milliseconds."""
-
-    rate: float
-    cpu_ms: float
-    memory_mb: float
-    note: str = ""
+class SideError(Exception):
+    """A side could not be measured; the message says why, and what to do."""
 
 
 def message(task: str, queue: str, job: Json) -> str:
@@ -66,64 +62,130 @@ def publish(redis: Redis, task: str, queue: str, jobs: Iterable[Json]) -> None:
 
 
 @contextmanager
-def workers(command: Sequence[str], count: int, environment: Mapping[str, str], folder: Path) -> Iterator[list[int]]:
-    """Run `count` worker processes for the length of the block; gives their ids. `%n` is the number of each."""
-    processes = []
+def workers(
+    command: Sequence[str], count: int, environment: Mapping[str, str], folder: Path
+) -> Iterator[list[psutil.Popen]]:
+    """Run `count` worker processes for the length of the block. `%n` is the number of each.
+
+    Raises
+    ------
+    SideError
+        If one of them ended by itself, with the end of its log.
+
+    """
+    processes: list[psutil.Popen] = []
+    # As anywhere: compiled modules are kept, or a start-up would be spent on compiling ours each time.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    logs = [folder / f"worker{number}.log" for number in range(count)]
     try:
-        for number in range(count):
+        for number, path in enumerate(logs):
             words = [word.replace("%n", str(number)) for word in command]
-            with (folder / f"worker{number}.log").open("ab") as log:
+            with path.open("wb") as log:
                 processes.append(
-                    subprocess.Popen(
+                    psutil.Popen(
                         dying_with_parent(words, signal.SIGKILL),
-                        env={**os.environ, **environment},
+                        env={**inherited, **environment},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
                         start_new_session=True,
                     )
                 )
-        yield [process.pid for process in processes]
+        yield processes
+    except Exception as error:
+        ended = [number for number, process in enumerate(processes) if process.poll() is not None]
+        if ended:
+            words = logs[ended[0]].read_text(errors="replace")[-600:].strip()
+            msg = f"a worker ended by itself with {processes[ended[0]].returncode}: {words}"
+            raise SideError(msg) from error
+        raise
     finally:
         for process in processes:
-            process.terminate()
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
         for process in processes:
             try:
                 process.wait(30)
-            except subprocess.TimeoutExpired:
+            except psutil.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
-def time_through(
-    redis: Redis, pids: Sequence[int], queue: str, put: Callable[[int], None], jobs: int, *, warm: int
-) -> Measured:
-    """How fast the workers get through `jobs` that all wait when they begin, after `warm` others."""
+def time_through(  # noqa: PLR0917
+    redis: Redis, processes: Sequence[psutil.Popen], servers: Mapping[str, int], queues: Sequence[str],
+    put: Callable[[int], None], jobs: int, *, warm: int,
+) -> Figures:  # fmt: skip
+    """How fast the workers get through `jobs` that all wait when they begin, after `warm` others.
+
+    `servers` are the processes, by name, whose CPU time counts beside that of the workers.
+    """
     put(warm)
-    _wait_until_done(redis, queue)
+    wait_until_done(redis, queues, processes)
+    time.sleep(SETTLE_S)
+    pids = [process.pid for process in processes]
+    idle_mb = _memory_mb(pids)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     put(jobs)
-    before = _cpu_s(pids)
+    at_work = {"worker": pids, **{name: [pid] for name, pid in servers.items()}}
+    before = {name: cpu_s(some) for name, some in at_work.items()}
     began = time.monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
-    _wait_until_done(redis, queue)
+    wait_until_done(redis, queues, processes)
     took = time.monotonic() - began
-    cpu_ms = (_cpu_s(pids) - before) / jobs * 1000
-    memory = sum(psutil.Process(pid).memory_info().rss for pid in pids) / len(pids) / 2**20
-    return Measured(jobs / took, cpu_ms, memory)
+    cpu_ms = {name: (cpu_s(some) - before[name]) / jobs * 1000 for name, some in at_work.items()}
+    return {
+        "rate": jobs / took,
+        **{f"{name}_cpu_ms": value for name, value in cpu_ms.items()},
+        "all_cpu_ms": sum(cpu_ms.values()),
+        "idle_mb": idle_mb,
+        "loaded_mb": _memory_mb(pids),
+        "timed_s": took,
+    }
 
 
-def _wait_until_done(redis: Any, queue: str) -> None:
-    deadline = time.monotonic() + STUCK_S
-    while redis.llen(queue) or redis.hlen("unacked"):
-        if time.monotonic() > deadline:
-            msg = f"{redis.llen(queue)} jobs wait on {queue} and {redis.hlen('unacked')} are in hand; nothing moves."
-            raise TimeoutError(msg)
+def wait_until_done(redis: Any, queues: Sequence[str], processes: Sequence[psutil.Popen]) -> None:
+    """Return when nothing waits and nothing is in hand.
+
+    Raises
+    ------
+    SideError
+        If a worker ended, or nothing has moved for long.
+
+    """
+    left, moved = -1, time.monotonic()
+    while now_left := sum(redis.llen(queue) for queue in queues) + redis.hlen("unacked"):
+        if now_left != left:
+            left, moved = now_left, time.monotonic()
+        if time.monotonic() > moved + STUCK_S:
+            msg = f"{left} jobs wait or are in hand, and nothing has moved for {STUCK_S:g} s"
+            raise SideError(msg)
+        if any(process.poll() is not None for process in processes):
+            msg = "a worker ended by itself"
+            raise SideError(msg)
         time.sleep(LOOK_EVERY_S)
 
 
-def _cpu_s(pids: Sequence[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+def cpu_s(pids: Iterable[int]) -> float:
+    """CPU time of processes and of all below them, in seconds, ended ones included."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            for one in (process, *process.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    times = one.cpu_times()
+                    total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def machine_cpu_s() -> float:
+    """CPU time that the whole machine has worked, in seconds."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + getattr(times, "irq", 0) + getattr(times, "softirq", 0))
+
+
+def _memory_mb(pids: Sequence[int]) -> float:
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / len(pids) / 2**20

@@ -1,0 +1,36 @@
+"""The bench's long history is one that Postage could have made."""
+
+from sqlalchemy import inspect, text
+
+from models.audit import audit
+from models.database import Database
+from tasks.context import utc_now
+from tests.bench import history
+from tests.bench.rig import make_people
+
+
+def shape_of(database: Database) -> list[object]:
+    """Keys, indexes and references of the tables that are filled."""
+    inspector = inspect(database.engine)
+    return [
+        [inspector.get_pk_constraint(table), sorted(inspector.get_indexes(table), key=str),
+         sorted(inspector.get_unique_constraints(table), key=str)]
+        for table in ("charges", "entries")
+    ] + [inspector.get_foreign_keys("decisions")]  # fmt: skip
+
+
+def test_the_audit_finds_nothing_in_it_and_every_index_is_back(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    try:
+        make_people(database, owners=3)
+        before = shape_of(database)
+
+        history.fill(postgres_url, 1_000, say=lambda _words: None)
+
+        with database.read() as connection:
+            assert list(audit(connection, utc_now())) == []
+            paid = text("SELECT count(*) FROM charges JOIN accounts ON accounts.id = account_id WHERE owner_id = 'hot'")
+            assert connection.execute(paid).scalar_one() == 501
+        assert shape_of(database) == before
+    finally:
+        database.close()
