@@ -13,8 +13,8 @@ history. Why that leaves no gap:
   transaction is tried again (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that differ.
   A worker that stood still for longer, between its clock and its commit, can be late with a charge; the charge is then
   looked at when it is settled, by the later clock reading of its settlement.
-* **Usage** is checked where more was rolled up since the mark, which notes how far that had come: the account's days add
-  up to what was spent, and with it its entries to the balance there. That each day and sender has what is theirs is
+* **Usage** is checked where more was rolled up since the mark, which notes how far that had come: the account's days
+  add up to what was spent, and this with what was added to the balance there. That each day and sender has its own is
   checked by an audit that begins at the beginning.
 * **A change to what is already marked** is not seen by such an audit. An audit of the whole history sees it.
 

@@ -22,14 +22,13 @@ from sqlalchemy import (
     not_,
     or_,
     select,
-    true,
     union_all,
 )
 from sqlalchemy import cast as sql_cast
 
 from models.fields import KINDS
 from models.tables import accounts, audit_marks, charges, entries, orders, usage_days, usage_marks, users
-from models.usage import behind_the_marks, utc_day
+from models.usage import charged_by, utc_day
 
 STALE_AFTER = timedelta(minutes=10)
 """How long after its end a lease may stand before it is a fault: the sweeper should have ended it long ago."""
@@ -340,7 +339,8 @@ def _usage_sums(scope: Scope) -> Query:
 
 def _days() -> Query:
     """Where days and rest, less what charges cost, leave something over."""
-    rest = behind_the_marks(true())
+    mark = select(usage_marks.c.seq).where(usage_marks.c.account_id == entries.c.account_id).scalar_subquery()
+    rest = charged_by(entries.c.seq > func.coalesce(mark, 0))
     parts = union_all(
         select(
             usage_days.c.account_id, usage_days.c.sender, usage_days.c.day, usage_days.c.credits, usage_days.c.messages

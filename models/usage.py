@@ -8,23 +8,19 @@ miss an entry and never count one twice, whenever a round of upkeep moves the ma
 A refund is an entry of its own, and reduces the day of the charge that it gives back.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     Date,
-    Executable,
     FromClause,
     Row,
     Select,
     Subquery,
-    Update,
     and_,
     case,
     func,
@@ -38,8 +34,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from models.database import insert, insert_in, search_by_index
-from models.rows import packed, unpacked
+from models.database import insert, search_by_index
 from models.tables import accounts, charges, entries, owner_changes, usage_days, usage_marks
 
 ACCOUNTS_AT_ONCE = 100
@@ -78,6 +73,14 @@ def _on_sqlite(element: utc_day, compiler: SQLCompiler, **options: Any) -> str: 
 # -- rolling up -------------------------------------------------------------------------------------------------------
 
 
+class Piece(NamedTuple):
+    """Entries of an account that are rolled up together: all from `first` to `last`."""
+
+    account_id: int
+    first: int
+    last: int
+
+
 def roll_up(
     connection: Connection, *, accounts_at_once: int = ACCOUNTS_AT_ONCE, entries_at_once: int = ENTRIES_AT_ONCE
 ) -> int:
@@ -89,10 +92,10 @@ def roll_up(
     pieces = _pieces(_lock_marks(connection, behind), behind, entries_at_once)
     if pieces:
         search_by_index(connection)
-        dialect, given = connection.dialect.name, packed(connection, pieces)
-        connection.execute(_add_to_days(dialect), given)
-        connection.execute(_move_marks(dialect), given)
-    return sum(piece["last"] - piece["first"] + 1 for piece in pieces)
+        rolled = or_(*(_of_account(piece.account_id, piece.first, piece.last) for piece in pieces))
+        _add_to_days(connection, rolled)
+        _move_marks(connection, rolled)
+    return sum(piece.last - piece.first + 1 for piece in pieces)
 
 
 def _furthest_behind(connection: Connection, limit: int) -> dict[int, int]:
@@ -120,42 +123,37 @@ def _lock_marks(connection: Connection, account_ids: dict[int, int]) -> list[Row
     return list(connection.execute(known.with_for_update(skip_locked=True)))
 
 
-def _pieces(marks: Sequence[Row[int, int]], behind: dict[int, int], entries_at_once: int) -> list[dict[str, int]]:
-    """The entries to roll up now: of each account those from `first` to `last`."""
-    seq_of = {row.account_id: row.seq for row in marks}
+def _pieces(marks: Sequence[Row[int, int]], behind: dict[int, int], entries_at_once: int) -> list[Piece]:
+    """What to roll up now, of the accounts whose marks are ours; the furthest behind comes first."""
+    rolled = {row.account_id: row.seq for row in marks}
     pieces = []
-    for account_id, seq in behind.items():  # the furthest behind comes first
-        last = min(seq, seq_of.get(account_id, seq) + entries_at_once)
-        if account_id in seq_of and last > seq_of[account_id]:
-            pieces.append({"account_id": account_id, "first": seq_of[account_id] + 1, "last": last})
-            entries_at_once -= last - seq_of[account_id]
+    for account_id in (one for one in behind if one in rolled):
+        first, last = rolled[account_id] + 1, min(behind[account_id], rolled[account_id] + entries_at_once)
+        if last >= first:
+            pieces.append(Piece(account_id, first, last))
+            entries_at_once -= last - first + 1
     return pieces
 
 
-def _given(dialect: str) -> FromClause:
-    return unpacked(dialect, {name: BigInteger() for name in ("account_id", "first", "last")})
+def _of_account(account_id: int, first: int, last: int | None = None) -> ColumnElement[bool]:
+    """Entries of an account by their numbers. Said in numbers, so that the planner sees how few they are."""
+    numbers = entries.c.seq >= first if last is None else entries.c.seq.between(first, last)
+    return and_(entries.c.account_id == account_id, numbers)
 
 
-def _in_piece(given: FromClause) -> ColumnElement[bool]:
-    return and_(entries.c.account_id == given.c.account_id, entries.c.seq.between(given.c.first, given.c.last))
-
-
-@functools.cache
-def _add_to_days(dialect: str) -> Executable:
-    """Add the entries of the pieces to the days of their charges."""
-    given, day = _given(dialect), utc_day(charges.c.created_at)
+def _add_to_days(connection: Connection, rolled: ColumnElement[bool]) -> None:
+    """Add these entries to the days of their charges."""
+    each = charged_by(rolled)
+    day = utc_day(each.c.created_at)
     new = (
         select(
-            entries.c.account_id,
+            each.c.account_id,
             day.label("day"),
-            charges.c.sender,
-            func.sum(_credits).label("credits"),
-            func.sum(_messages).label("messages"),
+            each.c.sender,
+            func.sum(each.c.credits).label("credits"),
+            func.sum(each.c.messages).label("messages"),
         )
-        .join_from(given, entries, _in_piece(given))
-        .join(charges, charges.c.job_id == _job_id)
-        .where(is_usage)
-        .group_by(entries.c.account_id, day, charges.c.sender)
+        .group_by(each.c.account_id, day, each.c.sender)
         .subquery("new")
     )
     key = and_(*(usage_days.c[name] == new.c[name] for name in ("account_id", "day", "sender")))
@@ -171,32 +169,28 @@ def _add_to_days(dialect: str) -> Executable:
         .outerjoin_from(new, usage_days, key)
         .where(true())  # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE
     )
-    made = insert_in(dialect, usage_days).from_select([column.name for column in usage_days.c], rows)
-    return made.on_conflict_do_update(
-        index_elements=list(usage_days.primary_key),
-        set_={"credits": made.excluded.credits, "messages": made.excluded.messages},
-    )
+    made = insert(connection, usage_days).from_select([column.name for column in usage_days.c], rows)
+    changed = {"credits": made.excluded.credits, "messages": made.excluded.messages}
+    connection.execute(made.on_conflict_do_update(index_elements=list(usage_days.primary_key), set_=changed))
 
 
-@functools.cache
-def _move_marks(dialect: str) -> Update:
-    """Move the marks to the ends of the pieces."""
-    given = _given(dialect)
+def _move_marks(connection: Connection, rolled: ColumnElement[bool]) -> None:
+    """Move the marks to the last of these entries."""
     new = (
         select(
-            given.c.account_id,
-            given.c.last,
+            entries.c.account_id,
+            func.max(entries.c.seq).label("seq"),
             func.sum(case((is_usage, _credits), else_=0)).label("spent"),
             func.sum(case((is_usage, 0), else_=entries.c.amount)).label("added"),
         )
-        .join_from(given, entries, _in_piece(given))
-        .group_by(given.c.account_id, given.c.last)
+        .where(rolled)
+        .group_by(entries.c.account_id)
         .subquery("new")
     )
-    return (
+    connection.execute(
         update(usage_marks)
         .where(usage_marks.c.account_id == new.c.account_id)
-        .values(seq=new.c.last, spent=usage_marks.c.spent + new.c.spent, added=usage_marks.c.added + new.c.added)
+        .values(seq=new.c.seq, spent=usage_marks.c.spent + new.c.spent, added=usage_marks.c.added + new.c.added)
     )
 
 
@@ -205,28 +199,39 @@ def _move_marks(dialect: str) -> Update:
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Whose usage: what `account_ids` paid; or, of that, what one sender sent, all of which those accounts paid."""
+    """Whose usage: what the accounts paid; or, of that, what one sender sent, all of which those accounts paid.
 
-    account_ids: Sequence[int]
+    `marks` has the accounts, and how far each was rolled up if there are entries behind that, or None.
+    """
+
+    marks: Mapping[int, int | None]
     sender: str | None = None
 
     def has(self, table: FromClause) -> ColumnElement[bool]:
         """Whether a row of charges or of `usage_days` is of it."""
         if self.sender is not None:
             return (table.c.sender == self.sender) & table.c.account_id.is_not(None)
-        return table.c.account_id.in_(self.account_ids)
+        return table.c.account_id.in_(self.marks)
 
 
 def paid_by(connection: Connection, owner: str) -> Whose:
     """What an owner paid, whoever sent it."""
-    return Whose(connection.execute(select(accounts.c.id).where(accounts.c.owner_id == owner)).scalars().all())
+    return Whose(_marks(connection, accounts.c.owner_id == owner))
 
 
 def sent_by(connection: Connection, sender: str) -> Whose:
     """What a user sent, whoever paid it: themselves, or one of those whose credits they have spent."""
     owners = select(owner_changes.c.new_owner_id).where(owner_changes.c.user_id == sender)
-    paid = or_(accounts.c.owner_id == sender, accounts.c.owner_id.in_(owners))
-    return Whose(connection.execute(select(accounts.c.id).where(paid)).scalars().all(), sender)
+    return Whose(_marks(connection, or_(accounts.c.owner_id == sender, accounts.c.owner_id.in_(owners))), sender)
+
+
+def _marks(connection: Connection, condition: ColumnElement[bool]) -> dict[int, int | None]:
+    found = connection.execute(
+        select(accounts.c.id, accounts.c.seq, rolled_seq.label("rolled"))
+        .outerjoin_from(accounts, usage_marks, usage_marks.c.account_id == accounts.c.id)
+        .where(condition)
+    )
+    return {row.id: row.rolled if row.seq > row.rolled else None for row in found}
 
 
 def spent(whose: Whose, since: datetime | None, until: datetime | None) -> Subquery:
@@ -241,7 +246,7 @@ def spent(whose: Whose, since: datetime | None, until: datetime | None) -> Subqu
     if first >= end:
         return _of_charges(whose, since, until).subquery("spent")
     begins, ends = _begin(first), _begin(end)
-    parts = [_of_days(whose, begins.date(), ends.date()), _of_the_rest(whose, begins, ends)]
+    parts = [_of_days(whose, begins.date(), ends.date()), *_of_the_rest(whose, begins, ends)]
     parts += [_of_charges(whose, *span) for span in ((since, begins), (ends, until)) if span[0] < span[1]]
     return union_all(*parts).subquery("spent")
 
@@ -261,33 +266,30 @@ def _of_days(whose: Whose, first: date, end: date) -> Query:
     )
 
 
-def _of_the_rest(whose: Whose, since: datetime, until: datetime) -> Query:
-    rest = behind_the_marks(accounts.c.id.in_(whose.account_ids))
-    return select(
-        rest.c.sender, utc_day(rest.c.created_at).label("day"), rest.c.kind, rest.c.credits, rest.c.messages
-    ).where(whose.has(rest), rest.c.created_at >= since, rest.c.created_at < until)
-
-
-def behind_the_marks(condition: ColumnElement[bool]) -> FromClause:
-    """The entries of these accounts that are not rolled up yet, each with its charge.
-
-    Materialized, so that every planner begins with the marks, and not with all charges of a sender or a time.
-    """
-    after_mark = and_(entries.c.account_id == accounts.c.id, entries.c.seq > rolled_seq)
-    return (
-        select(
-            entries.c.account_id,
-            charges.c.sender,
-            charges.c.created_at,
-            accounts.c.kind,
-            _credits.label("credits"),
-            _messages.label("messages"),
+def _of_the_rest(whose: Whose, since: datetime, until: datetime) -> list[Query]:
+    behind = [_of_account(account_id, seq + 1) for account_id, seq in whose.marks.items() if seq is not None]
+    if not behind:
+        return []
+    rest = charged_by(or_(*behind))
+    day = utc_day(rest.c.created_at).label("day")
+    return [
+        select(rest.c.sender, day, rest.c.kind, rest.c.credits, rest.c.messages).where(
+            whose.has(rest), rest.c.created_at >= since, rest.c.created_at < until
         )
-        .outerjoin_from(accounts, usage_marks, usage_marks.c.account_id == accounts.c.id)
-        .join(entries, after_mark)
-        .join(charges, charges.c.job_id == _job_id)
+    ]
+
+
+def charged_by(condition: ColumnElement[bool]) -> FromClause:
+    """What those entries that meet a condition charged and gave back, each with its charge.
+
+    Materialized, so that every planner begins with the entries, and not with all charges of a sender or a time.
+    """
+    columns = charges.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
+    return (
+        select(*columns, _credits.label("credits"), _messages.label("messages"))
+        .join_from(entries, charges, charges.c.job_id == _job_id)
         .where(condition, is_usage)
-        .cte("rest")
+        .cte("charged")
         .prefix_with("MATERIALIZED")
     )
 

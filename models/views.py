@@ -167,7 +167,7 @@ def _newest_charges(whose: Whose, view: View) -> Subquery:
     An index cannot give the charges of two accounts together in the order of their times.
     """
     names = ("job_id", "account_id", "sender", "kind", "credits", "refunded", "state", "attempts", "created_at")
-    one_by_one = [Whose([account_id]) for account_id in whose.account_ids] if whose.sender is None else [whose]
+    one_by_one = [whose] if whose.sender else [Whose({account_id: None}) for account_id in whose.marks]
     newest = [
         select(*(charges.c[name] for name in names))
         .where(each.has(charges), _between(charges.c.created_at, view))

@@ -244,8 +244,7 @@ def test_what_is_broken_is_named(busy: Database, form: str) -> None:
         (invariant, damage)
         for invariant, damages in CASES.items()
         for damage in damages
-        if (form != "incremental" or invariant != EVERY_DAY)
-        and invariant not in found_after(busy, damage, form)
+        if (form != "incremental" or invariant != EVERY_DAY) and invariant not in found_after(busy, damage, form)
     ]
 
     assert missed == []
