@@ -8,7 +8,7 @@ miss an entry and never count one twice, whenever a round of upkeep moves the ma
 A refund is an entry of its own, and reduces the day of the charge that it gives back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any, NamedTuple
@@ -216,20 +216,21 @@ class Whose:
 
 def paid_by(connection: Connection, owner: str) -> Whose:
     """What an owner paid, whoever sent it."""
-    return Whose(_marks(connection, accounts.c.owner_id == owner))
+    return Whose(_marks(connection, [owner]))
 
 
 def sent_by(connection: Connection, sender: str) -> Whose:
     """What a user sent, whoever paid it: themselves, or one of those whose credits they have spent."""
-    owners = select(owner_changes.c.new_owner_id).where(owner_changes.c.user_id == sender)
-    return Whose(_marks(connection, or_(accounts.c.owner_id == sender, accounts.c.owner_id.in_(owners))), sender)
+    owners = connection.execute(select(owner_changes.c.new_owner_id).where(owner_changes.c.user_id == sender))
+    return Whose(_marks(connection, {sender, *owners.scalars()}), sender)
 
 
-def _marks(connection: Connection, condition: ColumnElement[bool]) -> dict[int, int | None]:
+def _marks(connection: Connection, owners: Collection[str]) -> dict[int, int | None]:
     found = connection.execute(
         select(accounts.c.id, accounts.c.seq, rolled_seq.label("rolled"))
         .outerjoin_from(accounts, usage_marks, usage_marks.c.account_id == accounts.c.id)
-        .where(condition)
+        .where(accounts.c.owner_id.in_(owners))
+        .order_by(accounts.c.id)
     )
     return {row.id: row.rolled if row.seq > row.rolled else None for row in found}
 
