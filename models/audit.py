@@ -13,6 +13,9 @@ history. Why that leaves no gap:
   transaction is tried again (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that differ.
   A worker that stood still for longer, between its clock and its commit, can be late with a charge; the charge is then
   looked at when it is settled, by the later clock reading of its settlement.
+* **Usage** is checked where more was rolled up since the mark, which notes how far that had come: the account's days
+  add up to what was spent, and this with what was added to the balance there. That each day and sender has its own is
+  checked by an audit that begins at the beginning.
 * **A change to what is already marked** is not seen by such an audit. An audit of the whole history sees it.
 
 As long as anything is found the marks stand still, so a fault is found again each time until it is mended.
@@ -25,9 +28,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, or_, select
 
-from models.database import Database, insert
-from models.invariants import STALE_AFTER, WHOLE, Invariant, Scope, examined, invariants, of_the_history, of_the_state
-from models.tables import accounts, audit_marks, audit_progress
+from models.database import Database, insert, search_by_index
+from models.invariants import (
+    STALE_AFTER,
+    WHOLE,
+    Invariant,
+    Scope,
+    examined,
+    invariants,
+    of_the_history,
+    of_the_state,
+    rolled_since_mark,
+)
+from models.tables import accounts, audit_marks, audit_progress, usage_marks
 
 __all__ = ["MARGIN", "STALE_AFTER", "Audit", "Finding", "audit", "check", "invariants", "scope_since_marks"]
 
@@ -93,7 +106,7 @@ def _check(connection: Connection, now: datetime, patience: timedelta, *, whole:
     scope = WHOLE if whole else scope_since_marks(connection, patience)
     findings = list(_findings(connection, of_the_state(now)))
     if not whole:
-        _say_how_to_search(connection)
+        search_by_index(connection)
     findings += _findings(connection, of_the_history(scope))
     counts = {table: connection.execute(query).scalar_one() for table, query in examined(scope).items()}
     if whole:
@@ -110,18 +123,6 @@ def scope_since_marks(connection: Connection, patience: timedelta) -> Scope:
     return Scope(marked=True, since=checked_at - patience - MARGIN if checked_at else None)
 
 
-def _say_how_to_search(connection: Connection) -> None:
-    """Tell PostgreSQL's planner what it cannot know: that the marks leave few rows.
-
-    It has no statistics on what an account's number exceeds its mark by. It guesses a third of all entries, and would
-    read every one of them.
-    """
-    if connection.dialect.name != "postgresql":
-        return
-    for plan in ("seqscan", "hashjoin", "mergejoin"):
-        connection.exec_driver_sql(f"SET LOCAL enable_{plan} = off")
-
-
 def _findings(connection: Connection, each: list[Invariant]) -> Iterator[Finding]:
     for invariant in each:
         for row in connection.execute(invariant.exceptions.limit(FINDINGS_MAX)):
@@ -135,16 +136,18 @@ def _finding(invariant: Invariant, row: Row[*tuple[Any, ...]]) -> Finding:
 
 def _mark(connection: Connection, now: datetime, *, whole: bool) -> None:
     """Note how far everything was found to hold. Only the marks are written, and nothing of the ledger is locked."""
+    stale = or_(audit_marks.c.seq.is_(None), audit_marks.c.seq != accounts.c.seq, rolled_since_mark)
     moved = (
-        select(accounts.c.id, accounts.c.seq, accounts.c.available)
+        select(accounts.c.id, accounts.c.seq, accounts.c.available, usage_marks.c.seq)
         .outerjoin_from(accounts, audit_marks, audit_marks.c.account_id == accounts.c.id)
-        .where(accounts.c.seq > 0, or_(audit_marks.c.seq.is_(None), audit_marks.c.seq != accounts.c.seq))
+        .outerjoin(usage_marks, usage_marks.c.account_id == accounts.c.id)
+        .where(accounts.c.seq > 0, stale)
     )
-    made = insert(connection, audit_marks).from_select(["account_id", "seq", "balance"], moved)
+    made = insert(connection, audit_marks).from_select(["account_id", "seq", "balance", "usage_seq"], moved)
     connection.execute(
         made.on_conflict_do_update(
             index_elements=[audit_marks.c.account_id],
-            set_={"seq": made.excluded.seq, "balance": made.excluded.balance},
+            set_={name: made.excluded[name] for name in ("seq", "balance", "usage_seq")},
         )
     )
     progress = {"checked_at": now, **({"whole_at": now} if whole else {})}

@@ -27,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 
 from models.fields import KINDS
-from models.tables import accounts, audit_marks, charges, entries, orders, users
+from models.tables import accounts, audit_marks, charges, entries, orders, usage_days, usage_marks, users
+from models.usage import charged_by, utc_day
 
 STALE_AFTER = timedelta(minutes=10)
 """How long after its end a lease may stand before it is a fault: the sweeper should have ended it long ago."""
@@ -36,6 +37,8 @@ Query = Select[*tuple[Any, ...]]
 
 _checked_seq = func.coalesce(audit_marks.c.seq, 0)
 _checked_balance = func.coalesce(audit_marks.c.balance, 0)
+rolled_since_mark = func.coalesce(usage_marks.c.seq, 0) != func.coalesce(audit_marks.c.usage_seq, 0)
+"""Whether usage of an account was rolled up since its mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def of_the_state(now: datetime) -> list[Invariant]:
 
 def of_the_history(scope: Scope) -> list[Invariant]:
     """What holds of entries, and of the charges and orders behind them, in `scope`."""
-    return [
+    found = [
         Invariant("An account's entries add up to its balance, and are counted without a gap", _sums(scope)),
         Invariant("Each entry leaves the balance that the one before and its amount make", _continuity(scope)),
         Invariant("Each entry has its charge, refund or order: the same account and amount", _orphans(scope)),
@@ -83,7 +86,13 @@ def of_the_history(scope: Scope) -> list[Invariant]:
         Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry(scope)),
         Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry(scope)),
         Invariant("A bulk job costs what its messages cost", _bulks(scope)),
+        Invariant(
+            "An account's days of usage add up to its entries, as far as they were rolled up", _usage_sums(scope)
+        ),
     ]
+    if scope.since is None:  # it reads all there is, so only where that is asked for
+        found.append(Invariant("Each day of usage, with what is not rolled up yet, is what its charges cost", _days()))
+    return found
 
 
 def examined(scope: Scope) -> dict[str, Query]:
@@ -298,6 +307,66 @@ def _bulks(scope: Scope) -> Query:
     )
     return select(recent.c.job_id, sql_cast(recent.c.credits, String), sql_cast(total, String)).where(
         recent.c.state == "bulk", total != recent.c.credits
+    )
+
+
+# -- usage ------------------------------------------------------------------------------------------------------------
+
+
+def _usage_sums(scope: Scope) -> Query:
+    """Of accounts with usage rolled up since their marks. The sum of entries up to one is the balance that it left."""
+    of_days = func.coalesce(
+        select(func.sum(usage_days.c.credits))
+        .where(usage_days.c.account_id == usage_marks.c.account_id)
+        .scalar_subquery(),
+        0,
+    )
+    same_entry = and_(entries.c.account_id == usage_marks.c.account_id, entries.c.seq == usage_marks.c.seq)
+    balance = func.coalesce(select(entries.c.balance_after).where(same_entry).scalar_subquery(), 0)
+    sums = usage_marks.c.added - usage_marks.c.spent
+    return (
+        select(
+            _account_name(),
+            literal("days add up to ") + sql_cast(of_days, String),
+            literal("spent ") + sql_cast(usage_marks.c.spent, String),
+            literal("entries add up to ") + sql_cast(sums, String),
+            literal("balance there ") + sql_cast(balance, String),
+        )
+        .select_from(_marked_accounts(scope).join(usage_marks, usage_marks.c.account_id == accounts.c.id))
+        .where(or_(literal(not scope.marked), rolled_since_mark), or_(of_days != usage_marks.c.spent, balance != sums))
+    )
+
+
+def _days() -> Query:
+    """Where days and rest, less what charges cost, leave something over."""
+    mark = select(usage_marks.c.seq).where(usage_marks.c.account_id == entries.c.account_id).scalar_subquery()
+    rest = charged_by(entries.c.seq > func.coalesce(mark, 0))
+    parts = union_all(
+        select(
+            usage_days.c.account_id, usage_days.c.sender, usage_days.c.day, usage_days.c.credits, usage_days.c.messages
+        ),
+        select(rest.c.account_id, rest.c.sender, utc_day(rest.c.created_at), rest.c.credits, rest.c.messages),
+        select(
+            charges.c.account_id,
+            charges.c.sender,
+            utc_day(charges.c.created_at),
+            charges.c.refunded - charges.c.credits,
+            literal(-1),
+        ).where(charges.c.account_id.is_not(None)),
+    ).subquery("parts")
+    key = accounts.c.owner_id, accounts.c.kind, parts.c.sender, parts.c.day
+    credits_, messages = func.sum(parts.c.credits), func.sum(parts.c.messages)
+    return (
+        select(
+            _account_name(),
+            parts.c.sender,
+            parts.c.day,
+            sql_cast(credits_, String) + literal(" credits too many"),
+            sql_cast(messages, String) + literal(" messages too many"),
+        )
+        .join_from(parts, accounts, accounts.c.id == parts.c.account_id)
+        .group_by(*key)
+        .having(or_(credits_ != 0, messages != 0))
     )
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -192,8 +193,12 @@ charges = Table(
     # A message is kept only while something may still be done with it.
     CheckConstraint("(content IS NOT NULL) = (state IN ('waiting', 'sending', 'unknown'))", name="content_while_open"),
     Index("ix_charges_account_id_created_at", "account_id", "created_at"),
-    Index("ix_charges_sender_created_at", "sender", "created_at"),
 )
+# Only what was paid: a sender whom nobody pays for may be refused for ever, and no view reads that.
+Index("ix_charges_sender_created_at", charges.c.sender, charges.c.created_at,
+      postgresql_where=charges.c.account_id.is_not(None), sqlite_where=charges.c.account_id.is_not(None))  # fmt: skip
+Index("ix_charges_unknown", charges.c.job_id, postgresql_where=charges.c.state == "unknown",
+      sqlite_where=charges.c.state == "unknown")  # fmt: skip
 Index("ix_charges_due_at", charges.c.due_at, postgresql_where=charges.c.due_at.is_not(None),
       sqlite_where=charges.c.due_at.is_not(None))  # fmt: skip
 Index("ix_charges_lease_until", charges.c.lease_until, postgresql_where=charges.c.lease_until.is_not(None),
@@ -301,6 +306,8 @@ audit_marks = Table(
     Column("account_id", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, nullable=False),
     Column("balance", BigInteger, nullable=False),
+    # How far the account's usage was rolled up then.
+    Column("usage_seq", BigInteger),
 )
 
 audit_progress = Table(
@@ -311,6 +318,32 @@ audit_progress = Table(
     Column("checked_at", Instant, nullable=False),
     Column("whole_at", Instant),
     CheckConstraint("id = 1", name="one_row"),
+)
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    # What an account's charges cost now, by the day (UTC) of the charge, as far as the account's mark.
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("day", Date, primary_key=True),
+    _id("sender", primary_key=True),
+    Column("credits", BigInteger, nullable=False),
+    Column("messages", BigInteger, nullable=False),
+    CheckConstraint("credits >= 0", name="refunds_within_charges"),
+    CheckConstraint("messages > 0", name="some_messages"),
+    Index("ix_usage_days_sender_day", "sender", "day"),
+)
+
+usage_marks = Table(
+    "usage_marks",
+    metadata,
+    # How far an account's entries are in usage_days. No foreign key: it would lock accounts, which every charge wants.
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, nullable=False),
+    # The sum of those entries, in two parts: charges less their refunds, and everything else.
+    Column("spent", BigInteger, nullable=False),
+    Column("added", BigInteger, nullable=False),
+    CheckConstraint("seq >= 0", name="seq_not_negative"),
 )
 
 APPEND_ONLY = ("entries", "owner_changes", "refusals", "decisions")

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Date, Row, String, func, select
-from sqlalchemy import cast as sql_cast
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, union_all
 
 from models import charges as charging
 from models.answers import bulk_answer, iso, message_answer, refused_answer, status
 from models.charges import Charge, State
+from models.database import search_by_index
 from models.errors import Reason, Refused
 from models.fields import KINDS
 from models.messages import SEND_TASKS, View, ViewMessage, ViewUsage
-from models.paging import page_of
+from models.paging import PAGE, page_of
 from models.tables import accounts, charges, orders, plans, refusals, users
+from models.usage import Whose, paid_by, sent_by, spent
 from models.users import Person, has_rights, look_up
 
 Json = dict[str, Any]
@@ -100,11 +101,15 @@ def _plans(connection: Connection, looking: Looking) -> list[Json]:
 def usage(connection: Connection, view: ViewUsage) -> Json:
     """Credits spent: by user, day and kind, or message by message. Refunds are taken out again."""
     looking = look(connection, view)
-    shown = _charges_of(connection, looking) & _between(charges.c.created_at, view)
-    spent = func.sum(charges.c.credits - charges.c.refunded)
-    totals = connection.execute(select(charges.c.kind, spent).where(shown).group_by(charges.c.kind))
+    whose = paid_by(connection, looking.owner.id) if looking.whole_pool else sent_by(connection, looking.viewer.id)
+    search_by_index(connection)
+    by_day = spent(whose, view.since, view.until)
+    totals = connection.execute(select(by_day.c.kind, func.sum(by_day.c.credits)).group_by(by_day.c.kind))
     total = {kind: int(credits_) for kind, credits_ in totals}
-    rows, more = (_usage_by_message if view.by == "message" else _usage_by_day)(connection, shown, view)
+    found = (
+        _usage_by_message(connection, whose, view) if view.by == "message" else _usage_by_day(connection, by_day, view)
+    )
+    rows, more = found
     return {
         **looking.heading(),
         "total": {kind: total.get(kind, 0) for kind in KINDS},
@@ -114,19 +119,12 @@ def usage(connection: Connection, view: ViewUsage) -> Json:
     }
 
 
-def _usage_by_day(connection: Connection, shown: ColumnElement[bool], view: View) -> tuple[list[Json], bool]:
-    day = _day(connection, charges.c.created_at)
+def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tuple[list[Json], bool]:
+    key = by_day.c.sender, by_day.c.day, by_day.c.kind
     query = (
-        select(
-            charges.c.sender,
-            day.label("day"),
-            charges.c.kind,
-            func.sum(charges.c.credits - charges.c.refunded).label("credits"),
-            func.count().label("messages"),
-        )
-        .where(shown)
-        .group_by(charges.c.sender, day, charges.c.kind)
-        .order_by(day.desc(), charges.c.sender, charges.c.kind)
+        select(*key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages"))
+        .group_by(*key)
+        .order_by(by_day.c.day.desc(), by_day.c.sender, by_day.c.kind)
     )
     found, more = page_of(connection, query, view.page)
     return [
@@ -135,27 +133,18 @@ def _usage_by_day(connection: Connection, shown: ColumnElement[bool], view: View
             "day": str(row.day),
             "kind": row.kind,
             "credits": int(row.credits),
-            "messages": row.messages,
+            "messages": int(row.messages),
         }
         for row in found
     ], more
 
 
-def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: View) -> tuple[list[Json], bool]:
+def _usage_by_message(connection: Connection, whose: Whose, view: View) -> tuple[list[Json], bool]:
+    newest = _newest_charges(whose, view)
     query = (
-        select(
-            charges.c.job_id,
-            charges.c.sender,
-            charges.c.kind,
-            (charges.c.credits - charges.c.refunded).label("credits"),
-            charges.c.state,
-            charges.c.attempts,
-            accounts.c.owner_id,
-            charges.c.created_at,
-        )
-        .join(accounts, accounts.c.id == charges.c.account_id)
-        .where(shown)
-        .order_by(charges.c.created_at.desc(), charges.c.job_id)
+        select(newest, accounts.c.owner_id)
+        .join(accounts, accounts.c.id == newest.c.account_id)
+        .order_by(newest.c.created_at.desc(), newest.c.job_id)
     )
     found, more = page_of(connection, query, view.page)
     return [
@@ -163,13 +152,31 @@ def _usage_by_message(connection: Connection, shown: ColumnElement[bool], view: 
             "job_id": row.job_id,
             "user": row.sender,
             "kind": row.kind,
-            "credits": row.credits,
+            "credits": row.credits - row.refunded,
             "status": status(State(row.state), row.attempts),
             "paid_by": row.owner_id,
             "at": iso(row.created_at),
         }
         for row in found
     ], more
+
+
+def _newest_charges(whose: Whose, view: View) -> Subquery:
+    """The newest charges, no more than the pages up to this one can show: of each account apart, in the index's order.
+
+    An index cannot give the charges of two accounts together in the order of their times.
+    """
+    names = ("job_id", "account_id", "sender", "kind", "credits", "refunded", "state", "attempts", "created_at")
+    one_by_one = [whose] if whose.sender else [Whose({account_id: None}) for account_id in whose.marks]
+    newest = [
+        select(*(charges.c[name] for name in names))
+        .where(each.has(charges), _between(charges.c.created_at, view))
+        .order_by(charges.c.created_at.desc(), charges.c.job_id)
+        .limit(view.page * PAGE + 1)
+        .subquery()
+        for each in one_by_one
+    ]
+    return union_all(*(select(each) for each in newest)).subquery("newest")
 
 
 def order_history(connection: Connection, view: View) -> Json:
@@ -303,13 +310,6 @@ def _no_message(view: ViewMessage) -> Refused:
     return Refused(Reason.NOT_FOUND, f"There is no message {view.job_id} that you may see.")
 
 
-def _charges_of(connection: Connection, looking: Looking) -> ColumnElement[bool]:
-    if not looking.whole_pool:
-        return (charges.c.sender == looking.viewer.id) & charges.c.account_id.is_not(None)
-    paid_from = connection.execute(select(accounts.c.id).where(accounts.c.owner_id == looking.owner.id)).scalars()
-    return charges.c.account_id.in_(list(paid_from))
-
-
 def _orders_of(looking: Looking) -> ColumnElement[bool]:
     if looking.whole_pool:
         return orders.c.owner_id == looking.owner.id
@@ -320,13 +320,6 @@ def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]
     """From `since` on, and before `until`."""
     condition = column >= (view.since or datetime(1970, 1, 1, tzinfo=UTC))
     return condition & (column < view.until) if view.until else condition
-
-
-def _day(connection: Connection, column: ColumnElement[datetime]) -> ColumnElement[Any]:
-    """The UTC day of a time."""
-    if connection.dialect.name == "sqlite":
-        return func.substr(sql_cast(column, String), 1, 10)
-    return sql_cast(func.timezone("UTC", column), Date)
 
 
 def _paging(view: View, *, more: bool) -> Json:

@@ -40,5 +40,6 @@ ROUTES: Mapping[str, Queue] = {
     "views.users": Queue.VIEWS,
     "views.message": Queue.VIEWS,
     "upkeep.sweep": Queue.UPKEEP,
+    "upkeep.roll_up": Queue.UPKEEP,
     "upkeep.audit": Queue.UPKEEP,
 }

@@ -1,4 +1,4 @@
-"""What beat asks for: due attempts, attempts whose holder is dead, dead letters that are old, and audits."""
+"""What beat asks for: due attempts, attempts whose holder is dead, dead letters that are old, usage, and audits."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from models import audit as auditing
 from models import charges as charging
-from models import dead
+from models import dead, usage
 from models.charges import Due, State
 from models.fields import KINDS
 from models.judging import judge_death
@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 SWEPT_AT_ONCE = 500
 ERASED_AT_ONCE = 500
+ROLLED_AT_ONCE = 100_000
+"""Entries that one round rolls up, in several transactions."""
 LOOK_AGAIN = timedelta(seconds=60)
 """A job that was put on its queue is put there again if nobody has taken it up by then."""
 
@@ -86,10 +88,27 @@ def audit(context: Context) -> Json:
     return found.as_json()
 
 
+def roll_up(context: Context) -> Json:
+    """Roll up usage until nothing is left, or enough is done for one round."""
+    rolled = 0
+    while rolled < ROLLED_AT_ONCE:
+        more = context.database.transact(usage.roll_up)
+        if not more:
+            break
+        rolled += more
+    return {"status": "done", "rolled": rolled}
+
+
 @shared_task(name="upkeep.sweep", base=InnerDoor, ignore_result=True)
 def upkeep_sweep(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
     """One round of upkeep."""
     return sweep(context)
+
+
+@shared_task(name="upkeep.roll_up", base=InnerDoor, ignore_result=True)
+def upkeep_roll_up(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
+    """One round of rolling up usage."""
+    return roll_up(context)
 
 
 @shared_task(name="upkeep.audit", base=InnerDoor, ignore_result=True)

@@ -141,7 +141,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # For Flower. What events show of a job is its id and its sender (tasks/door.py).
         "worker_send_task_events": True,
         "task_send_sent_event": False,
-        "beat_schedule": schedule(settings.sweep_s, settings.audit_s),
+        "beat_schedule": schedule(sweep_s=settings.sweep_s, roll_up_s=settings.roll_up_s, audit_s=settings.audit_s),
         "beat_schedule_filename": str(settings.var / "beat-schedule"),
         "timezone": "UTC",
         "enable_utc": True,

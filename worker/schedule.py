@@ -3,9 +3,10 @@
 from typing import Any
 
 
-def schedule(sweep_s: float, audit_s: float) -> dict[str, dict[str, Any]]:
+def schedule(*, sweep_s: float, roll_up_s: float, audit_s: float) -> dict[str, dict[str, Any]]:
     """Beat's table. A round that no worker has taken up by the next one is dropped, so they never pile up."""
+    every = {"sweep": sweep_s, "roll_up": roll_up_s, "audit": audit_s}
     return {
-        "sweep": {"task": "upkeep.sweep", "schedule": sweep_s, "args": [{}], "options": {"expires": 2 * sweep_s}},
-        "audit": {"task": "upkeep.audit", "schedule": audit_s, "args": [{}], "options": {"expires": 2 * audit_s}},
+        name: {"task": f"upkeep.{name}", "schedule": seconds, "args": [{}], "options": {"expires": 2 * seconds}}
+        for name, seconds in every.items()
     }

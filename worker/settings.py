@@ -60,6 +60,7 @@ class Settings(BaseSettings):
         default=604800, ge=0, le=31_622_400, description="How long refused and failed jobs are kept to be replayed."
     )
     sweep_s: float = Field(default=2.0, gt=0, le=3600, description="How often beat looks for due retries.")
+    roll_up_s: float = Field(default=5.0, gt=0, le=3600, description="How often beat has usage rolled up.")
     audit_s: float = Field(default=60.0, gt=0, le=86400, description="How often beat asks for an audit.")
 
     visibility_timeout_s: int = Field(

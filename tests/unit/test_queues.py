@@ -67,7 +67,7 @@ def test_tasks_go_to_the_queue_that_other_systems_were_told(task: str, queue: st
 
 
 def test_what_beat_asks_for_is_a_task_with_a_route(registered: dict[str, Door]) -> None:
-    asked = {entry["task"] for entry in schedule(2.0, 60.0).values()}
+    asked = {entry["task"] for entry in schedule(sweep_s=2.0, roll_up_s=5.0, audit_s=60.0).values()}
 
     assert asked <= set(registered)
     assert asked <= set(ROUTES)

@@ -1,0 +1,192 @@
+"""Whatever was charged, given back and rolled up in whatever order, usage is what all charges add up to."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from models import ledger, usage
+from models.audit import audit
+from models.charges import Charge, State
+from models.database import Database
+from models.errors import Refused
+from models.ledger import Settlement
+from models.messages import ViewUsage
+from tests.conftest import TEMPLATE
+from tests.factories import buy, email_job, ledger_job, save_people, share, sms_job
+from tests.fakes import NOON, Clock
+from tests.servers import PostgresServer
+from tests.spending import usage_of_all_charges, usage_shown
+
+PEOPLE = ["john", "peter", "mary"]
+LEASE = timedelta(days=300)
+people = st.sampled_from(PEOPLE)
+moments = st.none() | st.integers(0, 24 * 12).map(lambda hours: NOON.replace(hour=0) + timedelta(hours=hours / 2))
+
+
+class Spending(RuleBasedStateMachine):
+    """Charges, settles, rolls up and looks, while hours and days pass."""
+
+    def __init__(self, open_database: Callable[[], Any]) -> None:
+        super().__init__()
+        self._opened = open_database()
+        self.database: Database = self._opened.__enter__()
+        self.clock = Clock()
+        self.held: list[Charge] = []
+        self.count = 0
+
+    def teardown(self) -> None:
+        self._opened.__exit__(None, None, None)
+
+    @initialize()
+    def found(self) -> None:
+        """Three people of one organization, each with credits."""
+        save_people(self.database)
+        for person in PEOPLE:
+            buy(self.database, person, email=40, sms=20)
+
+    @rule(senders=st.lists(people, min_size=1, max_size=4), size=st.integers(1, 3), is_email=st.booleans())
+    def charge(self, senders: list[str], size: int, *, is_email: bool) -> None:
+        """Charge jobs together, whoever pays for them now; some can no longer be paid."""
+        given = []
+        for sender in senders:
+            self.count += 1
+            email = email_job(f"job-{self.count}", sender, to=[f"u{place}@x.test" for place in range(size)])
+            given.append(email if is_email else sms_job(f"job-{self.count}", sender, text="a" * 150 * size))
+        made = self.database.transact(
+            lambda connection: ledger.charge(
+                connection,
+                [ledger_job(job) for job in given],
+                holder="h",
+                now=self.clock.now,
+                lease_until=self.clock.now + LEASE,
+            )
+        )
+        self.held += [charge for charge in made if charge.fresh]
+
+    @precondition(lambda self: self.held)
+    @rule(place=st.integers(0, 9), share_of_it=st.sampled_from([0, 0.5, 1]))
+    def settle(self, place: int, share_of_it: float) -> None:
+        """A message is sent, to some perhaps, or to none."""
+        charge = self.held.pop(place % len(self.held))
+        refund = int(charge.credits * share_of_it)
+        state = State.FAILED if refund == charge.credits else State.SENT
+        one = Settlement(charge=charge, state=state, refund=refund)
+        self.database.transact(lambda connection: ledger.settle(connection, [one], self.clock.now))
+
+    @rule(user=people, owner=people)
+    def set_owner(self, user: str, owner: str) -> None:
+        """Somebody spends somebody's credits from now on."""
+        try:
+            share(self.database, user, owner, now=self.clock.now)
+        except Refused:
+            assume(False)
+
+    @rule(accounts_at_once=st.integers(1, 6), entries_at_once=st.integers(1, 12))
+    def roll_up(self, accounts_at_once: int, entries_at_once: int) -> None:
+        """A part is rolled up, or all."""
+        roll_up = partial(usage.roll_up, accounts_at_once=accounts_at_once, entries_at_once=entries_at_once)
+        assert self.database.transact(roll_up) <= entries_at_once
+
+    @rule(entries_at_once=st.integers(1, 12))
+    def die_while_rolling_up(self, entries_at_once: int) -> None:
+        """A part is rolled up, and lost."""
+        with self.database.engine.connect() as connection:
+            usage.roll_up(connection, entries_at_once=entries_at_once)
+            connection.rollback()
+
+    @rule(hours=st.sampled_from([1, 5, 24, 50]))
+    def let_time_pass(self, hours: int) -> None:
+        """Hours or days pass."""
+        self.clock.forward(timedelta(hours=hours))
+
+    @rule(
+        viewer=people,
+        of=st.sampled_from(["owner", "self"]),
+        by=st.sampled_from(["day", "message"]),
+        since=moments,
+        until=moments,
+    )
+    def look(self, **asked: Any) -> None:
+        """Somebody looks, at some span of time."""
+        self._compare(ViewUsage.model_construct(page=1, **asked))
+
+    @invariant()
+    def everybody_sees_what_all_charges_add_up_to(self) -> None:
+        """In their pool, and of their own."""
+        if self.count:
+            for number, person in enumerate(PEOPLE):
+                of = "self" if (self.count + number) % 2 else "owner"
+                self._compare(ViewUsage(viewer=person, of=of))  # type: ignore[arg-type]
+
+    def _compare(self, view: ViewUsage) -> None:
+        with self.database.read() as connection:
+            assert usage_shown(connection, view) == usage_of_all_charges(connection, view)
+
+    @rule()
+    def audit(self) -> None:
+        """An audit of the whole history finds nothing."""
+        with self.database.read() as connection:
+            assert list(audit(connection, self.clock.now)) == []
+
+
+@contextmanager
+def _opened(url: str) -> Any:
+    database = Database(url, pool_size=2)
+    yield database
+    database.close()
+
+
+@contextmanager
+def _fresh_sqlite(template: Path, file: Path) -> Any:
+    for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)
+    with _opened(f"sqlite:///{copyfile(template, file)}") as database:
+        yield database
+
+
+@contextmanager
+def _fresh_postgres(server: PostgresServer) -> Any:
+    server.drop_database("test_usage")
+    server.create_database("test_usage", template=TEMPLATE)
+    with _opened(server.url("test_usage")) as database:
+        yield database
+    server.drop_database("test_usage")
+
+
+def _run(open_database: Callable[[], Any], examples: int) -> None:
+    run_state_machine_as_test(
+        lambda: Spending(open_database),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_any_history_leaves_usage_exact_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
+    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "usage.db"), examples=25)
+
+
+@pytest.mark.timeout(300)
+def test_any_history_leaves_usage_exact_on_postgresql(migrated_postgres: PostgresServer) -> None:
+    _run(lambda: _fresh_postgres(migrated_postgres), examples=6)

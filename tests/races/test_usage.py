@@ -1,0 +1,87 @@
+"""Usage is rolled up by several while others charge and settle: at each moment it is what all charges add up to."""
+
+from typing import Any
+
+import pytest
+
+from models import usage
+from models.carriers import Outcome, Parcel, Receipt
+from models.messages import ViewUsage
+from tests.fakes import send
+from tests.races.racing import Letterbox, Start, buy, findings, letter, race, save_users, share, worker
+from tests.spending import usage_of_all_charges, usage_shown
+
+OWNER = "olga"
+SENDERS = [f"user-{number}" for number in range(4)]
+
+
+class Refusing(Letterbox):
+    """A carrier that takes two of three, so that every third is given back."""
+
+    def deliver(self, parcel: Parcel, about_to_hand_over: Any) -> Receipt:
+        """Accept `parcel`, or not."""
+        taken = super().deliver(parcel, about_to_hand_over)
+        return taken if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
+
+
+def spend(start: Start, url: str, sender: str, jobs: int) -> None:
+    """Send jobs in batches, some of which fail."""
+    with worker(url, Refusing()) as context:
+        start()
+        for number in range(0, jobs, 5):
+            send(context, "email.send", [letter(f"{sender}-{number + place}", sender) for place in range(5)])
+
+
+def roll_up(start: Start, url: str, jobs: int) -> int:
+    """Roll up, a little at a time, until everything is; how many entries that were."""
+    rolled, everything = 0, 1 + jobs + jobs // 3
+    with worker(url) as context:
+        start()
+        while _rolled(context) < everything:
+            rolled += context.database.transact(lambda connection: usage.roll_up(connection, entries_at_once=7))
+    return rolled
+
+
+def _rolled(context: Any) -> int:
+    with context.database.read() as connection:
+        return int(connection.exec_driver_sql("SELECT coalesce(sum(seq), 0) FROM usage_marks").scalar_one())
+
+
+def look(start: Start, url: str, jobs: int) -> list[tuple[Any, Any]]:
+    """Look until everything is charged: what was shown and should have been, where that differs."""
+    wrong, total = [], -1
+    with worker(url) as context:
+        start()
+        while total < jobs - jobs // 3:
+            for view in (ViewUsage(viewer=SENDERS[0]), ViewUsage(viewer=SENDERS[1], of="self")):
+                with context.database.read() as connection:
+                    shown, should = usage_shown(connection, view), usage_of_all_charges(connection, view)
+                wrong += [(shown, should)] if shown != should else []
+                total = max(total, _settled(context))
+    return wrong
+
+
+def _settled(context: Any) -> int:
+    with context.database.read() as connection:
+        query = "SELECT count(*) FROM charges WHERE state = 'sent'"
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
+@pytest.mark.timeout(300)
+def test_usage_is_exact_while_it_is_rolled_up_charged_and_given_back(database_url: str) -> None:
+    each = 60
+    jobs = each * len(SENDERS)
+    with worker(database_url) as context:
+        save_users(context, OWNER, *SENDERS)
+        share(context, OWNER, *SENDERS)
+        buy(context, OWNER, email=jobs)
+
+        *rolled, wrong = race(
+            *((roll_up, database_url, jobs) for _ in range(2)),
+            *((spend, database_url, sender, each) for sender in SENDERS),
+            (look, database_url, jobs),
+        )
+
+        assert wrong == []
+        assert sum(one or 0 for one in rolled) == 1 + jobs + jobs // 3
+        assert findings(context) == []
