@@ -98,6 +98,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "unacked_restore_throttle": 1,
         "unacked_restore_limit": None,
         "unacked_mutex_expire": 30,
+        # Campaigns share these with everybody else.
+        "shared_queues": [Queue.EMAIL, Queue.SMS],
+        "batch": settings.batch,
+        "resumes_max": settings.concurrency,
         # Every thread may be acknowledging, while the consumer takes and the heart beats.
         "max_connections": settings.concurrency + 10,
         # Without these a call to a frozen broker waits for ever.
@@ -130,6 +134,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         # One batch in work, one that comes next.
         "worker_prefetch_multiplier": -(-2 * settings.batch // settings.concurrency),
+        # Jobs in hand when Redis blinks come again, and are known then; taking fewer for that would end batches.
+        "worker_enable_prefetch_count_reduction": False,
         "task_annotations": {task: {"Strategy": "worker.batching:strategy"} for task in SEND_ONE_TASKS},
         "worker_consumer": "worker.consumer:CarefulConsumer",
         "worker_pool": "threads",

@@ -19,7 +19,8 @@ from models.paging import PAGE
 from tasks.context import Json
 from tasks.queues import Queue
 from worker.app import PostageApp
-from worker.transport import QUARANTINE, client_of
+from worker.taking import QUARANTINE
+from worker.transport import client_of
 
 ID_LENGTH = 17
 KNOWN_QUEUES = frozenset(str(queue) for queue in Queue)

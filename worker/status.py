@@ -15,7 +15,8 @@ from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from tasks.queues import Queue
 from worker.app import PostageApp
-from worker.transport import QUARANTINE, client_of
+from worker.taking import QUARANTINE, waiting
+from worker.transport import client_of
 
 LOOK_EVERY_S = 0.1
 NOT_TAKEN_UP = "Enqueued. No worker has taken it up yet: `postage worker` runs one, `postage status JOB_ID` asks again."
@@ -89,7 +90,7 @@ def _queues(app: PostageApp) -> tuple[dict[str, int | None], int | None]:
     try:
         with app.connection_for_read() as connection:
             redis = client_of(connection.default_channel)
-            return {str(queue): redis.llen(queue) for queue in Queue}, redis.llen(QUARANTINE)
+            return {str(queue): waiting(redis, queue) for queue in Queue}, redis.llen(QUARANTINE)
     except (OperationalError, RedisError):
         return {str(queue): None for queue in Queue}, None
 

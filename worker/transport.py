@@ -20,77 +20,19 @@ from kombu.transport.virtual import Empty
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
 
-from worker import codec
+from worker import codec, taking
+from worker.taking import QUARANTINE
 
 log = structlog.get_logger(__name__)
 
-QUARANTINE = "postage.quarantine"
-"""The list that keeps what can never be a job, as it was found, newest first."""
-TAKEN_AT_ONCE = 100
-"""Messages taken in one round trip, at most."""
 RETURNS_MAX = 20
 """How often a message comes back from workers that did not give it back themselves: they died, or stood still."""
 FORGOTTEN_AT_ONCE = 500
 """Acknowledged messages that wait to be forgotten, at most."""
-PAUSE_S = 0.02
-"""How long Redis holds its answer back when there was nothing the last time."""
+PAUSE_S = 0.01
+"""How long a worker waits before it asks again, when there was nothing the last time."""
 NEVER_FILLED = "postage.pause"
 """A list to which nobody ever pushes: waiting for it is a pause that takes nothing."""
-
-TAKE = """
-local unacked, index, quarantine = KEYS[1], KEYS[2], KEYS[3]
-local now, limit, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local answer, taken = {0}, 0
-
-local function tag_of(item)
-    local properties = cjson.decode(item).properties
-    local info = properties.delivery_info
-    if type(properties.delivery_tag) ~= 'string' or type(info.exchange) ~= 'string'
-            or type(info.routing_key) ~= 'string' then
-        error('not a message')
-    end
-    return properties.delivery_tag
-end
-
-local function take(list, queue)
-    local item = redis.call('RPOP', list)
-    if not item then
-        return false
-    end
-    local good, tag = pcall(tag_of, item)
-    if not good then  -- Lua's reader is stricter than Python's about what stands in strings, such as half characters
-        tag = string.match(item, '"delivery_tag": ?"([%w-]+)"')
-        good = tag and string.match(item, '"exchange": ?"') and string.match(item, '"routing_key": ?"')
-    end
-    if good then
-        redis.call('ZADD', index, now, tag)
-        -- As kombu notes it: the item, an exchange and a key. No exchange and the queue's name lead back to this queue,
-        -- whatever exchange the message once came through.
-        redis.call('HSET', unacked, tag, '[' .. item .. ',"",' .. cjson.encode(queue) .. ']')
-        answer[#answer + 1] = list
-        answer[#answer + 1] = tag
-        answer[#answer + 1] = item
-        taken = taken + 1
-    else
-        redis.call('LPUSH', quarantine, item)
-        answer[1] = answer[1] + 1
-    end
-    return true
-end
-
-for first = 4, #KEYS, queues do  -- one priority after the other
-    local more = true
-    while more and taken < limit do  -- one from each queue in turn
-        more = false
-        for list = first, first + queues - 1 do
-            if taken < limit and take(KEYS[list], KEYS[list - first + 4]) then
-                more = true
-            end
-        end
-    end
-end
-return answer
-"""
 
 
 class QoS(redis.QoS):
@@ -106,9 +48,15 @@ class QoS(redis.QoS):
         Nothing is lost where that fails: the message comes again after the visibility timeout, and is known then.
         """
         self._to_forget.append(delivery_tag)
+        self.channel.resumes_taken.discard(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
         if len(self._to_forget) >= FORGOTTEN_AT_ONCE:
             self.forget()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's
+        """Give a message back, or drop it."""
+        self.channel.resumes_taken.discard(delivery_tag)
+        super().reject(delivery_tag, requeue)
 
     def forget(self) -> None:
         """Remove what was acknowledged from Redis, in one round trip."""
@@ -129,6 +77,11 @@ class QoS(redis.QoS):
         with suppress(*self.channel.connection_errors):
             self.forget()
         super().restore_unacked_once(stderr)
+
+    @property
+    def in_hand(self) -> int:
+        """How many messages are delivered and not acknowledged."""
+        return len(self._delivered or ()) - len(self._dirty or ())
 
     def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  kombu's
         """Remember a delivered message; one that the script took is registered in Redis already."""
@@ -190,11 +143,21 @@ class Channel(redis.Channel):
 
     QoS = QoS
 
+    shared_queues: Sequence[str] = ()
+    """Queues of which each sender has a share, and which are taken from in batches."""
+    batch: int = 1
+    """Of shared queues no fewer are taken than this, as long as there is work in hand: few at a time cost more."""
+    resumes_max: int = 1
+    """`resume` messages in hand at a time, at most."""
+    from_transport_options = (*redis.Channel.from_transport_options, "shared_queues", "batch", "resumes_max")
+
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
+        self.resumes_taken: set[str] = set()
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
+        self._waits = False
         self._forgotten = 0
         super().__init__(*args, **options)
 
@@ -214,7 +177,13 @@ class Channel(redis.Channel):
             self.qos.forget()
             super()._brpop_start(timeout)
             return
-        queues = self._queue_cycle.consume(len(self.active_queues))
+        loop = self.connection.loop
+        if self._paused and loop is not None:  # its own clock is finer than that of a Redis at rest
+            if not self._waits:
+                self._waits = True
+                loop.call_later(PAUSE_S, self._end_pause)
+            return
+        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if self._is_worth_asking(queue)]
         if not queues:
             return
         connection = self.client.connection
@@ -226,12 +195,27 @@ class Channel(redis.Channel):
             commands.insert(self._forgotten, ("BRPOP", NEVER_FILLED, PAUSE_S))
         connection.send_packed_command(connection.pack_commands(commands))
 
+    def _end_pause(self) -> None:
+        self._paused = self._waits = False  # the event loop asks again at its next turn, which is now
+
+    def _is_worth_asking(self, queue: str) -> bool:
+        if queue not in self.shared_queues or not self.qos.in_hand:
+            return True
+        credit = self.qos.can_consume_max_estimate()
+        return credit is None or credit >= min(self.batch, self.qos.prefetch_count // 2)
+
     def _take_command(self, queues: Sequence[str]) -> tuple[Any, ...]:
         lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
-        keys = [self.unacked_key, self.unacked_index_key, QUARANTINE, *lists]
         credit = self.qos.can_consume_max_estimate()
-        limit = TAKEN_AT_ONCE if credit is None else min(credit, TAKEN_AT_ONCE)
-        return ("EVAL", TAKE, len(keys), *keys, time(), limit, len(queues))
+        return taking.take_command(
+            (self.unacked_key, self.unacked_index_key),
+            lists,
+            len(queues),
+            time(),
+            taking.TAKEN_AT_ONCE if credit is None else min(credit, taking.TAKEN_AT_ONCE),
+            max(0, self.resumes_max - len(self.resumes_taken)),
+            [queue for queue in queues if queue in self.shared_queues],
+        )
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  kombu's
         """Deliver what was taken."""
@@ -263,6 +247,8 @@ class Channel(redis.Channel):
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
         try:
+            if taking.is_resume(item):
+                self.resumes_taken.add(tag)
             self.connection._deliver(codec.read(item), queue)  # noqa: SLF001  kombu's channels call it so
         except self.connection_errors:
             raise
@@ -271,11 +257,27 @@ class Channel(redis.Channel):
             log.error("quarantined", why=f"{type(error).__name__} while it was read")  # noqa: TRY400
             self.qos.quarantine(tag, item)
 
+    def _size(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            of_other_priorities = int(super()._size(queue)) - int(client.llen(queue))
+            return of_other_priorities + taking.waiting(client, queue)
+
+    def _purge(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            return int(super()._purge(queue)) + taking.purge(client, queue)
+
 
 class Transport(redis.Transport):
     """The transport behind redis://, rediss:// and redis+socket:// in a Postage process."""
 
     Channel = Channel
+    loop: Any = None
+    """The event loop that asks for messages, where there is one."""
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  kombu's
+        """Let the event loop ask for messages."""
+        self.loop = loop
+        super().register_with_event_loop(connection, loop)
 
 
 def client_of(channel: Any) -> Redis:  # noqa: ANN401  kombu's

@@ -28,6 +28,7 @@ from tests.bench.figures import Figures, percentile
 from tests.bench.rig import OWNERS, ROOT, Bench, Place, emails
 from tests.bench.workers import Json, SideError, publish, time_through, wait_until_done, workers
 from tests.chaos.outside import Outside
+from worker.taking import waiting
 
 PROCESSES: Final = 2
 """Worker processes of either side: as many as two cores can bear. More make neither side faster."""
@@ -276,7 +277,7 @@ class Latency:
         return [accepted.at[job_id] - at for job_id, at in began.items()]
 
     def _top_up(self, bench: Bench) -> None:
-        missing = self.waiting - int(bench.redis.llen("email"))  # type: ignore[arg-type]
+        missing = self.waiting - waiting(bench.redis, "email")
         if missing > 0:
             publish(bench.redis, "email.send", "email", emails(missing, OWNERS))
 
@@ -314,7 +315,7 @@ class StartUp:
             publish(bench.redis, task, queue, emails(1))
             began = time.monotonic()
             with workers(command, 1, environment, bench.folder) as running:
-                while bench.redis.llen(queue):
+                while waiting(bench.redis, queue):
                     if running[0].poll() is not None or time.monotonic() > began + ACCEPTED_S:
                         msg = "the worker took no job"
                         raise SideError(msg)

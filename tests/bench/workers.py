@@ -17,6 +17,7 @@ from redis import Redis
 
 from tests.bench.figures import Figures
 from worker.embedded import dying_with_parent
+from worker.taking import waiting
 
 Json = dict[str, Any]
 PUBLISHED_AT_ONCE: Final = 500
@@ -156,7 +157,7 @@ def wait_until_done(redis: Any, queues: Sequence[str], processes: Sequence[psuti
 
     """
     left, moved = -1, time.monotonic()
-    while now_left := sum(redis.llen(queue) for queue in queues) + redis.hlen("unacked"):
+    while now_left := sum(waiting(redis, queue) for queue in queues) + redis.hlen("unacked"):
         if now_left != left:
             left, moved = now_left, time.monotonic()
         if time.monotonic() > moved + STUCK_S:

@@ -32,6 +32,7 @@ from tasks.context import Context
 from tests import servers
 from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
 from worker.embedded import dying_with_parent
+from worker.taking import waiting
 
 SETTINGS: Final = {
     "smtp_timeout_s": 2,
@@ -265,7 +266,7 @@ class Rig:
     def waiting(self, *queues: str) -> int:
         """How many messages are on these queues; on all if none is named."""
         redis: Any = self.redis
-        return sum(redis.llen(queue) for queue in queues or ALL_QUEUES)
+        return sum(waiting(redis, queue) for queue in queues or ALL_QUEUES)
 
     def unacked(self) -> list[bytes]:
         """The messages in workers' hands, or in those of the dead."""

@@ -23,6 +23,7 @@ from models.tables import accounts, charges, entries, refusals
 from tasks.context import utc_now
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
 from worker.embedded import dying_with_parent
+from worker.taking import waiting
 
 DEADLINE_S: Final = 90.0
 LOOK_EVERY_S: Final = 0.03
@@ -309,5 +310,5 @@ class House:
     def idle(self) -> bool:
         """Whether no job waits on a queue or is in a worker's hands."""
         held: Any = self.redis.hvals("unacked")
-        waits = any(self.redis.llen(queue) for queue in set(QUEUES.values()))
+        waits = any(waiting(self.redis, queue) for queue in set(QUEUES.values()))
         return not waits and all(b"upkeep." in message for message in held)

@@ -14,7 +14,7 @@ from tests.flows.conftest import OpenHouse
 from tests.flows.house import House, Ran, run, until
 from tests.flows.outside import Json
 from worker.outbox import LoopbackController
-from worker.transport import QUARANTINE
+from worker.taking import QUARANTINE
 
 pytestmark = pytest.mark.timeout(400)
 

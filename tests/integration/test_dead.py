@@ -32,7 +32,7 @@ from worker.app import create_app
 from worker.deciding import PRIVATE
 from worker.deciding import dead as command
 from worker.settings import Settings
-from worker.transport import QUARANTINE
+from worker.taking import QUARANTINE
 
 LATER = timedelta(hours=1)
 WEEK = timedelta(days=7)

@@ -8,7 +8,8 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.transport import redis as stock
 from redis import Redis
 
-from worker.transport import QUARANTINE, RETURNS_MAX, Transport
+from worker.taking import QUARANTINE
+from worker.transport import RETURNS_MAX, Transport
 
 
 @pytest.fixture

@@ -1,0 +1,167 @@
+"""Shares: each sender in turn, each in the order of their own messages, and nothing lost or taken twice."""
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis import Redis
+
+from worker import taking
+
+UNACKED = ("unacked", "unacked_index")
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def redis(valkey_url: str) -> Iterator[Redis]:
+    with Redis.from_url(valkey_url) as client:
+        yield client
+
+
+def put(redis: Redis, shown: str, task: str = "email.send") -> int:
+    """Put a message on the queue whose header shows `shown` of its arguments; gives its number."""
+    number = next(_numbers)
+    properties = {"delivery_tag": f"tag-{number}", "delivery_info": {"exchange": "", "routing_key": "email"}}
+    headers = {"task": task, "argsrepr": shown}
+    redis.lpush("email", json.dumps({"body": number, "headers": headers, "properties": properties}))
+    return number
+
+
+def take(redis: Redis, limit: int, *, resumes: int = 8, shared: Sequence[str] = ("email",)) -> list[dict[str, Any]]:
+    """Take as a worker does."""
+    command = taking.take_command(UNACKED, ["email"], 1, 0.0, limit, resumes, shared)
+    _, *taken = redis.execute_command(*command)
+    return [json.loads(item) for item in taken[2::3]]
+
+
+def numbers(taken: Sequence[dict[str, Any]]) -> list[int]:
+    return [message["body"] for message in taken]
+
+
+def test_a_single_message_is_among_the_next_behind_a_campaign(redis: Redis) -> None:
+    campaign = [put(redis, f"(job=c-{number}, sender=big)") for number in range(1_000)]
+    single = put(redis, "(job=single, sender=small)")
+
+    taken = numbers(take(redis, 10))
+
+    assert single in taken
+    assert [number for number in taken if number != single] == campaign[:9]
+    assert taking.waiting(redis, "email") == 991
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "(job=a, sender=small)",
+        "[{'job_id': 'a', 'sender': 'small', 'to': 'x@y.example'}]",
+        "({'sender': 'small'},)",
+    ],
+)
+def test_the_sender_is_read_from_what_celery_s_clients_show(redis: Redis, shown: str) -> None:
+    for _ in range(20):
+        put(redis, "(job=c, sender=big)")
+    put(redis, shown)
+
+    take(redis, 1)
+
+    assert set(redis.lrange("postage.lines:email", 0, -1)) == {b"big", b"small"}
+
+
+def test_messages_that_do_not_say_whose_they_are_share_one_line(redis: Redis) -> None:
+    for _ in range(20):
+        put(redis, "(…)")
+    single = put(redis, "(job=a, sender=small)")
+
+    assert single in numbers(take(redis, 2))
+
+
+def test_few_messages_are_taken_as_they_came(redis: Redis) -> None:
+    put_ = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
+
+    assert numbers(take(redis, 10)) == put_
+    assert redis.exists("postage.lines:email") == 0
+
+
+def test_a_queue_that_is_not_shared_is_first_in_first_out(redis: Redis) -> None:
+    put_ = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
+
+    assert numbers(take(redis, 3, shared=())) == put_[:3]
+
+
+def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: Redis) -> None:
+    """The others wait in a line of their own, and hold up nobody."""
+    resumes = [put(redis, "(…)", "email.resume") for _ in range(5)]
+    single = put(redis, "(job=a, sender=small)")
+
+    assert numbers(take(redis, 10, resumes=2)) == [*resumes[:2], single]
+    assert numbers(take(redis, 10, resumes=0)) == []
+    assert taking.waiting(redis, "email") == 3
+    assert numbers(take(redis, 10, resumes=8)) == resumes[2:]
+    assert taking.waiting(redis, "email") == 0
+
+
+def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
+    for _ in range(20):
+        put(redis, "(job=c, sender=big)")
+    redis.lpush("email", b'\xff sender=small "task": "email.resume')
+
+    taken = take(redis, 100, resumes=8)
+
+    assert len(taken) == 20
+    assert redis.lrange(taking.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
+
+
+def test_a_purge_empties_the_lines(redis: Redis) -> None:
+    for sender in ("a", "b", "b"):
+        put(redis, f"(job=a, sender={sender})")
+    put(redis, "(…)", "email.resume")
+    take(redis, 1, resumes=0)
+
+    assert taking.purge(redis, "email") == 3
+    assert (taking.waiting(redis, "email"), redis.keys("postage.line*")) == (0, [])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(st.sampled_from("aaaabc-"), min_size=1, max_size=30),
+            st.tuples(st.integers(1, 12), st.integers(0, 2)),
+        ),
+        max_size=15,
+    )
+)
+def test_nothing_is_lost_nobody_overtakes_themselves_and_all_have_their_share(
+    redis: Redis, steps: list[list[str] | tuple[int, int]]
+) -> None:
+    redis.flushdb()
+    lines: dict[str, list[int]] = defaultdict(list)
+    for step in [*steps, (1_000, 1_000)]:
+        if isinstance(step, list):
+            for sender in step:
+                task, shown = ("email.resume", "(…)") if sender == "-" else ("email.send", f"(job=j, sender={sender})")
+                lines[sender].append(put(redis, shown, task))
+            continue
+        limit, resumes = step
+        waited = {sender: len(line) for sender, line in lines.items()}
+        few = sum(waited.values()) <= limit
+        taken = take(redis, limit, resumes=resumes)
+        of = {number: sender for sender, line in lines.items() for number in line}
+        got = Counter(of[message["body"]] for message in taken)
+        for sender, line in lines.items():
+            mine = [message["body"] for message in taken if of[message["body"]] == sender]
+            assert mine == line[: len(mine)]
+            del line[: len(mine)]
+        assert got["-"] <= resumes
+        assert len(taken) == min(limit, sum(waited.values()) - max(0, waited.get("-", 0) - resumes))
+        senders = [sender for sender in "abc" if waited.get(sender)]
+        if not few:
+            most = max((got[sender] for sender in senders), default=0)
+            assert all(got[sender] >= min(waited[sender], most - 1) for sender in senders)
+        assert taking.waiting(redis, "email") == sum(map(len, lines.values()))
+    assert taking.waiting(redis, "email") == 0
