@@ -203,10 +203,10 @@ def waiting(redis: Redis, queue: str) -> int:
 
 
 def purge(redis: Redis, queue: str) -> int:
-    """Throw away what waits in the lines of a queue; gives how many messages those were."""
+    """Throw away what waits on a queue; gives how many messages those were."""
     senders = (bytes_to_str(sender) for sender in redis.lrange(f"{LINES}{queue}", 0, -1))
     lines = [f"{LINE}{queue}:{sender}" for sender in senders]
-    names = [f"{RESUMES}{queue}", *lines]
+    names = [queue, f"{RESUMES}{queue}", *lines]
     with redis.pipeline() as pipe:
         for name in names:
             pipe.llen(name)

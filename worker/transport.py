@@ -157,7 +157,6 @@ class Channel(redis.Channel):
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
-        self._waits = False
         self._forgotten = 0
         super().__init__(*args, **options)
 
@@ -177,11 +176,7 @@ class Channel(redis.Channel):
             self.qos.forget()
             super()._brpop_start(timeout)
             return
-        loop = self.connection.loop
-        if self._paused and loop is not None:  # its own clock is finer than that of a Redis at rest
-            if not self._waits:
-                self._waits = True
-                loop.call_later(PAUSE_S, self._end_pause)
+        if self._paused and self.connection.loop is not None:
             return
         queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if self._is_worth_asking(queue)]
         if not queues:
@@ -195,8 +190,14 @@ class Channel(redis.Channel):
             commands.insert(self._forgotten, ("BRPOP", NEVER_FILLED, PAUSE_S))
         connection.send_packed_command(connection.pack_commands(commands))
 
+    def _pause(self) -> None:
+        """Have nothing asked for a moment. The event loop's clock is finer than that of a Redis that is at rest."""
+        self._paused = True
+        if self.connection.loop is not None:
+            self.connection.loop.call_later(PAUSE_S, self._end_pause)
+
     def _end_pause(self) -> None:
-        self._paused = self._waits = False  # the event loop asks again at its next turn, which is now
+        self._paused = False
 
     def _is_worth_asking(self, queue: str) -> bool:
         if queue not in self.shared_queues or not self.qos.in_hand:
@@ -233,10 +234,11 @@ class Channel(redis.Channel):
             raise
         finally:
             self._in_poll = None
-        self._paused = not taken
+        self._paused = False
         if broken:
             log.error("quarantined", why="not messages", items=broken)
         if not taken:
+            self._pause()
             raise Empty
         for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
@@ -264,7 +266,7 @@ class Channel(redis.Channel):
 
     def _purge(self, queue: str) -> int:
         with self.conn_or_acquire() as client:
-            return int(super()._purge(queue)) + taking.purge(client, queue)
+            return taking.purge(client, queue) + int(super()._purge(queue))
 
 
 class Transport(redis.Transport):

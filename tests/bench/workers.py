@@ -38,8 +38,8 @@ def message(task: str, queue: str, job: Json) -> str:
     headers = {
         "lang": "py", "task": task, "id": task_id, "shadow": None, "eta": None, "expires": None, "group": None,
         "group_index": None, "retries": 0, "timelimit": [None, None], "root_id": task_id, "parent_id": None,
-        "argsrepr": "(…)", "kwargsrepr": "{}", "origin": "bench", "ignore_result": True, "replaced_task_nesting": 0,
-        "stamped_headers": None, "stamps": {},
+        "argsrepr": f"(job={job['job_id']}, sender={job['sender']})", "kwargsrepr": "{}", "origin": "bench",
+        "ignore_result": True, "replaced_task_nesting": 0, "stamped_headers": None, "stamps": {},
     }  # fmt: skip
     besides = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return json.dumps({

@@ -116,13 +116,14 @@ def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
     assert redis.lrange(taking.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
 
 
-def test_a_purge_empties_the_lines(redis: Redis) -> None:
+def test_a_purge_empties_the_lines_too(redis: Redis) -> None:
     for sender in ("a", "b", "b"):
         put(redis, f"(job=a, sender={sender})")
     put(redis, "(…)", "email.resume")
     take(redis, 1, resumes=0)
+    put(redis, "(job=a, sender=a)")
 
-    assert taking.purge(redis, "email") == 3
+    assert taking.purge(redis, "email") == 4
     assert (taking.waiting(redis, "email"), redis.keys("postage.line*")) == (0, [])
 
 
