@@ -103,6 +103,7 @@ def _check(connection: Connection, now: datetime, patience: timedelta, *, whole:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # all of it is of one moment
         if whole:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes as long as it takes
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = on")  # and is best read as it lies
     scope = WHOLE if whole else scope_since_marks(connection, patience)
     findings = list(_findings(connection, of_the_state(now)))
     if not whole:
