@@ -4,6 +4,8 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+from celery.events.dispatcher import EventDispatcher
+
 from worker.app import create_app
 from worker.events import OrderlyDispatcher
 from worker.settings import Settings
@@ -19,6 +21,19 @@ class SlowPublisher:
         batch = list(events)
         threading.Event().wait(0.001)
         self.published += batch
+
+
+def test_an_event_that_is_gathered_is_what_celery_would_have_gathered() -> None:
+    app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
+    gathered = []
+    for kind in (OrderlyDispatcher, EventDispatcher):
+        dispatcher = kind(None, enabled=False, app=app, hostname="here", buffer_group={"task"}, buffer_limit=100)
+        dispatcher.enabled = True
+        dispatcher.send("task-started", uuid="one")
+        gathered += dispatcher._group_buffer["task"]
+
+    ours, celerys = ({**event, "timestamp": 0, "clock": 0} for event in gathered)
+    assert ours == celerys
 
 
 def test_no_event_is_lost_when_many_threads_send_at_once() -> None:
