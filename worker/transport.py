@@ -29,7 +29,7 @@ RETURNS_MAX = 20
 """How often a message comes back from workers that did not give it back themselves: they died, or stood still."""
 FORGOTTEN_AT_ONCE = 500
 """Acknowledged messages that wait to be forgotten, at most."""
-PAUSE_S = 0.01
+PAUSE_S = 0.02
 """How long a worker waits before it asks again, when there was nothing the last time."""
 NEVER_FILLED = "postage.pause"
 """A list to which nobody ever pushes: waiting for it is a pause that takes nothing."""
