@@ -174,11 +174,9 @@ def write(email: Email, *, utf8: bool) -> Letter:
     except ValueError:
         msg = "The sender's address or the one for replies is not one that the mail server can take."
         raise UnwritableError(msg) from None
-    seen = dataclasses.replace(
-        email,
-        to=tuple(address for address in email.to if _is_nameable(address, utf8=utf8)),
-        cc=tuple(address for address in email.cc if _is_nameable(address, utf8=utf8)),
-    )
+    to = tuple(address for address in email.to if address in recipients or _is_nameable(address, utf8=utf8))
+    cc = tuple(address for address in email.cc if address in recipients or _is_nameable(address, utf8=utf8))
+    seen = email if (to, cc) == (email.to, email.cc) else dataclasses.replace(email, to=to, cc=cc)
     shown = (sender, email.reply_to or "", *recipients, *seen.to, *seen.cc)
     return Letter(sender, recipients, refused, compose(seen), utf8=any(needs_smtputf8(a) for a in shown))
 
