@@ -5,6 +5,7 @@ No database connection is held while a carrier is called. Whoever dies in betwee
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, nullcontext
 from datetime import datetime
 
 import structlog
@@ -39,9 +40,11 @@ def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
     carrier = context.carriers[held[0].kind]
     attempt = functools.partial(_attempt, context, carrier, held[0], context.now() + context.patience.time_to_begin)
     others: list[tuple[Charge, BaseException]] = []
-    for group in context.hands.each(attempt, held, carrier.at_once):
-        yield _settle(context, [end for _, end in group if isinstance(end, Settlement)])
-        others += [(charge, end) for charge, end in group if isinstance(end, BaseException)]
+    busy = nullcontext if carrier.honours_job_id else context.handing.joined  # only others note the handing over
+    with closing(context.hands.each(attempt, held, carrier.at_once, busy)) as groups:
+        for group in groups:
+            yield _settle(context, [end for _, end in group if isinstance(end, Settlement)])
+            others += [(charge, end) for charge, end in group if isinstance(end, BaseException)]
     yield _hand_back(context, [charge for charge, error in others if isinstance(error, TooLateError)])
     yield _as_they_stand(context, [charge.job_id for charge, error in others if isinstance(error, LeaseLostError)])
     for _, error in others:

@@ -1,12 +1,14 @@
 """Doing things together: one thread for what several ask for at the same time, several threads for what takes long."""
 
+import contextlib
 import contextvars
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -17,34 +19,67 @@ GATHER_S = 0.005
 
 
 class Together(Generic[T, R]):
-    """Lets one thread do at once what several threads ask for: one transaction instead of many."""
+    """Lets one thread do at once what several threads ask for: one transaction instead of many.
 
-    def __init__(self) -> None:
+    The first who asks does it for all who ask until it begins: when those before are done, and all who have joined
+    have asked or `gather_s` is over.
+    """
+
+    def __init__(self, gather_s: float = GATHER_S) -> None:
+        self._gather_s = gather_s
         self._turn = threading.Lock()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._asked: list[tuple[T, Future[R]]] = []
+        self._joined = 0
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be somebody who asks again and again, and is waited for a moment."""
+        with self._changed:
+            self._joined += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._joined -= 1
+                self._changed.notify()
 
     def ask(self, item: T, do: Callable[[Sequence[T]], R]) -> R:
-        """Have `do` called with `item` and whatever others asked for meanwhile; gives what it gave, or raises so."""
+        """Have `do` called with `item` and whatever others ask for meanwhile; gives what it gave, or raises so."""
         mine: Future[R] = Future()
-        with self._lock:
+        with self._changed:
             self._asked.append((item, mine))
-        with self._turn:  # who gets the turn does it for everybody who has asked by then
-            if not mine.done():
-                self._do(do)
+            first = len(self._asked) == 1
+            if self._is_everybody_here():
+                self._changed.notify()
+        if first:
+            self._do(do)
         return mine.result()
 
     def _do(self, do: Callable[[Sequence[T]], R]) -> None:
-        with self._lock:
-            asked, self._asked = self._asked, []
+        asked: list[tuple[T, Future[R]]] = []
         try:
-            result = do([item for item, _ in asked])
+            with self._turn:
+                try:
+                    with self._changed:
+                        self._changed.wait_for(self._is_everybody_here, self._gather_s)
+                finally:
+                    asked = self._take()
+                result = do([item for item, _ in asked])
         except BaseException as error:  # noqa: BLE001  it is everybody's
             for _, future in asked:
                 future.set_exception(error)
         else:
             for _, future in asked:
                 future.set_result(result)
+
+    def _is_everybody_here(self) -> bool:
+        return len(self._asked) >= self._joined
+
+    def _take(self) -> list[tuple[T, Future[R]]]:
+        with self._changed:
+            asked, self._asked = self._asked, []
+        return asked
 
 
 class Hands:
@@ -54,32 +89,46 @@ class Hands:
         self._executor = ThreadPoolExecutor(most, "hand")
 
     def each(
-        self, work: Callable[[T], R], items: Sequence[T], at_once: int
-    ) -> Iterator[list[tuple[T, R | BaseException]]]:
+        self,
+        work: Callable[[T], R],
+        items: Sequence[T],
+        at_once: int,
+        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Generator[list[tuple[T, R | BaseException]], None, None]:
         """Do `work` for each item, `at_once` at a time; gives results, or what was raised, in groups as they come.
 
-        One at a time, it is done in the thread that asks.
+        One at a time, it is done in the thread that asks. Each of several hands is in a `busy` of its own while it
+        works. Hands pause when as many results as there are hands wait to be taken, and begin nothing more once nobody
+        is there to take them.
         """
         if min(at_once, len(items)) <= 1:
             yield [(item, _tried(work, item)) for item in items]
             return
-        left, done = deque(items), queue.SimpleQueue[tuple[T, R | BaseException]]()
+        hands = min(at_once, len(items))
+        left, done = deque(items), queue.Queue[tuple[T, R | BaseException]](hands)
 
         def help_out() -> None:
-            while left:
-                try:
-                    item = left.popleft()
-                except IndexError:  # another hand was faster
-                    return
-                done.put((item, _tried(work, item)))
+            with busy():
+                while left:
+                    try:
+                        item = left.popleft()
+                    except IndexError:  # another hand was faster
+                        return
+                    done.put((item, _tried(work, item)))
 
-        for _ in range(min(at_once, len(items))):
+        for _ in range(hands):
             self._executor.submit(contextvars.copy_context().run, help_out)
         missing = len(items)
-        while missing:
-            group = _group(done, missing)
-            missing -= len(group)
-            yield group
+        try:
+            while missing:
+                group = _group(done, missing)
+                missing -= len(group)
+                yield group
+        finally:
+            left.clear()
+            with contextlib.suppress(queue.Empty):  # room for the last one of each hand
+                while True:
+                    done.get_nowait()
 
     def close(self) -> None:
         """Let the threads end once they have done what they are at."""
@@ -93,7 +142,7 @@ def _tried(work: Callable[[T], R], item: T) -> R | BaseException:
         return error
 
 
-def _group(done: "queue.SimpleQueue[T]", most: int) -> list[T]:
+def _group(done: "queue.Queue[T]", most: int) -> list[T]:
     """The next that is done, and what else is done a moment later."""
     group = [done.get()]
     until = time.monotonic() + GATHER_S

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from models.carriers import Email, Outcome, Receipt, Sms
 from worker.carriers import open_email
+from worker.carriers.conversation import PIPELINED_MAX, Line
 from worker.carriers.null import NullCarrier
 from worker.carriers.smtp import KEPT_MAX, STEPS, SmtpCarrier
 from worker.outbox import LoopbackController
@@ -49,10 +50,11 @@ SECRET = "pass:w/rd"
 CLOSE = "close"
 HANG = "hang"
 RESET_INSIDE = "reset inside"
+LATER = "later"
 Answers = Mapping[str, str | list[str]]
+PIPELINING = "250-test\r\n250-PIPELINING\r\n250 SIZE 50000000"
 
-
-USUAL: Answers = {
+USUAL: dict[str, str | list[str]] = {
     "GREETING": "220 test",
     "EHLO": "250-test\r\n250 SIZE 50000000",
     "DATA": "354 go on",
@@ -65,11 +67,12 @@ class Scripted:
     """A mail server that answers each command as told; a list of answers is used up one by one, its last one kept.
 
     `GREETING` is its first word and `DOT` its answer to a whole message. It may also `CLOSE` the line, `HANG` until the
-    test is over, or reset the line when the message has only begun to arrive (`RESET_INSIDE`). Of a message whose end
-    never comes it keeps what there was in `fragments`.
+    test is over, answer together with what comes next (`LATER`), or reset the line when the message has only begun to
+    arrive (`RESET_INSIDE`). Of a message whose end never comes it keeps what there was in `fragments`. `slow_s` is how
+    long it thinks about each recipient.
     """
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, slow_s: float = 0.0) -> None:
         told = {**USUAL, **answers}
         self.answers = {key: list(said) if isinstance(said, list) else [said] for key, said in told.items()}
         self.commands: list[str] = []
@@ -77,6 +80,7 @@ class Scripted:
         self.fragments: list[bytes] = []
         self.said = ""
         self.connections = 0
+        self._slow_s = slow_s
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._listen)]
@@ -110,7 +114,7 @@ class Scripted:
                 self.commands.append(command.decode().strip())
                 verb = command.decode().split()[0].upper()
                 going = self._answer(line, verb) and verb != "QUIT"
-                if going and verb == "DATA" and self.said.startswith("354"):
+                if going and verb == "DATA" and self.said.rpartition("\n")[2].startswith("354"):
                     going = self._take_message(line, heard)
 
     def _take_message(self, line: socket.socket, heard: Any) -> bool:
@@ -134,8 +138,18 @@ class Scripted:
             self._over.wait(30)
         if said in (HANG, CLOSE):
             return False
+        if said == LATER:
+            return True
+        if key == "RCPT":
+            self._over.wait(self._slow_s)
         line.sendall(f"{said}\r\n".encode())
         return not said.startswith("421")
+
+
+@pytest.fixture(params=[USUAL["EHLO"], PIPELINING], ids=["one-by-one", "pipelined"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server that says what it is told not offer PIPELINING, and offer it."""
+    monkeypatch.setitem(USUAL, "EHLO", request.param)
 
 
 def unnoted() -> None:
@@ -278,6 +292,7 @@ def test_a_connection_idle_for_too_long_is_not_used_again(monkeypatch: pytest.Mo
     assert server.connections == 2
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("how", [CLOSE, "421 4.4.2 idle for too long"])
 def test_a_kept_connection_that_died_is_replaced(how: str) -> None:
     """Nothing was said over it, so the email goes over a new one at once."""
@@ -289,6 +304,7 @@ def test_a_kept_connection_that_died_is_replaced(how: str) -> None:
     assert (server.connections, len(server.messages)) == (2, 2)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("how", [CLOSE, "421 4.3.2 shutting down"])
 def test_a_new_connection_that_dies_is_not_replaced(how: str) -> None:
     """Once more, not for ever."""
@@ -298,6 +314,7 @@ def test_a_new_connection_that_dies_is_not_replaced(how: str) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "DOT"])
 def test_a_transient_answer_at_any_step_means_not_now(step: str) -> None:
     """4xx: asked again, it may be taken (RFC 5321 section 4.2.1)."""
@@ -307,6 +324,7 @@ def test_a_transient_answer_at_any_step_means_not_now(step: str) -> None:
     assert receipt.detail
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "DOT"])
 def test_a_final_answer_at_any_step_means_never(step: str) -> None:
     """5xx: asked again, the answer would be the same (RFC 5321 section 4.2.1)."""
@@ -317,6 +335,7 @@ def test_a_final_answer_at_any_step_means_never(step: str) -> None:
     assert receipt.recipients_refused == (step == "RCPT")
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["RCPT", "DATA", "DOT"])
 def test_a_server_that_closes_the_line_with_421_is_left_alone(step: str) -> None:
     """It is not now, and the next email goes over a new connection (RFC 5321 section 3.8)."""
@@ -328,6 +347,7 @@ def test_a_server_that_closes_the_line_with_421_is_left_alone(step: str) -> None
     assert server.connections == 2
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("what", [CLOSE, "what?", "999 what?"])
 def test_a_broken_conversation_before_the_message_means_not_now(step: str, what: str) -> None:
@@ -337,6 +357,7 @@ def test_a_broken_conversation_before_the_message_means_not_now(step: str, what:
     assert receipt.outcome is Outcome.NOT_NOW
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 def test_a_server_that_hangs_before_the_message_means_not_now(step: str) -> None:
     """Silence is awaited no longer than the timeout."""
@@ -345,6 +366,7 @@ def test_a_server_that_hangs_before_the_message_means_not_now(step: str) -> None
     assert receipt.outcome is Outcome.NOT_NOW
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_line_that_breaks_within_the_message_means_not_now() -> None:
     """The final dot was never sent, so the server cannot have taken the message."""
     receipt, _ = send({"DOT": RESET_INSIDE}, LARGE)
@@ -352,6 +374,7 @@ def test_a_line_that_breaks_within_the_message_means_not_now() -> None:
     assert receipt.outcome is Outcome.NOT_NOW
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("what", [CLOSE, "what?", "354 go on"])
 def test_a_missing_answer_to_the_whole_message_leaves_it_unsure(what: str) -> None:
     """The server had everything it needs to deliver (RFC 5321 section 4.5.3.2.6)."""
@@ -361,6 +384,7 @@ def test_a_missing_answer_to_the_whole_message_leaves_it_unsure(what: str) -> No
     assert len(server.messages) == 1
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_server_that_hangs_after_the_message_leaves_it_unsure() -> None:
     """A late answer and none look the same."""
     receipt, _ = send({"DOT": HANG}, timeout_s=0.3)
@@ -368,6 +392,7 @@ def test_a_server_that_hangs_after_the_message_leaves_it_unsure() -> None:
     assert receipt.outcome is Outcome.UNSURE
 
 
+@pytest.mark.usefixtures("each_way")
 def test_some_recipients_refused_are_named_and_the_others_get_it() -> None:
     """Refused for good and deferred are told apart, each with the server's words."""
     receipt, server = send({"RCPT": ["550 5.1.1 unknown", "250 Ok", "450 4.2.0 greylisted"]}, TO_THREE)
@@ -390,6 +415,7 @@ def test_all_recipients_refused_is_said_to_be_so() -> None:
     assert "DATA" not in server.commands
 
 
+@pytest.mark.usefixtures("each_way")
 def test_none_accepted_but_some_deferred_means_not_now() -> None:
     """The refused ones are named all the same, so that they need not be asked again."""
     receipt, _ = send({"RCPT": ["550 5.1.1 unknown", "450 4.2.0 greylisted"]}, TO_THREE)
@@ -398,6 +424,7 @@ def test_none_accepted_but_some_deferred_means_not_now() -> None:
     assert receipt.refused == {BOB: "550 5.1.1 unknown"}
 
 
+@pytest.mark.usefixtures("each_way")
 def test_too_many_recipients_are_deferred_whatever_the_number() -> None:
     """552 for a recipient is to be read as 452 (RFC 5321 section 4.5.3.1.10)."""
     receipt, _ = send({"RCPT": ["250 Ok", "552 too many", "452 4.5.3 too many"]}, TO_THREE)
@@ -446,6 +473,7 @@ def test_the_servers_words_are_kept_but_made_safe() -> None:
     assert len(words) == 300
 
 
+@pytest.mark.usefixtures("each_way")
 def test_neither_details_nor_logs_repeat_the_servers_words() -> None:
     """They often hold an address; the codes say enough."""
     words = f"550-5.1.1 <{BOB}> First\r\n550 5.1.1 Hello <{BOB}>"
@@ -492,6 +520,7 @@ def test_a_text_message_is_a_bug() -> None:
 # The note that is made before a message is handed over
 
 
+@pytest.mark.usefixtures("each_way")
 def test_the_note_is_made_when_the_server_has_asked_for_the_message_and_has_nothing_of_it() -> None:
     """354 is the last word before the message (RFC 5321 section 4.1.1.4)."""
     moments: list[tuple[str, str, int]] = []
@@ -502,6 +531,7 @@ def test_the_note_is_made_when_the_server_has_asked_for_the_message_and_has_noth
     assert len(server.messages) == 1
 
 
+@pytest.mark.usefixtures("each_way")
 def test_each_email_is_noted_once() -> None:
     """However many recipients it has, and whoever used the connection before."""
     notes = Notes()
@@ -514,6 +544,7 @@ def test_each_email_is_noted_once() -> None:
     assert (server.connections, len(server.messages)) == (1, 3)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("how", [CLOSE, "421 4.4.2 idle for too long"])
 def test_an_email_that_moves_to_a_new_connection_is_noted_once(how: str) -> None:
     """Over the dead one it never came so far."""
@@ -525,6 +556,7 @@ def test_an_email_that_moves_to_a_new_connection_is_noted_once(how: str) -> None
     assert (server.connections, notes.count) == (2, 1)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("step", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("said", ["451 4.3.0 try again", "550 5.7.1 no", "421 4.3.2 shutting down", "what?", CLOSE])
 def test_a_message_that_the_server_did_not_ask_for_is_not_noted(step: str, said: str) -> None:
@@ -535,6 +567,7 @@ def test_a_message_that_the_server_did_not_ask_for_is_not_noted(step: str, said:
     assert notes.count == 0
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("said", ["250 2.0.0 Ok", HANG])
 def test_no_other_answer_to_data_is_taken_for_the_one_that_asks_for_the_message(said: str) -> None:
     """Only 354 is, and silence is not."""
@@ -557,6 +590,7 @@ def test_a_message_that_cannot_be_written_for_the_server_is_not_noted(email: Ema
     assert notes.count == 0
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("what", ["451 4.3.0 try again", "550 5.7.1 no", "what?", CLOSE, RESET_INSIDE])
 def test_whatever_becomes_of_the_message_it_was_noted_once(what: str) -> None:
     """The note was made before anybody could know."""
@@ -566,6 +600,7 @@ def test_whatever_becomes_of_the_message_it_was_noted_once(what: str) -> None:
     assert notes.count == 1
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("error", [LookupError, TimeoutError, KeyboardInterrupt])
 def test_without_the_note_the_server_gets_nothing_of_the_message(error: type[BaseException]) -> None:
     """What the note raises goes through, also if it looks like the network's; its line is closed and not used again."""
@@ -599,12 +634,108 @@ def test_a_civil_server_forgets_an_email_without_its_note() -> None:
     assert postbox.greetings == 2
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_note_that_comes_too_late_means_not_now() -> None:
     """The lease may be over before such a delivery is, so nothing is handed over."""
     receipt, server = send({}, timeout_s=0.4, note=lambda: time.sleep((STEPS + 0.2) * 0.4))
 
     assert receipt.outcome is Outcome.NOT_NOW
     assert (server.messages, server.fragments) == ([], [b""])
+
+
+# Several commands at once (RFC 2920)
+
+
+AT_ONCE: Answers = {"MAIL": LATER, "RCPT": LATER, "DATA": "250 Ok\r\n250 Ok\r\n354 go on"}
+
+
+def test_a_server_with_pipelining_hears_everything_up_to_the_message_in_one_go() -> None:
+    """It answers nothing before it has heard DATA, and is waited for no more often than twice."""
+    receipt, server = send({**AT_ONCE, "EHLO": PIPELINING})
+
+    assert receipt == Receipt(Outcome.ACCEPTED, reference="4XyZ12")
+    assert [command.split()[0] for command in server.commands] == ["ehlo", "MAIL", "RCPT", "DATA", "quit"]
+
+
+def test_a_server_without_pipelining_hears_one_command_after_the_other() -> None:
+    """Nothing follows before its answer is there."""
+    receipt, server = send(AT_ONCE, timeout_s=0.3)
+
+    assert receipt.outcome is Outcome.NOT_NOW
+    assert "RCPT" not in str(server.commands)
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA", "DOT"])
+@pytest.mark.parametrize("how", [CLOSE, HANG, "what?"])
+def test_wherever_the_line_is_cut_the_message_went_out_once_or_never(step: str, how: str) -> None:
+    """Before its dot it is not now, after it nobody knows."""
+    receipt, server = send({step: ["250 Ok", how] if step == "RCPT" else how}, TO_THREE, timeout_s=0.3)
+
+    assert receipt.outcome is (Outcome.UNSURE if step == "DOT" else Outcome.NOT_NOW)
+    assert len(server.messages) == (1 if step == "DOT" else 0)
+    assert set(server.fragments) <= {b""}
+
+
+@pytest.mark.parametrize("step", ["MAIL", "RCPT"])
+def test_a_server_that_asks_for_a_message_it_refused_gets_none(step: str) -> None:
+    """Not even an empty one: the line is closed, and the next email goes over a new one (RFC 2920 section 3.1)."""
+    notes = Notes()
+    answers: Answers = {"EHLO": PIPELINING, step: ["550 5.7.1 no", "250 Ok"]}
+    with Scripted(answers) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        receipt = carrier.deliver(LETTER, notes)
+        assert (notes.count, server.messages) == (0, [])
+        assert carrier.deliver(LETTER, notes).outcome is Outcome.ACCEPTED
+
+    assert (receipt.outcome, receipt.recipients_refused) == (Outcome.NEVER, step == "RCPT")
+    assert (server.connections, server.fragments, len(server.messages)) == (2, [b""], 1)
+
+
+@pytest.mark.parametrize("step", ["MAIL", "RCPT"])
+@pytest.mark.parametrize(("rest", "connections"), [("503 5.5.1 no", 1), ("421 4.3.2 bye", 2), ("what?", 2), (CLOSE, 2)])
+def test_a_refusal_in_the_midst_is_heard_out_before_the_line_is_used_again(
+    step: str, rest: str, connections: int
+) -> None:
+    """Its other answers must not be taken for those to the next email."""
+    answers: Answers = {"EHLO": PIPELINING, step: ["550 no", "250 Ok"], "DATA": [rest, "354 go on"]}
+    with Scripted(answers) as server, closing(SmtpCarrier(server.url, 20)) as carrier:
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.NEVER
+        assert carrier.deliver(LETTER, unnoted).outcome is Outcome.ACCEPTED
+
+    assert (server.connections, len(server.messages)) == (connections, 1)
+
+
+@pytest.mark.usefixtures("each_way")
+def test_an_email_to_many_has_each_of_them_named_once() -> None:
+    """More are not said at once than the buffers hold."""
+    people = tuple(f"r{n}@example.org" for n in range(3 * PIPELINED_MAX))
+    refused = ["550 5.1.1 unknown" if n % 2 else "250 Ok" for n in range(len(people))]
+    receipt, server = send({"RCPT": refused}, replace(LETTER, to=people, recipients=people))
+
+    assert receipt.outcome is Outcome.ACCEPTED
+    assert list(receipt.refused) == list(people[1::2])
+    assert [command for command in server.commands if "RCPT" in command] == [f"RCPT TO:<{to}>" for to in people]
+    assert len(server.messages) == 1
+
+
+@pytest.mark.usefixtures("each_way")
+def test_many_slow_answers_do_not_last_beyond_the_deadline() -> None:
+    """Each of them comes in time, all of them do not: the lease would end."""
+    people = tuple(f"r{n}@example.org" for n in range(20))
+    began = time.monotonic()
+    with Scripted({}, slow_s=0.2) as server, closing(SmtpCarrier(server.url, 0.3)) as carrier:
+        receipt = carrier.deliver(replace(LETTER, to=people, recipients=people), unnoted)
+        took = time.monotonic() - began
+
+    assert receipt.outcome is Outcome.NOT_NOW
+    assert took < (STEPS + 1) * 0.3
+    assert server.messages == []
+
+
+def test_a_command_that_would_be_two_is_a_bug() -> None:
+    """No address may say more than an address."""
+    with pytest.raises(ValueError, match="one line"):
+        Line().say(["MAIL FROM:<ada@example.org>", "RCPT TO:<bob@example.org>\nDATA"])
 
 
 # Addresses beyond ASCII (RFC 6531)

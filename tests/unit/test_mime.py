@@ -2,6 +2,8 @@
 
 import email
 import email.policy
+import textwrap
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 from email.header import decode_header, make_header
@@ -15,7 +17,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.carriers import Email
-from worker.carriers.mime import compose, message_id, needs_smtputf8, wire_address
+from worker.carriers.mime import (
+    _PRINTABLE,
+    _WORDS,
+    CRLF,
+    FOLD_AT,
+    _encoded,
+    _one_line,
+    _text,
+    _whole,
+    compose,
+    message_id,
+    needs_smtputf8,
+    wire_address,
+)
 
 PLAIN = Email(
     job_id="job-1",
@@ -223,3 +238,43 @@ def test_what_is_no_address_is_not_written(address: str) -> None:
 def test_nobody_to_show_leaves_a_to_without_names() -> None:
     """An empty group may stand there (RFC 5322 section 3.6.3)."""
     assert read(compose(replace(PLAIN, to=())))["To"] == "undisclosed-recipients:;"
+
+
+# What is usual is written the short way, to the same bytes
+
+
+def one_line_at_length(value: str) -> str:
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _whole(value))
+
+
+def text_at_length(name: str, value: str) -> str:
+    clean = one_line_at_length(value)
+    if not clean:
+        return ""
+    if "=?" not in clean and _WORDS.fullmatch(clean):
+        indent = " " * (len(name) + 2)
+        lines = textwrap.wrap(clean, FOLD_AT, initial_indent=indent, break_long_words=False, break_on_hyphens=False)
+        return f"{CRLF} ".join(lines).removeprefix(indent)
+    if "=?" not in clean and _PRINTABLE.fullmatch(clean):
+        return clean
+    return _encoded(name, clean)
+
+
+@given(st.text())
+@example("a\x85b\u2028c\ud800d\tE")
+@example("\xa0no break\xad\u200b")
+def test_a_line_of_nothing_but_printable_characters_needs_no_look_at_each(value: str) -> None:
+    assert _one_line(value) == one_line_at_length(value)
+
+
+@given(
+    st.text("ABCX-", min_size=1, max_size=76),
+    st.text() | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=120)
+    | st.lists(st.text("abc-.,=?", min_size=1, max_size=70)).map(" ".join),
+)  # fmt: skip
+@example("Subject", "a" * 67)
+@example("Subject", "a" * 68)
+@example("Subject", "a " * 33 + "b")
+@example("Subject", "a " * 33 + "bc")
+def test_a_short_header_is_written_as_folding_would_leave_it(name: str, value: str) -> None:
+    assert _text(name, value) == text_at_length(name, value)

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +48,66 @@ def test_everybody_hears_of_an_error_and_the_next_begin_anew() -> None:
     with pytest.raises(ZeroDivisionError):
         together.ask(1, fail)
     assert together.ask(2, sum) == 2
+
+
+def test_all_who_have_joined_are_waited_for() -> None:
+    """Eight who ask again and again are eight in each group."""
+    together: Together[int, int] = Together(gather_s=10)
+    everybody = threading.Barrier(8)
+    groups: list[int] = []
+
+    def do(items: Sequence[int]) -> int:
+        groups.append(len(items))
+        return sum(items)
+
+    def ask_often() -> None:
+        with together.joined():
+            everybody.wait(10)
+            for _ in range(5):
+                assert together.ask(1, do) == 8
+            everybody.wait(10)
+
+    with ThreadPoolExecutor(8) as threads:
+        for one in [threads.submit(ask_often) for _ in range(8)]:
+            one.result(20)
+
+    assert groups == [8] * 5
+
+
+def test_nobody_waits_long_for_one_who_does_not_ask() -> None:
+    together: Together[int, int] = Together(gather_s=0.01)
+    began = time.monotonic()
+    with together.joined(), together.joined():
+        assert together.ask(1, sum) == 1
+
+    assert 0.01 <= time.monotonic() - began < 5
+
+
+def test_nobody_waits_for_one_who_has_left() -> None:
+    together: Together[int, int] = Together(gather_s=30)
+    leaving = threading.Event()
+
+    def join() -> None:
+        with together.joined():
+            assert leaving.wait(10)
+
+    with ThreadPoolExecutor(2) as threads, together.joined():
+        other = threads.submit(join)
+        while together._joined < 2:
+            time.sleep(0.001)
+        asked = threads.submit(together.ask, 1, sum)
+        leaving.set()
+        assert asked.result(10) == 1
+        other.result(10)
+
+
+def test_who_never_joined_waits_for_nobody() -> None:
+    """A single job, say."""
+    together: Together[int, int] = Together(gather_s=30)
+    began = time.monotonic()
+
+    assert together.ask(1, sum) == 1
+    assert time.monotonic() - began < 5
 
 
 @settings(deadline=None)
@@ -104,3 +165,51 @@ def test_no_more_are_worked_on_at_a_time_than_are_welcome() -> None:
     hands.close()
 
     assert sorted(end for end in ended if isinstance(end, int)) == list(range(60))
+
+
+def test_hands_pause_while_nobody_takes_what_is_done() -> None:
+    """So that after a crash few have been handed over of which nothing is written: here two rounds, of a hundred."""
+    worked: list[int] = []
+    hands = Hands(4)
+    groups = hands.each(worked.append, list(range(100)), 4)
+    taken = len(next(groups))
+    time.sleep(0.1)
+
+    assert len(worked) <= taken + 2 * 4
+    assert taken + sum(map(len, groups)) == 100
+    assert sorted(worked) == list(range(100))
+    hands.close()
+
+
+def test_nothing_more_is_begun_when_nobody_will_take_it() -> None:
+    """And no hand waits for ever: all are free for the next."""
+    worked: list[int] = []
+    hands = Hands(4)
+    groups = hands.each(worked.append, list(range(100)), 4)
+    taken = len(next(groups))
+    time.sleep(0.05)
+    groups.close()
+    again = [item for group in hands.each(lambda item: item, list(range(50)), 4) for item, _ in group]
+
+    assert len(worked) <= taken + 2 * 4
+    assert sorted(again) == list(range(50))
+    hands.close()
+
+
+def test_each_hand_is_busy_while_it_works() -> None:
+    """Once, however much it does."""
+    begun, ended = [], []
+
+    @contextmanager
+    def busy() -> Iterator[None]:
+        begun.append(threading.get_ident())
+        yield
+        ended.append(threading.get_ident())
+
+    hands = Hands(4)
+    list(hands.each(lambda _: time.sleep(0.001), list(range(40)), 4, busy))
+    hands.close()
+    hands._executor.shutdown(wait=True)
+
+    assert len(begun) == 4
+    assert sorted(begun) == sorted(ended)

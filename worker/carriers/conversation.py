@@ -8,7 +8,7 @@ import dataclasses
 import re
 import smtplib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from models.carriers import Email, Outcome, Receipt
@@ -21,6 +21,8 @@ CLOSING = 421
 TOO_MANY_RECIPIENTS = 552
 """Old servers say so for 452; for a recipient it must be read as "not now" (RFC 5321 section 4.5.3.1.10)."""
 START_MAIL_INPUT = 354
+PIPELINED_MAX = 64
+"""Commands that are said at once; so few that they and their answers fit the buffers between two hosts (RFC 2920)."""
 
 _ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}\b")
 _QUEUE_ID = re.compile(r"(?:queued as |\bid=|\bok (?=\S*\d))<?([A-Za-z0-9._@-]{6,255})", re.IGNORECASE)
@@ -49,13 +51,42 @@ class Line(smtplib.SMTP):
         self.allow(self.step_s)
         super().putcmd(cmd, args)
 
+    def say(self, commands: Sequence[str]) -> None:
+        """Send several commands in one go.
+
+        Raises
+        ------
+        OSError
+            If the connection is broken, or there is no time left.
+
+        """
+        said = "\r\n".join(commands)
+        if said.count("\r") != len(commands) - 1 or said.count("\n") != len(commands) - 1:
+            msg = "A command to a mail server is one line."
+            raise ValueError(msg)
+        self.allow(self.step_s)
+        self.send(f"{said}\r\n")
+
+    def hear(self) -> "Reply":
+        """Read the answer to one command.
+
+        Raises
+        ------
+        OSError
+            If the connection is broken, or there is no time left.
+
+        """
+        self.allow(self.step_s)
+        return Reply(*self.getreply())
+
     def allow(self, most_s: float) -> None:
         """Give the next step at most `most_s` seconds, and none beyond the deadline."""
         left_s = self.deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
-        if self.sock is not None:
-            self.sock.settimeout(min(most_s, left_s))
+        step_s = min(most_s, left_s)
+        if self.sock is not None and self.sock.gettimeout() != step_s:  # a call to the system, saved where it is so
+            self.sock.settimeout(step_s)
 
     def grant_one_step(self) -> None:
         """Put the deadline off, so that a whole step is left."""
@@ -143,11 +174,9 @@ def write(email: Email, *, utf8: bool) -> Letter:
     except ValueError:
         msg = "The sender's address or the one for replies is not one that the mail server can take."
         raise UnwritableError(msg) from None
-    seen = dataclasses.replace(
-        email,
-        to=tuple(address for address in email.to if _is_nameable(address, utf8=utf8)),
-        cc=tuple(address for address in email.cc if _is_nameable(address, utf8=utf8)),
-    )
+    to = tuple(address for address in email.to if address in recipients or _is_nameable(address, utf8=utf8))
+    cc = tuple(address for address in email.cc if address in recipients or _is_nameable(address, utf8=utf8))
+    seen = email if (to, cc) == (email.to, email.cc) else dataclasses.replace(email, to=to, cc=cc)
     shown = (sender, email.reply_to or "", *recipients, *seen.to, *seen.cc)
     return Letter(sender, recipients, refused, compose(seen), utf8=any(needs_smtputf8(a) for a in shown))
 
@@ -176,7 +205,12 @@ class _StoppedError(Exception):
 
 
 class Conversation:
-    """Hands one letter over a line. Afterwards the line is closed, or ready for the next MAIL."""
+    """Hands one letter over a line. Afterwards the line is closed, or ready for the next MAIL.
+
+    A server with PIPELINING (RFC 2920) hears everything up to DATA in one go, another one command after the other. All
+    that differs is that it may be waiting for a message that it shall not get; then the line is closed, which leaves
+    it with no message, where ending an empty one with a dot might make it deliver that.
+    """
 
     def __init__(self, line: Line, letter: Letter, about_to_hand_over: Callable[[], None]) -> None:
         """Make ready to hand `letter` over `line`; nothing is said yet.
@@ -189,15 +223,17 @@ class Conversation:
         self._about_to_hand_over = about_to_hand_over
         self._refused = dict(letter.refused)
         self._deferred: dict[str, str] = {}
+        self._unheard = 0
 
     def hold(self) -> Receipt | None:
         """Hold the conversation. None means the line was dead, and nothing at all has been said over it."""
+        replies = self._talk()
         try:
-            if not self._begin():
+            if not self._begin(replies):
                 self._line.close()
                 return None
-            self._name_recipients()
-            self._ask_for_data()
+            self._name_recipients(replies)
+            self._ask_for_data(replies)
             self._about_to_hand_over()
             reply = self._send_message()
         except _StoppedError as stop:
@@ -208,13 +244,31 @@ class Conversation:
             raise
         return self._receipt(Outcome.ACCEPTED, reference=_reference(reply))
 
-    def _begin(self) -> bool:
-        """Say who sends. False if the line is dead or closing."""
+    def _talk(self) -> Iterator[Reply]:
+        """Say everything up to DATA, as much at once as the server takes; gives one answer after the other.
+
+        Of what is said one by one, nothing is said before somebody wants its answer.
+        """
         self._line.command_encoding = "utf-8" if self._letter.utf8 else "ascii"
+        commands = [self._mail(), *(f"RCPT TO:<{written}>" for written in self._letter.recipients.values()), "DATA"]
+        at_once = PIPELINED_MAX if self._line.has_extn("pipelining") else 1
+        for first in range(0, len(commands), at_once):
+            group = commands[first : first + at_once]
+            self._line.say(group)
+            for unheard in range(len(group) - 1, -1, -1):
+                reply = self._line.hear()
+                self._unheard = unheard
+                yield reply
+
+    def _mail(self) -> str:
         options = [f"SIZE={len(self._letter.message)}"] if self._line.has_extn("size") else []  # RFC 1870 section 6
         options += ["BODY=8BITMIME", "SMTPUTF8"] if self._letter.utf8 else []  # RFC 6531 section 3.6
+        return " ".join([f"MAIL FROM:<{self._letter.sender}>", *options])
+
+    def _begin(self, replies: Iterator[Reply]) -> bool:
+        """Hear what the server says to the sender. False if the line is dead or closing."""
         try:
-            reply = Reply(*self._line.docmd(" ".join([f"MAIL FROM:<{self._letter.sender}>", *options])))
+            reply = next(replies)
         except OSError:
             return False
         if reply.code == CLOSING:
@@ -223,10 +277,10 @@ class Conversation:
             raise _refusal(reply, "the sender")
         return True
 
-    def _name_recipients(self) -> None:
-        """Say who is to get it, and sort those out who shall not."""
-        for address, written in self._letter.recipients.items():
-            reply = self._say(f"RCPT TO:<{written}>")
+    def _name_recipients(self, replies: Iterator[Reply]) -> None:
+        """Hear who is to get it, and sort those out who shall not."""
+        for address in self._letter.recipients:
+            reply = self._hear(replies)
             if reply.code == CLOSING or not (reply.good or reply.final or reply.transient):
                 raise _refusal(reply, "a recipient")
             if reply.transient or reply.code == TOO_MANY_RECIPIENTS:
@@ -239,8 +293,8 @@ class Conversation:
         if not self._letter.recipients.keys() - self._refused.keys() - self._deferred.keys():
             raise _StoppedError(Outcome.NOT_NOW, "The mail server accepts no recipient now.")
 
-    def _ask_for_data(self) -> None:
-        reply = self._say("DATA")
+    def _ask_for_data(self, replies: Iterator[Reply]) -> None:
+        reply = self._hear(replies)
         if reply.code != START_MAIL_INPUT:
             raise _refusal(reply, "the message before it was sent")
 
@@ -276,9 +330,9 @@ class Conversation:
         detail = "The mail server was sent the whole message and answered something that is not SMTP."
         raise _StoppedError(Outcome.UNSURE, detail)
 
-    def _say(self, command: str) -> Reply:
+    def _hear(self, replies: Iterator[Reply]) -> Reply:
         try:
-            return Reply(*self._line.docmd(command))
+            return next(replies)
         except OSError:
             self._line.close()
             raise _StoppedError(Outcome.NOT_NOW, "The connection to the mail server broke, or it was slow.") from None
@@ -291,11 +345,16 @@ class Conversation:
         if self._line.sock is None:
             return
         try:
-            usable = outcome is Outcome.NEVER and Reply(*self._line.rset()).good
+            usable = outcome is Outcome.NEVER and self._hear_out() and Reply(*self._line.rset()).good
         except OSError:
             usable = False
         if not usable:
             self._line.close()
+
+    def _hear_out(self) -> bool:
+        """Hear the answers to all that was said at once. False if commands cannot follow."""
+        rest = [self._line.hear() for _ in range(self._unheard)]
+        return all(reply.code != CLOSING and (reply.good or reply.final or reply.transient) for reply in rest)
 
     def _receipt(
         self, outcome: Outcome, detail: str = "", reference: str | None = None, *, everyone: bool = False

@@ -2,9 +2,11 @@
 
 import base64
 import binascii
+import functools
 import re
 import secrets
 import textwrap
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -90,13 +92,19 @@ def _headers(email: Email) -> Iterator[tuple[str, str]]:
     if email.cc:
         yield "Cc", _listed(email.cc)
     yield "Subject", _text("Subject", email.subject)
-    yield "Date", format_datetime(datetime.now(UTC))
+    yield "Date", _date(int(time.time()))
     yield "Message-ID", message_id(email)
     if email.reply_to:
         yield "Reply-To", wire_address(email.reply_to)
     for name, value in email.headers.items():
         if _is_free(name):
             yield name, _text(name, value.strip())
+
+
+@functools.lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    """Write a moment, once for all that are sent in the same second."""
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def _is_free(name: str) -> bool:
@@ -130,6 +138,8 @@ def _text(name: str, value: str) -> str:
     if not clean:
         return ""
     if "=?" not in clean and _WORDS.fullmatch(clean):
+        if len(name) + 2 + len(clean) <= FOLD_AT:
+            return clean
         indent = " " * (len(name) + 2)
         lines = textwrap.wrap(clean, FOLD_AT, initial_indent=indent, break_long_words=False, break_on_hyphens=False)
         return f"{CRLF} ".join(lines).removeprefix(indent)
@@ -145,6 +155,8 @@ def _encoded(name: str, value: str) -> str:
 
 def _one_line(value: str) -> str:
     """Put a blank for each control character and line break: none of them may stand in a header."""
+    if value.isprintable():
+        return value  # as nearly always: none of them is
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _whole(value))
 
 
