@@ -35,7 +35,7 @@ def kill_worker(rig: Rig) -> int:
             return 1
         case what:
             rig.kill(victim, group=what == "group")
-            return rig.threads
+            return rig.in_doubt_most
 
 
 def _running(rig: Rig) -> Program:
@@ -54,7 +54,7 @@ def stop_worker(seconds: float) -> Fault:
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-        return rig.threads
+        return rig.in_doubt_most
 
     return stop
 
@@ -98,13 +98,13 @@ def kill_postgres(rig: Rig) -> int:
     rig.postgres.kill()
     time.sleep(rig.rng.uniform(0.0, 2.0))
     rig.postgres.start()
-    return rig.threads * len(rig.workers)
+    return rig.in_doubt_most * len(rig.workers)
 
 
 def restart_postgres(rig: Rig) -> int:
     """End the database in good order, which cuts every connection, and start it again."""
     rig.postgres.restart()
-    return rig.threads * len(rig.workers)
+    return rig.in_doubt_most * len(rig.workers)
 
 
 def _children(pid: int) -> list[int]:

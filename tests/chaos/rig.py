@@ -32,6 +32,7 @@ from tasks.context import Context
 from tests import servers
 from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
 from worker.embedded import dying_with_parent
+from worker.settings import Settings
 from worker.taking import waiting
 
 SETTINGS: Final = {
@@ -112,6 +113,16 @@ class Rig:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._closing = threading.Event()
+
+    @property
+    def in_doubt_most(self) -> int:
+        """How many messages of one worker may be handed over without their outcome's being written.
+
+        One for each thread that sends a single message; of two batches, those in conversation, as many that wait to be
+        settled, and as many that are being settled.
+        """
+        connections = int(str(self.settings.get("connections", Settings.model_fields["connections"].default)))
+        return self.threads + 2 * 3 * connections
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
