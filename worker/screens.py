@@ -145,12 +145,12 @@ def status(console: Console, answer: Json) -> None:
     for queue, length in answer["queues"].items():
         queues.add_row(queue, "broker does not answer" if length is None else str(length))
     console.print(queues)
-    jobs = table("Send jobs", "kind", "state", "jobs", numbers=("jobs",))
+    jobs = table("Send jobs: open, or ended in the last 24 hours", "kind", "state", "jobs", numbers=("jobs",))
     for kind, states in sorted(answer["jobs"].items()):
         for state, count in sorted(states.items()):
             jobs.add_row(kind, coloured(state), str(count))
     console.print(jobs)
-    console.print(f"Refusals that took no key: {answer['refusals']}")
+    console.print(f"Refusals that took no key, in the last 24 hours: {answer['refusals']}")
     if answer["dead"] or answer["quarantined"]:
         console.print(
             f"Dead: {answer['dead']} jobs, and {answer['quarantined'] or 0} in quarantine: `postage dead list`."

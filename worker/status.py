@@ -1,12 +1,13 @@
 """What operators ask: what became of a job, and how workers, queues and jobs stand."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, Select, func, literal_column, select
 
 from models import charges as charging
 from models.answers import bulk_answer, message_answer, refused_answer
@@ -19,6 +20,7 @@ from worker.taking import QUARANTINE, waiting
 from worker.transport import client_of
 
 LOOK_EVERY_S = 0.1
+LATELY = timedelta(days=1)
 NOT_TAKEN_UP = "Enqueued. No worker has taken it up yet: `postage worker` runs one, `postage status JOB_ID` asks again."
 
 
@@ -55,12 +57,11 @@ def ended(context: Context, jobs: Mapping[str, str]) -> dict[str, Json]:
 
 
 def everything(app: PostageApp) -> Json:
-    """How workers, queues and jobs stand."""
+    """How workers, queues and jobs stand: the jobs that are open, and what ended in the last day."""
+    since = app.context.now() - LATELY
     with app.context.database.read() as connection:
-        states = connection.execute(
-            select(charges.c.kind, charges.c.state, func.count()).group_by(charges.c.kind, charges.c.state)
-        ).all()
-        refused = connection.execute(select(func.count()).select_from(refusals)).scalar_one()
+        states = [row for query in _jobs(since) for row in connection.execute(query)]
+        refused = connection.execute(select(func.count()).where(refusals.c.at >= since)).scalar_one()
         dead = dead_letters.c.replayed_at.is_(None)
         kept = connection.execute(select(func.count()).select_from(dead_letters).where(dead)).scalar_one()
     jobs: dict[str, dict[str, int]] = {}
@@ -76,6 +77,14 @@ def everything(app: PostageApp) -> Json:
         "dead": kept,
         "quarantined": quarantined,
     }
+
+
+def _jobs(since: datetime) -> Sequence[Select[Any]]:
+    """Counts of jobs by kind and state, each read from an index, whatever the history."""
+    by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
+    of = (charges.c.due_at.is_not(None), charges.c.lease_until.is_not(None),
+          charges.c.state == literal_column("'unknown'"), charges.c.final_at >= since)  # fmt: skip
+    return [by_state.where(some).group_by(charges.c.kind, charges.c.state) for some in of]
 
 
 def _workers(app: PostageApp) -> list[str]:
