@@ -59,7 +59,7 @@ FINAL = (State.SENT, State.FAILED, State.REFUSED)
 """States that never change again."""
 
 
-# Jobs and charges are not frozen, which would make each take three times as long to make. They never change.
+# Jobs and charges are not frozen, which would make each take three times as long to make. Nobody changes one.
 
 
 @dataclass(slots=True, kw_only=True)

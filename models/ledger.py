@@ -36,7 +36,7 @@ from models.charges import Charge, Job, State
 from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
-from models.rows import packed, unpacked
+from models.rows import among, listed, packed, unpacked
 from models.tables import Instant, accounts, charges, entries
 from models.users import Person, fence, unknown
 
@@ -185,12 +185,8 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
     """
     if not moves:
         return {}
-    locked = connection.execute(
-        select(accounts.c.id, accounts.c.available, accounts.c.seq)
-        .where(accounts.c.id.in_({move.account_id for move in moves}))
-        .order_by(accounts.c.id)
-        .with_for_update(key_share=True)
-    )
+    moving = {"accounts": listed(connection, {move.account_id for move in moves})}
+    locked = connection.execute(_lock_accounts(connection.dialect.name), moving)
     balances = {account_id: (available, seq) for account_id, available, seq in locked}
     short: dict[str, int] = {}
     written = []
@@ -204,6 +200,16 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
     if written:
         _write(connection, written, now)
     return short
+
+
+@functools.cache
+def _lock_accounts(dialect: str) -> Executable:
+    return (
+        select(accounts.c.id, accounts.c.available, accounts.c.seq)
+        .where(among(dialect, accounts.c.id, "accounts"))
+        .order_by(accounts.c.id)
+        .with_for_update(key_share=True)
+    )
 
 
 def _write(connection: Connection, written: Sequence[Mapping[str, Any]], now: datetime) -> None:

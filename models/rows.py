@@ -4,18 +4,21 @@ A statement with a parameter for every value of every row is compiled, sent and 
 one parameter it is the same short statement for one row as for five hundred, on both databases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 from sqlalchemy import (
+    ARRAY,
     JSON,
+    ColumnElement,
     Connection,
     FromClause,
     Integer,
     String,
     Text,
+    any_,
     bindparam,
     cast,
     column,
@@ -25,6 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
 
 ROWS = "rows"
 """The name of the parameter."""
@@ -55,6 +60,19 @@ def packed(connection: Connection, rows: Sequence[Mapping[str, Any]], name: str 
         rows = [{column: _for_sqlite(value) for column, value in row.items()} for row in rows]
         return {name: to_json(rows).decode()}  # three times as fast as Python's own
     return {name: to_json(rows).decode(), f"{name}_count": len(rows)}
+
+
+def among(dialect: str, wanted: ColumnElement[T], name: str) -> ColumnElement[bool]:
+    """Whether `wanted` is one of the values of the parameter `name`, which `listed` makes."""
+    if dialect == "postgresql":
+        return wanted == any_(bindparam(name, type_=ARRAY(wanted.type)))
+    values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+    return wanted.in_(select(values.c.value))
+
+
+def listed(connection: Connection, values: Collection[T]) -> list[T] | str:
+    """The parameter that holds `values`."""
+    return to_json(list(values)).decode() if connection.dialect.name == "sqlite" else list(values)
 
 
 def _for_sqlite(value: object) -> object:
