@@ -59,7 +59,10 @@ FINAL = (State.SENT, State.FAILED, State.REFUSED)
 """States that never change again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Jobs and charges are not frozen, which would make each take three times as long to make. Nobody changes one.
+
+
+@dataclass(slots=True, kw_only=True)
 class Job:
     """A send job as the ledger takes it. `content` is kept until the job is final."""
 
@@ -73,7 +76,7 @@ class Job:
     bulk_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Charge:
     """A charge as it stands. `payer` is None where nothing was charged; `refunded` went back to that same payer."""
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    SmallInteger,
     String,
     Update,
     bindparam,
@@ -35,13 +36,12 @@ from models.charges import Charge, Job, State
 from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
-from models.rows import packed, unpacked
+from models.rows import among, listed, packed, unpacked
 from models.tables import Instant, accounts, charges, entries
 from models.users import Person, fence, unknown
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Credits into (positive) or out of (negative) an account. `cause` is unique for ever."""
 
     account_id: int
@@ -81,7 +81,8 @@ def charge(
     people = fence(connection, {job.sender for job in jobs})
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
     made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
-    new = _insert(connection, list(made.values()), now, lease_until=lease_until)
+    rows = [_row(one) for one in made.values()]
+    new = _insert(connection, rows, State.SENDING, now, holder=holder, until=lease_until)
     in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
     short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
     stand = {
@@ -102,14 +103,15 @@ def charge_bulk(
     people = fence(connection, {bulk.sender})
     sender = people.get(bulk.sender)
     made = _made(bulk, sender, State.BULK, now)
-    if bulk.job_id not in _insert(connection, [made], now):
+    if bulk.job_id not in _insert(connection, [{**_row(made), "payer": None}], State.BULK, now):
         return charging.read(connection, [bulk.job_id])[bulk.job_id]
     if sender is None:
         return made
-    waiting = [_made(job, sender, State.WAITING, now) for job in messages]
+    same = {**_row(made), "bulk_id": bulk.job_id}
+    rows = [{"job_id": job.job_id, "credits": job.credits, "content": job.content} for job in messages]
     with connection.begin_nested() as savepoint:
-        new = _insert(connection, waiting, now, due_at=due_at)
-        short = _post(connection, [_debit(one, new) for one in waiting], now)
+        new = _insert(connection, rows, State.WAITING, now, until=due_at, same=same)
+        short = _post(connection, [_debit(job, new) for job in messages], now)
         if short:
             savepoint.rollback()
     if short:
@@ -183,53 +185,52 @@ def _post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[
     """
     if not moves:
         return {}
-    locked = connection.execute(
-        select(accounts.c.id, accounts.c.available, accounts.c.seq)
-        .where(accounts.c.id.in_({move.account_id for move in moves}))
-        .order_by(accounts.c.id)
-        .with_for_update(key_share=True)
-    )
-    balances = {row.id: (row.available, row.seq) for row in locked}
+    moving = {"accounts": listed(connection, {move.account_id for move in moves})}
+    locked = connection.execute(_lock_accounts(connection.dialect.name), moving)
+    balances = {account_id: (available, seq) for account_id, available, seq in locked}
     short: dict[str, int] = {}
     written = []
-    for move in moves:
-        available, seq = balances[move.account_id]
-        if available + move.amount < 0:
-            short[move.cause] = available
+    for account_id, amount, cause in moves:
+        available, seq = balances[account_id]
+        if available + amount < 0:
+            short[cause] = available
             continue
-        balances[move.account_id] = available, seq = available + move.amount, seq + 1
-        written.append(
-            {
-                "account_id": move.account_id,
-                "seq": seq,
-                "amount": move.amount,
-                "balance_after": available,
-                "cause": move.cause,
-            }
-        )
+        balances[account_id] = after, seq = available + amount, seq + 1
+        written.append({"account_id": account_id, "seq": seq, "amount": amount, "balance_after": after, "cause": cause})
     if written:
-        dialect = connection.dialect.name
-        moved = [
-            {"id": i, "available": balances[i][0], "seq": balances[i][1]}
-            for i in sorted({m["account_id"] for m in written})
-        ]
-        connection.execute(_update_accounts(dialect), packed(connection, moved))
-        connection.execute(_insert_entries(dialect), {**packed(connection, written), "now": now})
+        _write(connection, written, now)
     return short
 
 
 @functools.cache
-def _update_accounts(dialect: str) -> Update:
-    given = unpacked(dialect, {"id": BigInteger(), "available": BigInteger(), "seq": BigInteger()})
-    return update(accounts).where(accounts.c.id == given.c.id).values(available=given.c.available, seq=given.c.seq)
+def _lock_accounts(dialect: str) -> Executable:
+    return (
+        select(accounts.c.id, accounts.c.available, accounts.c.seq)
+        .where(among(dialect, accounts.c.id, "accounts"))
+        .order_by(accounts.c.id)
+        .with_for_update(key_share=True)
+    )
+
+
+def _write(connection: Connection, written: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Write entries, and the balances that the last of each account leaves."""
+    last = {entry["account_id"]: entry for entry in written}
+    balances = [{"id": i, "available": last[i]["balance_after"], "seq": last[i]["seq"]} for i in sorted(last)]
+    parameters = {**packed(connection, balances, "balances"), **packed(connection, written), "now": now}
+    for statement in _write_statements(connection.dialect.name):
+        connection.execute(statement, parameters)
 
 
 @functools.cache
-def _insert_entries(dialect: str) -> Executable:
+def _write_statements(dialect: str) -> list[Executable]:
+    """One statement, where the database can do it in one."""
+    left = unpacked(dialect, {"id": BigInteger(), "available": BigInteger(), "seq": BigInteger()}, "balances")
+    balances = update(accounts).where(accounts.c.id == left.c.id).values(available=left.c.available, seq=left.c.seq)
     names = ("account_id", "seq", "amount", "balance_after", "cause")
     given = unpacked(dialect, {name: entries.c[name].type for name in names})
     rows = select(*(given.c[name] for name in names), bindparam("now", type_=Instant))
-    return insert_in(dialect, entries).from_select([*names, "at"], rows)
+    moved = insert_in(dialect, entries).from_select([*names, "at"], rows)
+    return [moved.add_cte(balances.cte("moved"))] if dialect == "postgresql" else [balances, moved]
 
 
 def _known(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
@@ -279,56 +280,87 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: 
     )
 
 
-def _debit(one: Charge, account_ids: Mapping[str, int | None]) -> Move:
+def _debit(one: Charge | Job, account_ids: Mapping[str, int | None]) -> Move:
     return Move(cast("int", account_ids[one.job_id]), -one.credits, f"charge:{one.job_id}")
+
+
+def _row(one: Charge) -> dict[str, Any]:
+    """What is different from one new charge to the next."""
+    row = {
+        "job_id": one.job_id,
+        "task": one.task,
+        "kind": one.kind,
+        "sender": one.sender,
+        "digest": one.digest,
+        "payer": one.payer,
+        "credits": one.credits,
+        "content": one.content,
+        "bulk_id": one.bulk_id,
+    }
+    return {**row, "reason": one.reason, "detail": one.detail} if one.reason else row
 
 
 def _insert(
     connection: Connection,
-    made: Sequence[Charge],
+    rows: Sequence[Mapping[str, Any]],
+    state: State,
     now: datetime,
     *,
-    lease_until: datetime | None = None,
-    due_at: datetime | None = None,
+    holder: str | None = None,
+    until: datetime | None = None,
+    same: Mapping[str, Any] | None = None,
 ) -> dict[str, int | None]:
-    """Write new charges, in id order; returns the ids that were new, each with the account that is to pay.
+    """Write new charges in `state`, or refused where a row has a reason, in id order.
 
-    A known id is left as it stands.
+    `until` is when the lease ends or the next attempt is due, `same` what rows have in common. Returns the ids that
+    were new, each with the account that is to pay. A known id is left as it stands.
     """
-    if not made:
+    if not rows:
         return {}
-    rows = [{name: value for name in _GIVEN if (value := getattr(one, name)) is not None} for one in made]
-    parameters = {**packed(connection, rows), "now": now, "lease_until": lease_until, "due_at": due_at}
+    parameters = {
+        **packed(connection, rows),
+        **{f"same_{name}": (same or {}).get(name) for name in _SAME},
+        "state": state,
+        "attempts": int(state is State.SENDING),
+        "holder": holder,
+        "lease_until": until if state is State.SENDING else None,
+        "due_at": until if state is State.WAITING else None,
+        "now": now,
+    }
     new = connection.execute(_insert_charges(connection.dialect.name), parameters)
-    return {row.job_id: row.account_id for row in new}
+    return {job_id: account_id for job_id, account_id in new}  # noqa: C416  dict() takes a Row for an object
 
 
-_GIVEN = ("job_id", "task", "kind", "sender", "digest", "payer", "credits", "state", "reason", "detail", "attempts",
-          "holder", "content", "bulk_id")  # fmt: skip
-"""What is different from one new charge to the next."""
+_SAME = ("task", "kind", "sender", "digest", "payer", "bulk_id")
+"""What the messages of a bulk job have in common."""
 
 
 @functools.cache
 def _insert_charges(dialect: str) -> Executable:
-    types = {name: charges.c[name].type for name in _GIVEN if name != "payer"}
+    own = ("job_id", "credits", "content", "reason", "detail")
+    types = {name: charges.c[name].type for name in (*own, *_SAME) if name != "payer"}
     given = unpacked(dialect, {**types, "payer": accounts.c.owner_id.type})
+    whole = {name: func.coalesce(given.c[name], bindparam(f"same_{name}", type_=String)) for name in _SAME}
     now = bindparam("now", type_=Instant)
-    same = ("job_id", "task", "kind", "sender", "digest", "credits", "state", "reason", "detail", "attempts", "holder",
-            "content", "bulk_id")  # fmt: skip
+    refused = given.c.reason.is_not(None)
     values: dict[str, ColumnElement[Any]] = {
-        **{name: given.c[name] for name in same},
-        "account_id": case((given.c.state.in_(charging.OPEN), accounts.c.id), else_=None),
+        **{name: given.c[name] for name in own},
+        **{name: whole[name] for name in _SAME if name != "payer"},
+        "account_id": accounts.c.id,
         "refunded": literal(0),
+        "state": case((refused, State.REFUSED), else_=bindparam("state", type_=String)),
+        "attempts": case((refused, 0), else_=bindparam("attempts", type_=SmallInteger)),
         "deaths": literal(0),
-        "lease_until": case((given.c.state == State.SENDING, bindparam("lease_until", type_=Instant)), else_=None),
-        "due_at": case((given.c.state == State.WAITING, bindparam("due_at", type_=Instant)), else_=None),
+        "holder": bindparam("holder", type_=String),
+        "lease_until": case((refused, None), else_=bindparam("lease_until", type_=Instant)),
+        "due_at": case((refused, None), else_=bindparam("due_at", type_=Instant)),
         "created_at": now,
-        "final_at": case((given.c.state == State.REFUSED, now), else_=None),
+        "final_at": case((refused, now), else_=None),
     }
-    paying = given.outerjoin(accounts, (accounts.c.owner_id == given.c.payer) & (accounts.c.kind == given.c.kind))
+    payer = (accounts.c.owner_id == whole["payer"]) & (accounts.c.kind == whole["kind"])
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
-    rows = select(*values.values()).select_from(paying).where(true()).order_by(given.c.job_id)
-    made = insert_in(dialect, charges).from_select(list(values), rows)
+    rows = select(*values.values()).select_from(given.outerjoin(accounts, payer)).where(true())
+    made = insert_in(dialect, charges).from_select(list(values), rows.order_by(given.c.job_id))
     return made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
 
 

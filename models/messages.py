@@ -3,8 +3,8 @@
 import hashlib
 import html as html_escape
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import to_json
@@ -93,6 +93,14 @@ class Send(Message):
     sender: Id
 
 
+class Content(NamedTuple):
+    """What is kept of a message while it is not final: all that an attempt needs, and all that was asked for."""
+
+    fields: dict[str, Any]
+    cost: int
+    """In credits."""
+
+
 class EmailContent(Send):
     """The parts of an email that one and many recipients share."""
 
@@ -119,10 +127,8 @@ class SendEmail(EmailContent):
     to: Addresses
 
     @model_validator(mode="after")
-    def _not_too_many(self) -> Self:
-        if len(self.recipients()) > RECIPIENTS_MAX:
-            msg = f"must not have more than {RECIPIENTS_MAX} recipients in to, cc and bcc together"
-            raise ValueError(msg)
+    def _within_limits(self) -> Self:
+        _not_too_many(self.recipients())
         return self
 
     def recipients(self) -> tuple[str, ...]:
@@ -132,6 +138,18 @@ class SendEmail(EmailContent):
     def cost(self) -> int:
         """One email credit a recipient."""
         return len(self.recipients())
+
+    def content(self, given: dict[str, Any]) -> Content:
+        """What is kept of it, of which `given` is all but the key."""
+        recipients = list(self.recipients())
+        fields = {name: value for name, value in given.items() if name != "sender"}
+        return Content({**fields, "recipients": recipients}, len(recipients))
+
+
+def _not_too_many(recipients: Collection[str]) -> None:
+    if len(recipients) > RECIPIENTS_MAX:
+        msg = f"must not have more than {RECIPIENTS_MAX} recipients in to, cc and bcc together"
+        raise ValueError(msg)
 
 
 class SmsContent(Send):
@@ -150,15 +168,27 @@ class SendSms(SmsContent):
     to: PhoneNumber
 
     @model_validator(mode="after")
-    def _not_too_long(self) -> Self:
-        if self.cost() > SEGMENTS_MAX:
-            msg = f"must not be longer than {SEGMENTS_MAX} segments (this takes {self.cost()})"
-            raise ValueError(msg)
+    def _within_limits(self) -> Self:
+        _segments(self.text)
         return self
 
     def cost(self) -> int:
         """One SMS credit a segment."""
-        return sms_segments(self.text)
+        return _segments(self.text)
+
+    def content(self, given: dict[str, Any]) -> Content:
+        """What is kept of it, of which `given` is all but the key."""
+        segments = self.cost()
+        fields = {name: value for name, value in given.items() if name != "sender"}
+        return Content({**fields, "segments": segments}, segments)
+
+
+def _segments(text: str) -> int:
+    segments = sms_segments(text)
+    if segments > SEGMENTS_MAX:
+        msg = f"must not be longer than {SEGMENTS_MAX} segments (this takes {segments})"
+        raise ValueError(msg)
+    return segments
 
 
 SendOne = SendEmail | SendSms
@@ -181,8 +211,8 @@ class SmsRecipient(Message):
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]{1,64})\s*\}\}")
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put `values` where `template` says `{{name}}`.
+def fill(template: str, values: Mapping[str, str], form: Callable[[str], str] = str) -> str:
+    """Put `values`, each in its `form`, where `template` says `{{name}}`.
 
     Raises
     ------
@@ -190,16 +220,29 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         With the name of a placeholder that has no value.
 
     """
-    return PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return PLACEHOLDER.sub(lambda match: form(values[match[1]]), template)
+
+
+class _EmailParts(Message):
+    """The parts of an email that a recipient's values may change."""
+
+    subject: Subject | None = None
+    text: EmailText | None = None
+    html: EmailHtml | None = None
+
+
+class _SmsParts(Message):
+    text: SmsText
 
 
 class SendManyEmails(EmailContent):
     """`email.send_many`: the same email to each recipient apart, filled with their values."""
 
+    kind: ClassVar[Kind] = "email"
     recipients: list[EmailRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
-    def each(self) -> Iterator[SendOne]:
-        """The single messages, ids `job_id/0…` left to the caller.
+    def each(self) -> Iterator[Content]:
+        """What is kept of each single message: as of an `email.send` of it. Only what was filled in is checked again.
 
         Raises
         ------
@@ -207,26 +250,27 @@ class SendManyEmails(EmailContent):
             `invalid_job`, naming the recipient whose values leave a placeholder open or make the message invalid.
 
         """
-        shared = self.model_dump(exclude_none=True, exclude={"job_id", "recipients", "subject", "text", "html"})
-        for index, recipient in enumerate(self.recipients):
-            escaped = {name: html_escape.escape(value) for name, value in recipient.values.items()}
+        shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
+        copied = [*(self.cc or ()), *(self.bcc or ())]
+        open_parts = [name for name in ("subject", "text", "html") if PLACEHOLDER.search(shared.get(name, ""))]
+        forms = {"html": html_escape.escape}
+        for index, one in enumerate(self.recipients):
             with _naming(index):
-                yield SendEmail(
-                    **shared,
-                    to=[recipient.to],
-                    subject=fill(self.subject, recipient.values),
-                    text=None if self.text is None else fill(self.text, recipient.values),
-                    html=None if self.html is None else fill(self.html, escaped),
-                )
+                filled = {name: fill(shared[name], one.values, forms.get(name, str)) for name in open_parts}
+                _EmailParts.model_validate(filled)
+                recipients = list(dict.fromkeys([one.to, *copied]))
+                _not_too_many(recipients)
+            yield Content({**shared, **filled, "to": [one.to], "recipients": recipients}, len(recipients))
 
 
 class SendManySms(SmsContent):
     """`sms.send_many`: the same text to each recipient apart, filled with their values."""
 
+    kind: ClassVar[Kind] = "sms"
     recipients: list[SmsRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
-    def each(self) -> Iterator[SendOne]:
-        """The single messages, as `SendManyEmails.each` gives them.
+    def each(self) -> Iterator[Content]:
+        """What is kept of each single message, as `SendManyEmails.each` gives it.
 
         Raises
         ------
@@ -234,10 +278,12 @@ class SendManySms(SmsContent):
             `invalid_job`, naming the recipient.
 
         """
-        shared = self.model_dump(exclude_none=True, exclude={"job_id", "recipients", "text"})
-        for index, recipient in enumerate(self.recipients):
+        shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
+        for index, one in enumerate(self.recipients):
             with _naming(index):
-                yield SendSms(**shared, to=recipient.to, text=fill(self.text, recipient.values))
+                text = _SmsParts(text=fill(self.text, one.values)).text
+                segments = _segments(text)
+            yield Content({**shared, "text": text, "to": one.to, "segments": segments}, segments)
 
 
 SendMany = SendManyEmails | SendManySms
@@ -256,8 +302,9 @@ class _naming:  # noqa: N801  reads as a statement: with _naming(index)
         if isinstance(error, KeyError):
             sentence = f"`recipients.{self.index}.values` lacks {error.args[0]!r}, which the message asks for."
             raise Refused(Reason.INVALID_JOB, sentence) from None
-        if isinstance(error, ValidationError):
-            sentence = f"Filled for `recipients.{self.index}`, the message is not valid: {explain(error)}"
+        if isinstance(error, ValueError):
+            what = explain(error) if isinstance(error, ValidationError) else f"The message {error}."
+            sentence = f"Filled for `recipients.{self.index}`, the message is not valid: {what}"
             raise Refused(Reason.INVALID_JOB, sentence) from None
 
 

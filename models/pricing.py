@@ -9,6 +9,7 @@ GSM7_BASIC = frozenset(
 """Characters of one septet: 3GPP TS 23.038, section 6.2.1 (default alphabet)."""
 GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
 """Characters of two septets, the first an escape: 3GPP TS 23.038, section 6.2.1.1 (extension table)."""
+_GSM7 = GSM7_BASIC | GSM7_EXTENSION
 
 GSM7_SINGLE, GSM7_PART = 160, 153
 """Septets in a text of one segment, and in each of several (3GPP TS 23.040, section 9.2.3.24.1: the header takes 7)."""
@@ -21,8 +22,9 @@ def sms_segments(text: str) -> int:
 
     A text all of whose characters are in the GSM 7-bit alphabet is counted in septets, any other in UTF-16 code units.
     """
-    if all(character in GSM7_BASIC or character in GSM7_EXTENSION for character in text):
-        septets = len(text) + sum(character in GSM7_EXTENSION for character in text)
+    different = frozenset(text)
+    if different <= _GSM7:
+        septets = len(text) + sum(map(text.count, different & GSM7_EXTENSION))
         return _segments(septets, GSM7_SINGLE, GSM7_PART)
     return _segments(len(text.encode("utf-16-le")) // 2, UCS2_SINGLE, UCS2_PART)
 

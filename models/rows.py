@@ -4,17 +4,21 @@ A statement with a parameter for every value of every row is compiled, sent and 
 one parameter it is the same short statement for one row as for five hundred, on both databases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 from sqlalchemy import (
+    ARRAY,
     JSON,
+    ColumnElement,
     Connection,
     FromClause,
+    Integer,
     String,
     Text,
+    any_,
     bindparam,
     cast,
     column,
@@ -25,32 +29,50 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 from sqlalchemy.types import TypeEngine
 
+T = TypeVar("T")
+
 ROWS = "rows"
 """The name of the parameter."""
 
 
-def unpacked(dialect: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
-    """The rows of the parameter `rows`, with these columns, to select or update from."""
-    given = bindparam(ROWS, type_=Text)
+def unpacked(dialect: str, columns: Mapping[str, TypeEngine[Any]], name: str = ROWS) -> FromClause:
+    """The rows of the parameter `name`, with these columns, to select or update from."""
+    given = bindparam(name, type_=Text)
     if dialect == "postgresql":
-        named = [column(name, POSTGRES_JSON() if isinstance(kind, JSON) else kind) for name, kind in columns.items()]
-        function = func.json_to_recordset(cast(given, POSTGRES_JSON))
-        return function.table_valued(*named, name="given").render_derived(with_types=True)
+        named = [column(each, POSTGRES_JSON() if isinstance(kind, JSON) else kind) for each, kind in columns.items()]
+        function = func.json_to_recordset(cast(given, POSTGRES_JSON)).table_valued(*named, name="each")
+        # The planner guesses a hundred rows, and would rather read all of a small table than look so many up.
+        few = select(function.render_derived(with_types=True)).limit(bindparam(f"{name}_count", type_=Integer))
+        return few.subquery("given")
     each = func.json_each(given).table_valued("value", name="each")
     values = [
-        type_coerce(func.json_extract(each.c.value, f"$.{name}"), String if isinstance(kind, JSON) else kind).label(
-            name
+        type_coerce(func.json_extract(each.c.value, f"$.{column}"), String if isinstance(kind, JSON) else kind).label(
+            column
         )
-        for name, kind in columns.items()
+        for column, kind in columns.items()
     ]
     return select(*values).subquery("given")
 
 
-def packed(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The parameter that holds `rows`: values are what JSON knows, and aware datetimes. A column left out is NULL."""
+def packed(connection: Connection, rows: Sequence[Mapping[str, Any]], name: str = ROWS) -> dict[str, Any]:
+    """The parameters that hold `rows`: values are what JSON knows, and aware datetimes. A column left out is NULL."""
     if connection.dialect.name == "sqlite":
-        rows = [{name: _for_sqlite(value) for name, value in row.items()} for row in rows]
-    return {ROWS: to_json(rows).decode()}  # three times as fast as Python's own
+        rows = [{column: _for_sqlite(value) for column, value in row.items()} for row in rows]
+        return {name: to_json(rows).decode()}  # three times as fast as Python's own
+    return {name: to_json(rows).decode(), f"{name}_count": len(rows)}
+
+
+def among(dialect: str, wanted: ColumnElement[T], name: str) -> ColumnElement[bool]:
+    """Whether `wanted` is one of the values of the parameter `name`, which `listed` makes."""
+    if dialect == "postgresql":
+        return wanted == any_(bindparam(name, type_=ARRAY(wanted.type)))
+    values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+    return wanted.in_(select(values.c.value))
+
+
+def listed(connection: Connection, values: Collection[T]) -> list[T] | str:
+    """The parameter that holds `values`."""
+    return to_json(list(values)).decode() if connection.dialect.name == "sqlite" else list(values)
 
 
 def _for_sqlite(value: object) -> object:

@@ -1,15 +1,17 @@
 """People: who they are, what their role lets them do, and whose credits they spend."""
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Executable, Row, select, update
 
 from models.database import insert
 from models.errors import Reason, Refused
 from models.fields import KINDS
 from models.messages import Right, SaveRole, SaveUser
+from models.rows import among, listed
 from models.tables import accounts, roles, users
 
 
@@ -42,10 +44,14 @@ def fence(connection: Connection, ids: Collection[str], *, to_change: bool = Fal
 
     A charge takes a share of the lock, a change of owner the whole (`to_change`). Unknown ids are left out.
     """
-    found = connection.execute(
-        select(*PERSON).where(users.c.id.in_(ids)).order_by(users.c.id).with_for_update(read=not to_change)
-    )
+    found = connection.execute(_fence(connection.dialect.name, to_change), {"ids": listed(connection, ids)})
     return {row.id: _person(row) for row in found}
+
+
+@functools.cache
+def _fence(dialect: str, to_change: bool) -> Executable:  # noqa: FBT001  one of the two
+    people = select(*PERSON).where(among(dialect, users.c.id, "ids")).order_by(users.c.id)
+    return people.with_for_update(read=not to_change)
 
 
 def look_up(connection: Connection, user_id: str) -> Person:

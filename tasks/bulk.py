@@ -16,7 +16,7 @@ from models.charges import Job, State
 from models.messages import SendMany, SendManyEmails, SendManySms
 from tasks.context import Context, Json
 from tasks.door import Door
-from tasks.sending import enqueue_resume, job_of, require_same_job
+from tasks.sending import enqueue_resume, require_same_job
 
 LOOK_AGAIN = timedelta(seconds=60)
 """When the sweeper looks whether the messages were really taken up."""
@@ -26,27 +26,37 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
     """Charge every message of a bulk job in one transaction, and have them sent."""
     digest = bulk.digest(task)
     bulk_id = bulk.job_id or ""
-    messages = [
-        job_of(task, message, job_id=f"{bulk_id}/{place}", bulk_id=bulk_id, digest=digest)
-        for place, message in enumerate(bulk.each())
+    jobs = [
+        Job(
+            job_id=f"{bulk_id}/{place}",
+            task=task,
+            kind=bulk.kind,
+            sender=bulk.sender,
+            credits=content.cost,
+            digest=digest,
+            content=content.fields,
+            bulk_id=bulk_id,
+        )
+        for place, content in enumerate(bulk.each())
     ]
     whole = Job(
         job_id=bulk_id,
         task=task,
-        kind=messages[0].kind,
+        kind=bulk.kind,
         sender=bulk.sender,
-        credits=sum(message.credits for message in messages),
+        credits=sum(job.credits for job in jobs),
         digest=digest,
         content={},
     )
     now = context.now()
     charge = context.database.transact(
-        lambda connection: ledger.charge_bulk(connection, whole, messages, now=now, due_at=now + LOOK_AGAIN)
+        lambda connection: ledger.charge_bulk(connection, whole, jobs, now=now, due_at=now + LOOK_AGAIN)
     )
     require_same_job(charge, digest)
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     if charge.fresh and charge.state is State.BULK:
-        enqueue_resume(context, whole.kind, dict.fromkeys((message.job_id for message in messages), 0))
+        enqueue_resume(context, whole.kind, dict.fromkeys((job.job_id for job in jobs), 0))
+        return bulk_answer(charge, {State.WAITING: len(jobs)}, charge.payer, charge.credits)
     return context.database.look(
         lambda connection: bulk_answer(
             charge,

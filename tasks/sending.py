@@ -24,7 +24,7 @@ from tasks.door import Door, InnerDoor
 
 log = structlog.get_logger(__name__)
 
-CHUNK = 20
+CHUNK = 50
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 
 
@@ -53,28 +53,19 @@ def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
     return list(chain.from_iterable(deliver(context, held)))
 
 
-def job_of(task: str, message: SendOne, *, job_id: str | None = None, bulk_id: str | None = None,
-           digest: str | None = None) -> Job:  # fmt: skip
-    """What the ledger needs of a message. A message of a bulk job has the bulk job's digest."""
+def job_of(task: str, message: SendOne) -> Job:
+    """What the ledger needs of a message."""
     given = message.given()
+    content = message.content(given)
     return Job(
-        job_id=job_id or message.job_id or "",
+        job_id=message.job_id or "",
         task=task,
         kind=message.kind,
         sender=message.sender,
-        credits=message.cost(),
-        digest=digest or digest_of(task, given),
-        content=_content_of(message, given),
-        bulk_id=bulk_id,
+        credits=content.cost,
+        digest=digest_of(task, given),
+        content=content.fields,
     )
-
-
-def _content_of(message: SendOne, given: Json) -> Json:
-    """What is kept of a message while it is not final: all that an attempt needs, and all that was asked for."""
-    content = {name: value for name, value in given.items() if name != "sender"}
-    if isinstance(message, SendEmail):
-        return {**content, "recipients": list(message.recipients())}
-    return {**content, "segments": message.cost()}
 
 
 def require_same_job(charge: Charge, digest: str) -> None:

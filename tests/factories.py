@@ -9,7 +9,7 @@ from sqlalchemy import select
 from models import orders, sharing, users
 from models.charges import Job
 from models.database import Database
-from models.messages import Purchase, SaveRole, SaveUser, SendEmail, SendSms, SetOwner, read
+from models.messages import Purchase, SaveRole, SaveUser, SendEmail, SendMany, SendOne, SendSms, SetOwner, read
 from models.tables import accounts
 from tasks.sending import job_of
 from tests.fakes import NOON
@@ -120,3 +120,15 @@ def ledger_job(given: Json) -> Job:
     message = read(task, given)
     assert isinstance(message, SendEmail | SendSms)
     return job_of(task, message)
+
+
+def messages_of(bulk: SendMany) -> list[SendOne]:
+    """Give the single messages of a bulk job; what is kept of each must be what is kept of that message sent alone."""
+    messages: list[SendOne] = []
+    for content in bulk.each():
+        given = {name: value for name, value in content.fields.items() if name not in ("recipients", "segments")}
+        message = read(f"{bulk.kind}.send", {"sender": bulk.sender, **given})
+        assert isinstance(message, SendEmail | SendSms)
+        assert message.content(message.given()) == content
+        messages.append(message)
+    return messages

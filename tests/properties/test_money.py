@@ -61,6 +61,7 @@ from models.retrying import Patience
 from models.tables import accounts, charges, entries, users
 from tasks import billing, bulk, delivery, sending, upkeep
 from tests.conftest import TEMPLATE
+from tests.factories import messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.servers import PostgresServer
 
@@ -790,7 +791,7 @@ class Money(RuleBasedStateMachine):
     def _send_many(self, bulk_job: SendMany) -> None:
         known = list(self.broker.sent)
         answer = bulk.send_many(self.context, f"{_kind(bulk_job)}.send_many", bulk_job)
-        messages = [_message(one, f"{bulk_job.job_id}/{place}") for place, one in enumerate(bulk_job.each())]
+        messages = [_message(one, f"{bulk_job.job_id}/{place}") for place, one in enumerate(messages_of(bulk_job))]
         cost = {message.job_id: message.credits for message in messages}
         whole = Message(bulk_job.job_id or "", _kind(bulk_job), bulk_job.sender, cost)
         fresh = self.model.charge_bulk(whole, messages, self.clock.now)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.errors import Reason, Refused
 from models.messages import MESSAGES, Message, Purchase, SendEmail, SendManyEmails, SendManySms, SendSms, View, read
-from tests.factories import email_job, purchase_order, sms_job
+from tests.factories import email_job, messages_of, purchase_order, sms_job
 
 Json = Any
 
@@ -381,7 +381,7 @@ def bulk(task: str, recipients: list[Json], **fields: Any) -> list[SendEmail | S
     shared = {"subject": "S", "text": "T"} if task == "email.send_many" else {"text": "T"}
     message = read(task, {"job_id": "bulk", "sender": "john", "recipients": recipients, **shared, **fields})
     assert isinstance(message, SendManyEmails | SendManySms)
-    return list(message.each())
+    return messages_of(message)
 
 
 def test_placeholders_are_filled_for_each_recipient_and_escaped_in_html_alone() -> None:
@@ -454,6 +454,8 @@ def test_the_sender_of_a_bulk_text_is_in_each_message() -> None:
         ("sms.send_many", {}, {"text": "{{name}}"}, "`recipients.1.values` lacks 'name'"),
         ("sms.send_many", {"name": "secret" * 300}, {"text": "{{name}}"}, "`recipients.1`"),
         ("sms.send_many", {"name": ""}, {"text": "{{name}}"}, "`recipients.1`"),
+        ("sms.send_many", {"name": "\u00eb" * 1000 + "\u0451"}, {"text": "{{name}}"}, "longer than 10 segments"),
+        ("email.send_many", {"name": "\0"}, {"html": "<p>{{name}}</p>"}, "`recipients.1.values.name`"),
     ],
 )
 def test_what_goes_wrong_for_one_recipient_names_them_by_their_place(
@@ -468,6 +470,20 @@ def test_what_goes_wrong_for_one_recipient_names_them_by_their_place(
     assert told in refused.value.detail
     assert is_presentable(refused.value.detail)
     assert "secret" not in refused.value.detail
+
+
+def test_a_message_of_a_bulk_job_has_no_more_recipients_than_one_alone() -> None:
+    copied = {"cc": [f"c{number}@x.test" for number in range(50)], "bcc": [f"b{number}@x.test" for number in range(50)]}
+
+    [message] = bulk("email.send_many", [{"to": "c0@x.test"}], **copied)
+    with pytest.raises(Refused) as refused:
+        bulk("email.send_many", [{"to": "c0@x.test"}, {"to": "d@x.test"}], **copied)
+
+    assert message.cost() == 100
+    assert refused.value.detail == (
+        "Filled for `recipients.1`, the message is not valid: The message must not have more than 100 recipients in "
+        "to, cc and bcc together."
+    )
 
 
 @pytest.mark.parametrize("count", [0, 501])
