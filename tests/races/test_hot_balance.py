@@ -14,7 +14,7 @@ def test_sixteen_processes_spend_exactly_what_one_balance_holds(postgres_url: st
     _race_for(postgres_url, processes=16, jobs=10_000, credits_=7_000)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_four_processes_spend_exactly_what_one_balance_holds(sqlite_url: str) -> None:
     """1,000 jobs for 700 credits, on SQLite."""
     _race_for(sqlite_url, processes=4, jobs=1_000, credits_=700)

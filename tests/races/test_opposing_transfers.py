@@ -46,7 +46,7 @@ class Flow:
     refused: set[str] = field(default_factory=set)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_opposing_batches_move_every_credit_once(database_url: str) -> None:
     """Four processes charge, settle and refund in batches, two buy; what they say they moved is what was moved."""
     with worker(database_url) as context:

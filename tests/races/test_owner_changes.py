@@ -93,7 +93,7 @@ def test_every_message_is_paid_by_who_was_the_senders_owner_at_that_moment(postg
     assert any(call.owner != call.user for call in calls)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_of_two_opposing_changes_exactly_one_is_made(database_url: str) -> None:
     """Two users choose each other as credit owner, at once, a hundred times."""
     with worker(database_url) as context:

@@ -24,7 +24,7 @@ ROUNDS = 5
 CREDITS = 100
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("database", "processes", "times"), [("postgres_url", 8, 50), ("sqlite_url", 4, 20)])
 def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
     request: pytest.FixtureRequest, database: str, processes: int, times: int

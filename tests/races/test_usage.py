@@ -67,7 +67,7 @@ def _settled(context: Any) -> int:
         return int(connection.exec_driver_sql(query).scalar_one())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_usage_is_exact_while_it_is_rolled_up_charged_and_given_back(database_url: str) -> None:
     each = 60
     jobs = each * len(SENDERS)
