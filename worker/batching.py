@@ -4,8 +4,8 @@ A Celery Strategy decides what becomes of a message that a worker has taken. Thi
 at which the job would go to the pool: there plain jobs are gathered, and go to the pool together once the worker has
 looked at everything it took. Nothing waits for more to come, so a single job on an idle queue is not delayed.
 
-What is not plain goes Celery's way alone: a job with callbacks, a retry, one that was delivered before, and every job
-of a batch that could not be answered there. So one bad job fails alone, and faults are tried again as ever.
+What is not plain goes Celery's way alone: a job with callbacks or a time limit, a retry, one that was delivered before,
+and every job of a batch that could not be answered there. So one bad job fails alone, and faults are tried again as ever.
 """
 
 import logging
@@ -53,7 +53,7 @@ class _Gathering:
 
     def on_task_request(self, request: Any) -> None:  # noqa: ANN401  Celery's
         """Gather a plain request; Celery hands any other to the pool."""
-        if not _is_plain(request):
+        if not is_plain(request):
             self._consumer.on_task_request(request)
             return
         if not self._gathered:
@@ -89,10 +89,12 @@ def batches(requests: Sequence[Any], most: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _is_plain(request: Any) -> bool:  # noqa: ANN401  Celery's
+def is_plain(request: Any) -> bool:  # noqa: ANN401  Celery's
+    """Whether nothing is to be done with a job but to answer it."""
     headers, (_, _, besides) = request.request_dict, request._payload  # noqa: SLF001  its only way to them
     again = headers.get("retries") or request.delivery_info.get("redelivered")
-    return not again and not any((besides or {}).get(name) for name in BESIDES) and not headers.get("group")
+    asked = headers.get("group") or any(headers.get("timelimit") or ())
+    return not again and not asked and not any((besides or {}).get(name) for name in BESIDES)
 
 
 def answer(task: Any, consumer: Any, requests: Sequence[Any]) -> None:  # noqa: ANN401  Celery's
