@@ -5,7 +5,8 @@ at which the job would go to the pool: there plain jobs are gathered, and go to 
 looked at everything it took. Nothing waits for more to come, so a single job on an idle queue is not delayed.
 
 What is not plain goes Celery's way alone: a job with callbacks or a time limit, a retry, one that was delivered before,
-and every job of a batch that could not be answered there. So one bad job fails alone, and faults are tried again as ever.
+and every job of a batch that could not be answered there. So one bad job fails alone, and faults are tried again as
+ever.
 """
 
 import logging
