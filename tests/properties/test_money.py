@@ -981,9 +981,9 @@ def _run(open_database: Callable[[], Any], examples: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_money_where_the_model_says_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
-    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "money.db"), examples=25)
+    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "money.db"), examples=10)
 
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_money_where_the_model_says_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    _run(lambda: _fresh_postgres(migrated_postgres), examples=6)
+    _run(lambda: _fresh_postgres(migrated_postgres), examples=3)

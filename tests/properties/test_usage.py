@@ -184,9 +184,9 @@ def _run(open_database: Callable[[], Any], examples: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_usage_exact_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
-    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "usage.db"), examples=15)
+    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "usage.db"), examples=8)
 
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_usage_exact_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    _run(lambda: _fresh_postgres(migrated_postgres), examples=4)
+    _run(lambda: _fresh_postgres(migrated_postgres), examples=3)
