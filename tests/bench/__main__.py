@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +59,7 @@ SIDES: Final[dict[str, Entry]] = {
     "hot-no-events": Entry("email.send, one owner, no events", Sends(events=False), 12_000),
     "owners": Entry("email.send, 1,000 owners", Sends(owners=1_000), 12_000),
     "grown": Entry("email.send, one owner, after a long history", Sends(grown=True), 12_000),
+    "grown-ordered": Entry("the same, with ids that begin with the time", Sends(grown=True, in_order=True), 12_000),
     "smtp": Entry("email.send to smtp-sink", BySmtp(), 6_000),
     "bulk": Entry("email.send_many of 500, messages charged", Bulk(delivered=False), 40_000),
     "bulk-sent": Entry("email.send_many of 500, messages charged and delivered", Bulk(delivered=True), 10_000),
@@ -82,6 +83,7 @@ TARGETS: Final = (
     Target("ledger", "credit-ledger", "rate", 25.0),
     Target("smtp", "noop-events", "rate", 1.0),
     Target("grown", "hot", "rate", 0.9),
+    Target("grown-ordered", "hot", "rate", 0.9),
     Target("idle", None, "p99_ms", 50.0, at_most=True),
 )
 """What is to be how many times as fast as what. Both sides send events, or neither does."""
@@ -122,6 +124,10 @@ def main() -> int:
         DOCUMENT.write_text(figures.put_between(DOCUMENT.read_text(), figures.markdown(results)))
         console.print(f"Tables put into {os.path.relpath(DOCUMENT)}.")
     return 1 if any(side["failed"] for side in results["sides"].values()) or results["how"]["interrupted"] else 0
+
+
+def _has_history(chosen: Iterable[str]) -> bool:
+    return any(name.startswith("grown") for name in chosen)
 
 
 def _arguments() -> argparse.Namespace:
@@ -167,9 +173,9 @@ def _list(console: Console) -> None:
 def _measured(asked: argparse.Namespace, console: Console) -> Results:
     chosen = [name for name in SIDES if not asked.only or name in asked.only]
     if not asked.history:
-        chosen = [name for name in chosen if name != "grown"]
+        chosen = [name for name in chosen if not name.startswith("grown")]
     sides = {name: {"title": SIDES[name].title, "rounds": [], "failed": None} for name in chosen}
-    how = {"rounds": asked.rounds, "scale": asked.scale, "history": asked.history if "grown" in chosen else 0,
+    how = {"rounds": asked.rounds, "scale": asked.scale, "history": asked.history if _has_history(chosen) else 0,
            "processes": PROCESSES, "settings": " ".join(asked.set), "interrupted": False}  # fmt: skip
     versions = {}
     began = time.monotonic()
@@ -183,7 +189,7 @@ def _measured(asked: argparse.Namespace, console: Console) -> Results:
             Bench(Path(folder), asked.settings, asked.history, say) as bench,
         ):
             versions = bench.versions()
-            if "grown" in chosen:
+            if _has_history(chosen):
                 bench.grow()
             _all_rounds(bench, asked, sides, say)
     except KeyboardInterrupt:

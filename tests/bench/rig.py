@@ -1,6 +1,7 @@
 """What all sides are measured on: one broker, one PostgreSQL, and people in it."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -198,14 +199,16 @@ def _opened(bench: Bench, name: str) -> Iterator[Place]:
         database.close()
 
 
-def emails(count: int, senders: int | None = None) -> Iterator[Json]:
+def emails(count: int, senders: int | None = None, *, in_order: bool = False) -> Iterator[Json]:
     """New emails: of the credit users of the hot owner, or of `senders` owners in turn.
 
-    Their ids are what Celery makes of a job without one, in no order: the dearest kind for an index.
+    Their ids are what Celery makes of a job without one, in no order: the dearest kind for an index. Or they begin with
+    the time, as those of UUID version 7 do.
     """
     for number in range(count):
+        job_id = str(uuid.uuid4())
         yield {
-            "job_id": str(uuid.uuid4()),
+            "job_id": f"{time.time_ns() // 1_000_000:012x}-{job_id[14:]}" if in_order else job_id,
             "sender": f"user-{number % CREDIT_USERS}" if senders is None else f"owner-{number % senders}",
             "to": f"someone-{number}@people.example",
             "subject": "Hello from the bench",

@@ -84,6 +84,7 @@ class Sends:
     owners: int | None = None
     events: bool = True
     grown: bool = False
+    in_order: bool = False
     smtp_url: str = "null://"
 
     def measure(self, bench: Bench, jobs: int) -> Figures:
@@ -94,7 +95,7 @@ class Sends:
             with workers(POSTAGE, PROCESSES, settings, bench.folder) as running:
 
                 def put(count: int) -> None:
-                    publish(bench.redis, "email.send", "email", emails(count, self.owners))
+                    publish(bench.redis, "email.send", "email", emails(count, self.owners, in_order=self.in_order))
 
                 if not self.events:
                     _turn_events_off(bench, len(running))
