@@ -22,8 +22,8 @@ export function envelope(task, queue, argument, id = randomUUID()) {
       root_id: id,
       parent_id: null,
       group: null,
-      // What Celery's own events show of the arguments: no address and no text.
-      argsrepr: "(…)",
+      // What is shown of the argument: no address and no text. By its sender the queue is shared out.
+      argsrepr: argument.sender ? `(sender=${argument.sender})` : "(…)",
       kwargsrepr: "{}",
       retries: 0,
       timelimit: [null, null],

@@ -31,8 +31,8 @@ def main() -> None:
     # it under the same id, and it is neither charged nor delivered a second time.
     job_id = f"example-{uuid.uuid4().hex[:12]}"
     email = {"job_id": job_id, "sender": given.sender, "to": given.to, "subject": "Hello", "text": "Hello from Python."}
-    # argsrepr: what Celery's own events show of the arguments. Postage's workers show no more than ids anyway.
-    app.send_task("email.send", args=[email], queue="email", argsrepr=f"({job_id})")
+    # argsrepr: what the job's header shows of the arguments. By the sender in it the queue is shared out.
+    app.send_task("email.send", args=[email], queue="email", argsrepr=f"(sender={given.sender})")
     print(f"enqueued {job_id}")
 
     until = time.monotonic() + given.wait
