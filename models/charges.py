@@ -248,7 +248,7 @@ def take_due(connection: Connection, now: datetime, look_again_at: datetime, lim
 
 
 def lock_dead(connection: Connection, now: datetime, limit: int) -> list[Charge]:
-    """The jobs whose lease is over, so whose holder is dead, locked until the transaction ends."""
+    """The jobs whose lease is over, so whose holder is dead, in id order, locked until the transaction ends."""
     dead = connection.execute(
         select(charges.c.job_id)
         .where(charges.c.lease_until <= now)
@@ -256,7 +256,7 @@ def lock_dead(connection: Connection, now: datetime, limit: int) -> list[Charge]
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).scalars()
-    return list(read(connection, list(dead)).values())
+    return [charge for _, charge in sorted(read(connection, list(dead)).items())]
 
 
 def with_deaths(connection: Connection, job_ids: Collection[str]) -> set[str]:

@@ -128,8 +128,8 @@ def settle(
 ) -> list[Settlement]:
     """Write how attempts ended, and give back what is to be given back, to the account that paid.
 
-    Returns the settlements that counted: an attempt whose lease was lost to another has no say any more. `before` is
-    the state that ends: `unknown` where a person has decided.
+    Returns the settlements that counted, in their order, which is that of the refunds too: an attempt whose lease was
+    lost to another has no say any more. `before` is the state that ends: `unknown` where a person has decided.
     """
     by_id = {one.charge.job_id: one for one in settlements}
     rows = [
@@ -139,7 +139,7 @@ def settle(
     parameters = {**packed(connection, rows), "before": before, "now": now}
     paid = connection.execute(_end_attempts(connection.dialect.name), parameters)
     accounts_of = {row.job_id: row.account_id for row in paid}
-    counted = [one for job_id, one in sorted(by_id.items()) if job_id in accounts_of]
+    counted = [one for job_id, one in by_id.items() if job_id in accounts_of]
     refunds = [
         Move(accounts_of[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
     ]

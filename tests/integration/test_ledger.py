@@ -241,6 +241,15 @@ def test_a_refund_is_an_entry_of_its_own_in_the_account_that_paid(stocked: Datab
     assert findings(stocked) == []
 
 
+def test_refunds_are_entered_in_the_order_of_the_settlements(stocked: Database) -> None:
+    held = charge(stocked, *(email(job_id) for job_id in ("job-9", "job-10", "job-1")))
+
+    settle(stocked, *(Settlement(charge=one, state=State.FAILED, refund=1) for one in held))
+
+    causes = [cause for _, _, _, cause in entries_of(stocked, "john")]
+    assert causes[-3:] == ["refund:job-9", "refund:job-10", "refund:job-1"]
+
+
 def test_settling_without_a_refund_does_not_touch_the_account(stocked: Database) -> None:
     [held] = charge(stocked, email())
     before = entries_of(stocked, "john")
