@@ -45,6 +45,13 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def keep_asking(connected: psycopg.Connection) -> None:
+    """Ask for some seconds: the child of a killed server may answer once more before it notices."""
+    for _ in range(200):
+        connected.execute("SELECT 1")
+        time.sleep(0.05)
+
+
 def test_postgres_keeps_what_was_committed_when_it_is_killed_and_started_again(own_postgres: PostgresServer) -> None:
     url = own_postgres.url()
     query(url, "CREATE TABLE kept AS SELECT 7 AS number")
@@ -52,9 +59,7 @@ def test_postgres_keeps_what_was_committed_when_it_is_killed_and_started_again(o
         own_postgres.kill()
 
         with pytest.raises(psycopg.OperationalError):
-            for _ in range(200):  # its child may answer once more before it notices
-                connected.execute("SELECT 1")
-                time.sleep(0.05)
+            keep_asking(connected)
     own_postgres.start()
 
     assert query(url, "SELECT number FROM kept") == [(7,)]
