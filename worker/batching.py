@@ -37,10 +37,10 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa:
     """The Strategy of tasks that have `answer_many`."""
     if not isinstance(consumer.pool, (ThreadPool, SoloPool)):
         return default(task, app, consumer)  # the children of other pools take one job at a time
-    return default(task, app, _Gathering(consumer, task, app.settings.batch))
+    return default(task, app, Gathering(consumer, task, app.settings.batch))
 
 
-class _Gathering:
+class Gathering:
     """A consumer that gathers requests instead of handing each to the pool."""
 
     def __init__(self, consumer: Any, task: Any, most: int) -> None:  # noqa: ANN401  Celery's
@@ -72,7 +72,8 @@ class _Gathering:
     def _hand_over(self) -> None:
         gathered, self._gathered = self._gathered, []
         for batch in batches(gathered, self._most):
-            self._consumer.pool.apply_async(answer, (self._task, self._consumer, batch))
+            # Pools call back with what it gave, which is nothing here, whether anybody wants it or not.
+            self._consumer.pool.apply_async(answer, (self._task, self._consumer, batch), callback=bool)
 
 
 def batches(requests: Sequence[Any], most: int) -> Iterator[list[Any]]:

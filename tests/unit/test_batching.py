@@ -4,10 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency.solo import TaskPool as SoloPool
+from celery.concurrency.thread import TaskPool as ThreadPool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batching import BYTES_MAX, batches, is_plain
+from worker.batching import BYTES_MAX, Gathering, batches, is_plain
 
 
 def request(*, redelivered: bool = False, embed: dict[str, Any] | None = None, **headers: Any) -> SimpleNamespace:
@@ -47,3 +49,24 @@ def test_batches_are_neither_too_many_jobs_nor_too_many_bytes(sizes: list[int], 
     for batch in made:
         assert 1 <= len(batch) <= most
         assert len(batch) == 1 or sum(len(request.body) for request in batch) <= BYTES_MAX
+
+
+@pytest.mark.parametrize("pool", [SoloPool, ThreadPool])
+def test_a_batch_goes_through_each_pool_and_what_it_leaves_goes_celery_s_way(pool: Any) -> None:
+    left: list[Any] = []
+    jobs = [request() for _ in range(3)]
+    for number, job in enumerate(jobs):
+        vars(job).update(id=str(number), args=[{}], kwargs={}, body=b"{}", revoked=bool, on_accepted=lambda *_: None)
+    task = SimpleNamespace(answer_many=lambda _arrived: iter(()))
+    running = pool(limit=1)
+    soon: list[Any] = []
+    hub = SimpleNamespace(call_soon=soon.append)
+    consumer = SimpleNamespace(pool=running, hub=hub, on_task_request=left.append)
+    gathering = Gathering(consumer, task, 2)
+    for job in jobs:
+        gathering.on_task_request(job)
+    for do in soon:
+        do()
+    running.stop()
+
+    assert sorted(job.id for job in left) == ["0", "1", "2"]
