@@ -27,12 +27,6 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[Redis]:
-    with Redis.from_url(valkey_url) as client:
-        yield client
-
-
-@pytest.fixture
 def app(valkey_url: str) -> Iterator[Celery]:
     with producer_app(valkey_url) as app:
         yield app

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,12 +15,6 @@ from worker import taking
 
 UNACKED = ("unacked", "unacked_index")
 _numbers = itertools.count()
-
-
-@pytest.fixture
-def redis(valkey_url: str) -> Iterator[Redis]:
-    with Redis.from_url(valkey_url) as client:
-        yield client
 
 
 def put(redis: Redis, shown: str, task: str = "email.send") -> int:

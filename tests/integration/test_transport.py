@@ -13,12 +13,6 @@ from worker.transport import RETURNS_MAX, Transport
 
 
 @pytest.fixture
-def redis(valkey_url: str) -> Iterator[Redis]:
-    with Redis.from_url(valkey_url) as client:
-        yield client
-
-
-@pytest.fixture
 def ours(valkey_url: str) -> Iterator[Connection]:
     with Connection(valkey_url, transport=Transport) as connection:
         yield connection

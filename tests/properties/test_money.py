@@ -6,17 +6,15 @@ the tasks run, tells the model what it did, and compares everything after each s
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from typing import Any, Literal
 
 import pytest
 import structlog
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -26,7 +24,6 @@ from hypothesis.stateful import (
     multiple,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from sqlalchemy import select
 
@@ -60,9 +57,9 @@ from models.messages import (
 from models.retrying import Patience
 from models.tables import accounts, charges, entries, users
 from tasks import billing, bulk, delivery, sending, upkeep
-from tests.conftest import TEMPLATE
 from tests.factories import messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
+from tests.properties.machines import fresh_postgres, fresh_sqlite, run
 from tests.servers import PostgresServer
 
 PATIENCE = Patience(attempts_max=2, base_s=10, longest_s=60, lease_s=300)
@@ -941,49 +938,11 @@ def _quiet() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
 
 
-@contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    database = Database(url, pool_size=1)
-    yield database
-    database.close()
-
-
-@contextmanager
-def _fresh_sqlite(template: Path, file: Path) -> Iterator[Database]:
-    for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
-        leftover.unlink(missing_ok=True)
-    with _opened(f"sqlite:///{copyfile(template, file)}") as database:
-        yield database
-
-
-@contextmanager
-def _fresh_postgres(server: PostgresServer) -> Iterator[Database]:
-    name = "test_money"
-    server.drop_database(name)
-    server.create_database(name, template=TEMPLATE)
-    with _opened(server.url(name)) as database:
-        yield database
-    server.drop_database(name)
-
-
-def _run(open_database: Callable[[], Any], examples: int) -> None:
-    run_state_machine_as_test(
-        lambda: Money(open_database),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
-
-
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_money_where_the_model_says_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
-    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "money.db"), examples=10)
+    run(Money, lambda: fresh_sqlite(migrated_sqlite, tmp_path / "money.db", pool_size=1), 10)
 
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_money_where_the_model_says_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    _run(lambda: _fresh_postgres(migrated_postgres), examples=3)
+    run(Money, lambda: fresh_postgres(migrated_postgres, "test_money", pool_size=1), 3)

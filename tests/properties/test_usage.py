@@ -1,15 +1,13 @@
 """Whatever was charged, given back and rolled up in whatever order, usage is what all charges add up to."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, assume
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -17,7 +15,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from models import ledger, usage
@@ -27,9 +24,9 @@ from models.database import Database
 from models.errors import Refused
 from models.ledger import Settlement
 from models.messages import ViewUsage
-from tests.conftest import TEMPLATE
 from tests.factories import buy, email_job, ledger_job, save_people, share, sms_job
 from tests.fakes import NOON, Clock
+from tests.properties.machines import fresh_postgres, fresh_sqlite, run
 from tests.servers import PostgresServer
 from tests.spending import usage_of_all_charges, usage_shown
 
@@ -145,48 +142,16 @@ class Spending(RuleBasedStateMachine):
             assert list(audit(connection, self.clock.now)) == []
 
 
-@contextmanager
-def _opened(url: str) -> Any:
-    database = Database(url, pool_size=2)
-    yield database
-    database.close()
-
-
-@contextmanager
-def _fresh_sqlite(template: Path, file: Path) -> Any:
-    for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
-        leftover.unlink(missing_ok=True)
-    with _opened(f"sqlite:///{copyfile(template, file)}") as database:
-        yield database
-
-
-@contextmanager
-def _fresh_postgres(server: PostgresServer) -> Any:
-    server.drop_database("test_usage")
-    server.create_database("test_usage", template=TEMPLATE)
-    with _opened(server.url("test_usage")) as database:
-        yield database
-    server.drop_database("test_usage")
-
-
-def _run(open_database: Callable[[], Any], examples: int) -> None:
-    run_state_machine_as_test(
-        lambda: Spending(open_database),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=40,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-        ),
+@pytest.mark.timeout(600)
+def test_any_history_leaves_usage_exact_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
+    run(
+        Spending,
+        lambda: fresh_sqlite(migrated_sqlite, tmp_path / "usage.db", pool_size=2),
+        8,
+        HealthCheck.filter_too_much,
     )
 
 
 @pytest.mark.timeout(600)
-def test_any_history_leaves_usage_exact_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
-    _run(lambda: _fresh_sqlite(migrated_sqlite, tmp_path / "usage.db"), examples=8)
-
-
-@pytest.mark.timeout(600)
 def test_any_history_leaves_usage_exact_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    _run(lambda: _fresh_postgres(migrated_postgres), examples=3)
+    run(Spending, lambda: fresh_postgres(migrated_postgres, "test_usage", pool_size=2), 3, HealthCheck.filter_too_much)

@@ -1,0 +1,60 @@
+"""State machines against a fresh database for each history."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from shutil import copyfile
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from models.database import Database
+from tests.conftest import TEMPLATE
+from tests.servers import PostgresServer
+
+Opening = Callable[[], AbstractContextManager[Database]]
+
+
+@contextmanager
+def _opened(url: str, pool_size: int) -> Iterator[Database]:
+    database = Database(url, pool_size=pool_size)
+    yield database
+    database.close()
+
+
+@contextmanager
+def fresh_sqlite(template: Path, file: Path, pool_size: int) -> Iterator[Database]:
+    """A copy of a migrated SQLite database."""
+    for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)
+    with _opened(f"sqlite:///{copyfile(template, file)}", pool_size) as database:
+        yield database
+
+
+@contextmanager
+def fresh_postgres(server: PostgresServer, name: str, pool_size: int) -> Iterator[Database]:
+    """A migrated PostgreSQL database of this name, for the length of the block."""
+    server.drop_database(name)
+    server.create_database(name, template=TEMPLATE)
+    with _opened(server.url(name), pool_size) as database:
+        yield database
+    server.drop_database(name)
+
+
+def run(
+    machine: Callable[[Opening], RuleBasedStateMachine],
+    open_database: Opening,
+    examples: int,
+    *allowed: HealthCheck,
+) -> None:
+    """Check so many histories of 40 steps. Slow ones are allowed, and what `allowed` says."""
+    run_state_machine_as_test(
+        lambda: machine(open_database),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, *allowed],
+        ),
+    )
