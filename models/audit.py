@@ -8,11 +8,11 @@ history. Why that leaves no gap:
   the order of their numbers: an entry that is still uncommitted has a higher number than the mark. With each new entry
   its charge, refund or order is looked up, and the sum of the new entries is the balance's difference.
 * **Charges and orders** go by time, for the other direction: a charge without any entry moves no account. They are
-  looked at from the last audit's time on, less an overlap. `created_at`, `final_at` and `at` are read from a worker's
-  clock before the transaction that writes them, so a row may appear later than its time says: by as long as a
-  transaction is tried again (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that differ.
-  A worker that stood still for longer, between its clock and its commit, can be late with a charge; the charge is then
-  looked at when it is settled, by the later clock reading of its settlement.
+  looked at from the last audit's time on, less an overlap. `created_at`, `refunded_at` and `at` are read from a
+  worker's clock before the transaction that writes them, so a row may appear later than its time says: by as long as
+  a transaction is tried again (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that differ.
+  A worker that stood still for longer, between its clock and its commit, can be late with a charge; that is then
+  looked up with its entry alone, as above, until an audit of the whole history.
 * **Usage** is checked where more was rolled up since the mark, which notes how far that had come: the account's days
   add up to what was spent, and this with what was added to the balance there. That each day and sender has its own is
   checked by an audit that begins at the beginning.

@@ -6,7 +6,8 @@
                  waiting          refused: never charged        bulk: stands for the messages of a bulk job
 
 A holder of a job is who made its last attempt: its name and the attempt number, which a person may set back, fence out
-everybody before.
+everybody before. What a holder holds, it holds under one lease. A lease that is over is looked through for what is
+still held under it.
 """
 
 import enum
@@ -24,14 +25,17 @@ from sqlalchemy import (
     Row,
     Update,
     bindparam,
+    delete,
     func,
     select,
+    true,
     update,
 )
 
+from models.database import insert
 from models.fields import Kind
-from models.rows import packed, unpacked
-from models.tables import Instant, accounts, charges, users
+from models.rows import items, packed, unpacked
+from models.tables import Instant, accounts, charges, leases, users
 
 
 class State(enum.StrEnum):
@@ -140,12 +144,19 @@ def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
 
 
+def lease(connection: Connection, job_ids: Collection[str], *, holder: str, until: datetime) -> None:
+    """Note that a holder, whose name is used for nothing else, is about to hold these jobs until then."""
+    made = insert(connection, leases).values(holder=holder, until=until, job_ids=list(job_ids))
+    connection.execute(made.on_conflict_do_nothing())  # it is there if the answer to an earlier commit was lost
+
+
 def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, lease_until: datetime) -> list[Charge]:
     """Begin the next attempt of jobs that wait, given how many attempts each has had.
 
     One that has had more meanwhile was asked for twice; one that somebody else is claiming is left to them. Run again
     under the same `holder`, after a commit whose answer was lost, it finds what it claimed then.
     """
+    lease(connection, attempts, holder=holder, until=lease_until)
     mine = (charges.c.state == State.SENDING) & (charges.c.holder == holder)
     found = connection.execute(
         select(charges.c.job_id, charges.c.state, charges.c.attempts)
@@ -247,16 +258,56 @@ def take_due(connection: Connection, now: datetime, look_again_at: datetime, lim
     return sorted(Due(*row) for row in taken)
 
 
-def lock_dead(connection: Connection, now: datetime, limit: int) -> list[Charge]:
-    """The jobs whose lease is over, so whose holder is dead, in id order, locked until the transaction ends."""
-    dead = connection.execute(
-        select(charges.c.job_id)
-        .where(charges.c.lease_until <= now)
-        .order_by(charges.c.lease_until)
+def held(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
+    """Whether a charge is being sent and named by a lease, of all or of those `under` which it is asked for."""
+    item = items(leases.c.job_ids).table_valued("value", name="item")
+    named = select(item.c.value).select_from(leases.join(item, true()))
+    return charges.c.job_id.in_(named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
+
+
+def made_since(since: datetime) -> list[ColumnElement[bool]]:
+    """Which charges were made since then: those that were paid, account by account, and those that were not."""
+    lately = charges.c.created_at >= since
+    return [charges.c.account_id.in_(select(accounts.c.id)) & lately, charges.c.account_id.is_(None) & lately]
+
+
+def lock_over(connection: Connection, now: datetime, limit: int) -> list[str]:
+    """The holders whose lease is over, longest first, locked until the transaction ends; not those that others lock."""
+    over = (
+        select(leases.c.holder)
+        .where(leases.c.until <= now)
+        .order_by(leases.c.until)
         .limit(limit)
         .with_for_update(skip_locked=True)
+    )
+    return list(connection.execute(over).scalars())
+
+
+def lock_dead(connection: Connection, holders: Collection[str]) -> list[Charge]:
+    """What these holders still hold, in id order, locked until the transaction ends; not what others lock."""
+    locked = connection.execute(
+        select(charges.c.job_id).where(_in_hands_of(holders)).with_for_update(skip_locked=True)
     ).scalars()
-    return [charge for _, charge in sorted(read(connection, list(dead)).items())]
+    return [charge for _, charge in sorted(read(connection, list(locked)).items())]
+
+
+def end_leases(connection: Connection, holders: Collection[str]) -> int:
+    """Forget the leases under which nothing is held any more; how many they were."""
+    busy = connection.execute(select(charges.c.holder).where(_in_hands_of(holders)).distinct()).scalars()
+    idle = set(holders).difference(busy)
+    connection.execute(delete(leases).where(leases.c.holder.in_(idle)))
+    return len(idle)
+
+
+def _in_hands_of(holders: Collection[str]) -> ColumnElement[bool]:
+    return held(leases.c.holder.in_(holders)) & charges.c.holder.in_(holders)
+
+
+def end_lease(connection: Connection, holder: str, ended: int) -> None:
+    """Forget a lease if it was for as many jobs as have ended now; else it is looked through when it is over."""
+    connection.execute(
+        delete(leases).where(leases.c.holder == holder, func.json_array_length(leases.c.job_ids) == ended)
+    )
 
 
 def with_deaths(connection: Connection, job_ids: Collection[str]) -> set[str]:
@@ -283,7 +334,7 @@ def begin_anew(connection: Connection, charge: Charge, content: dict[str, Any], 
         update(charges)
         .where(charges.c.job_id == charge.job_id, charges.c.state == State.UNKNOWN)
         .values(state=State.WAITING, reason=None, detail=None, attempts=0, deaths=0, holder=None, handed_at=None,
-                due_at=now, content=content)
+                unknown_since=None, due_at=now, content=content)
     )  # fmt: skip
 
 

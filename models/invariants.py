@@ -26,8 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 
+from models.charges import held, made_since
 from models.fields import KINDS
-from models.tables import accounts, audit_marks, charges, entries, orders, usage_days, usage_marks, users
+from models.tables import accounts, audit_marks, charges, entries, leases, orders, usage_days, usage_marks, users
 from models.usage import charged_by, utc_day
 
 STALE_AFTER = timedelta(minutes=10)
@@ -86,6 +87,7 @@ def of_the_history(scope: Scope) -> list[Invariant]:
         Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry(scope)),
         Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry(scope)),
         Invariant("A bulk job costs what its messages cost", _bulks(scope)),
+        Invariant("What is being sent is held under a lease", _held_without_lease(scope)),
         Invariant(
             "An account's days of usage add up to its entries, as far as they were rolled up", _usage_sums(scope)
         ),
@@ -136,13 +138,12 @@ def _has_new(scope: Scope) -> ColumnElement[bool]:
 
 
 def _recent_charges(scope: Scope) -> Subquery:
-    """Charges that were settled in the scope, and open ones that were made in it: two indexes, and no row twice."""
-    columns = [charges.c[name] for name in ("job_id", "account_id", "credits", "refunded", "state")]
+    """Charges that were made in the scope, and earlier ones that were refunded in it: by index, and no row twice."""
+    each = select(*(charges.c[name] for name in ("job_id", "account_id", "credits", "refunded", "state", "holder")))
     if scope.since is None:
-        return select(*columns).subquery("recent")
-    settled = select(*columns).where(charges.c.final_at >= scope.since)
-    opened = select(*columns).where(charges.c.final_at.is_(None), charges.c.created_at >= scope.since)
-    return union_all(settled, opened).subquery("recent")
+        return each.subquery("recent")
+    refunded = (charges.c.refunded_at >= scope.since) & (charges.c.created_at < scope.since)
+    return union_all(*(each.where(some) for some in (*made_since(scope.since), refunded))).subquery("recent")
 
 
 def _recent(scope: Scope) -> Sequence[ColumnElement[bool]]:
@@ -179,8 +180,9 @@ def _chains() -> Query:
 
 
 def _stale_leases(now: datetime) -> Query:
+    stale = now - STALE_AFTER
     return select(charges.c.job_id, literal("lease ended at ") + sql_cast(charges.c.lease_until, String)).where(
-        charges.c.lease_until < now - STALE_AFTER
+        held(leases.c.until < stale), charges.c.lease_until < stale
     )
 
 
@@ -307,6 +309,13 @@ def _bulks(scope: Scope) -> Query:
     )
     return select(recent.c.job_id, sql_cast(recent.c.credits, String), sql_cast(total, String)).where(
         recent.c.state == "bulk", total != recent.c.credits
+    )
+
+
+def _held_without_lease(scope: Scope) -> Query:
+    recent = _recent_charges(scope)
+    return select(recent.c.job_id, literal("holder ") + func.coalesce(recent.c.holder, literal("none"))).where(
+        recent.c.state == "sending", ~select(leases.c.holder).where(leases.c.holder == recent.c.holder).exists()
     )
 
 

@@ -6,6 +6,7 @@ everybody wants, come last and are held shortest.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -82,6 +83,7 @@ def charge(
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
     made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
     rows = [_row(one) for one in made.values()]
+    charging.lease(connection, made, holder=holder, until=lease_until)
     new = _insert(connection, rows, State.SENDING, now, holder=holder, until=lease_until)
     in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
     short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
@@ -140,6 +142,9 @@ def settle(
     paid = connection.execute(_end_attempts(connection.dialect.name), parameters)
     accounts_of = {row.job_id: row.account_id for row in paid}
     counted = [one for job_id, one in by_id.items() if job_id in accounts_of]
+    if before is State.SENDING:
+        for holder, ended_now in Counter(one.charge.holder for one in counted).items():
+            charging.end_lease(connection, holder or "", ended_now)
     refunds = [
         Move(accounts_of[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
     ]
@@ -443,10 +448,12 @@ def _end_attempts(dialect: str) -> Update:
         **{name: given.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
                                             "carrier_reference")},
         "refunded": func.coalesce(given.c.refunded, 0),
+        "refunded_at": case((given.c.refunded > 0, now), else_=None),
         "deaths": func.coalesce(given.c.deaths, 0),
         "lease_until": null(),
         # Since when there is a doubt was noted by the attempt itself, after it was claimed.
         "handed_at": case((given.c.in_doubt, func.coalesce(charges.c.handed_at, now)), else_=None),
+        "unknown_since": case((given.c.state == State.UNKNOWN, now), else_=None),
         "final_at": case((final, now), else_=None),
         "content": case((final, None), else_=func.coalesce(given.c.content, charges.c.content)),
     }  # fmt: skip

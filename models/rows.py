@@ -27,6 +27,9 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine
 
 T = TypeVar("T")
@@ -73,6 +76,18 @@ def among(dialect: str, wanted: ColumnElement[T], name: str) -> ColumnElement[bo
 def listed(connection: Connection, values: Collection[T]) -> list[T] | str:
     """The parameter that holds `values`."""
     return to_json(list(values)).decode() if connection.dialect.name == "sqlite" else list(values)
+
+
+class items(GenericFunction[str]):  # noqa: N801  a function of SQL
+    """The texts in a JSON array, as a table with the column `value`."""
+
+    name = "json_each"
+    inherit_cache = True
+
+
+@compiles(items, "postgresql")
+def _on_postgresql(element: items, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  passed through
+    return f"json_array_elements_text{compiler.process(element.clause_expr, **options)}"
 
 
 def _for_sqlite(value: object) -> object:

@@ -160,6 +160,7 @@ charges = Table(
     Column("account_id", BigInteger, ForeignKey("accounts.id")),
     Column("credits", BigInteger, nullable=False),
     Column("refunded", BigInteger, nullable=False),
+    Column("refunded_at", Instant),
     Column("state", String(8), nullable=False),
     Column("reason", String(40)),
     Column("detail", Text),
@@ -171,6 +172,8 @@ charges = Table(
     Column("holder", String(32)),
     # Since when the carrier may have the message without our knowing its answer.
     Column("handed_at", Instant),
+    # Since when only a person can tell what became of it.
+    Column("unknown_since", Instant),
     Column("content", JSON(none_as_null=True)),
     Column("recipients_refused", JSON(none_as_null=True)),
     Column("carrier_reference", String(300)),
@@ -183,33 +186,46 @@ charges = Table(
     ),
     CheckConstraint("credits > 0", name="costs_something"),
     CheckConstraint("refunded BETWEEN 0 AND credits", name="refund_within_charge"),
+    CheckConstraint("(refunded_at IS NOT NULL) = (refunded > 0)", name="refund_has_its_time"),
     CheckConstraint("state <> 'failed' OR refunded = credits", name="failed_is_refunded"),
     CheckConstraint("refunded = 0 OR state IN ('sent', 'failed')", name="only_final_is_refunded"),
     CheckConstraint("(account_id IS NULL) = (state IN ('refused', 'bulk'))", name="somebody_paid"),
     CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="lease_while_sending"),
     CheckConstraint("(due_at IS NOT NULL) = (state = 'waiting')", name="due_while_waiting"),
+    CheckConstraint("(unknown_since IS NOT NULL) = (state = 'unknown')", name="unknown_since_then"),
     CheckConstraint("handed_at IS NULL OR state IN ('sending', 'waiting', 'unknown')", name="doubt_while_open"),
     CheckConstraint("(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))", name="final_has_its_time"),
     # A message is kept only while something may still be done with it.
     CheckConstraint("(content IS NOT NULL) = (state IN ('waiting', 'sending', 'unknown'))", name="content_while_open"),
     Index("ix_charges_account_id_created_at", "account_id", "created_at"),
+    # Room on the page for the new version of a row when its attempt ends (heap-only updates). That touches no index, as
+    # long as none is of a column, or asks for one, that a usual end changes: state, lease_until, content, final_at.
+    postgresql_with={"fillfactor": 65},
 )
 # Only what was paid: a sender whom nobody pays for may be refused for ever, and no view reads that.
 Index("ix_charges_sender_created_at", charges.c.sender, charges.c.created_at,
       postgresql_where=charges.c.account_id.is_not(None), sqlite_where=charges.c.account_id.is_not(None))  # fmt: skip
-Index("ix_charges_unknown", charges.c.job_id, postgresql_where=charges.c.state == "unknown",
-      sqlite_where=charges.c.state == "unknown")  # fmt: skip
 Index("ix_charges_due_at", charges.c.due_at, postgresql_where=charges.c.due_at.is_not(None),
       sqlite_where=charges.c.due_at.is_not(None))  # fmt: skip
-Index("ix_charges_lease_until", charges.c.lease_until, postgresql_where=charges.c.lease_until.is_not(None),
-      sqlite_where=charges.c.lease_until.is_not(None))  # fmt: skip
-# For the audit, which looks at what was settled or begun lately, whatever history there is.
-Index("ix_charges_final_at", charges.c.final_at, postgresql_where=charges.c.final_at.is_not(None),
-      sqlite_where=charges.c.final_at.is_not(None))  # fmt: skip
-Index("ix_charges_open_created_at", charges.c.created_at, postgresql_where=charges.c.final_at.is_(None),
-      sqlite_where=charges.c.final_at.is_(None))  # fmt: skip
+Index("ix_charges_unknown_since", charges.c.unknown_since, postgresql_where=charges.c.unknown_since.is_not(None),
+      sqlite_where=charges.c.unknown_since.is_not(None))  # fmt: skip
+# For the audit, which looks at what was refunded lately, whatever history there is. What was charged lately it finds
+# account by account: an index on created_at alone would tempt planners to read everybody's charges for one sender's.
+Index("ix_charges_refunded_at", charges.c.refunded_at, postgresql_where=charges.c.refunded_at.is_not(None),
+      sqlite_where=charges.c.refunded_at.is_not(None))  # fmt: skip
 Index("ix_charges_bulk_id", charges.c.bulk_id, postgresql_where=charges.c.bulk_id.is_not(None),
       sqlite_where=charges.c.bulk_id.is_not(None))  # fmt: skip
+
+leases = Table(
+    "leases",
+    metadata,
+    # Who held jobs until when: one row for all that were begun together, so that a charge needs no index on its lease.
+    Column("holder", String(32), primary_key=True),
+    Column("until", Instant, nullable=False),
+    # The ids of the jobs that it was about to hold: those that it holds are among them.
+    Column("job_ids", JSON, nullable=False),
+    Index("ix_leases_until", "until"),
+)
 
 orders = Table(
     "orders",

@@ -33,7 +33,7 @@ def listed(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
             charges.c.detail,
         )
         .join(accounts, accounts.c.id == charges.c.account_id)
-        .where(charges.c.state == State.UNKNOWN)
+        .where(charges.c.unknown_since.is_not(None))
         .order_by(charges.c.handed_at, charges.c.job_id)
     )
     found, more = page_of(connection, query, page)
@@ -55,7 +55,7 @@ def listed(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
 
 def all_ids(connection: Connection) -> list[str]:
     """Every unknown job, by id."""
-    query = select(charges.c.job_id).where(charges.c.state == State.UNKNOWN).order_by(charges.c.job_id)
+    query = select(charges.c.job_id).where(charges.c.unknown_since.is_not(None)).order_by(charges.c.job_id)
     return list(connection.execute(query).scalars())
 
 

@@ -21,6 +21,8 @@ from tasks.sending import enqueue_resume
 log = structlog.get_logger(__name__)
 
 SWEPT_AT_ONCE = 500
+LEASES_AT_ONCE = 10
+"""Leases that are ended in one transaction, each with the jobs of a batch."""
 ERASED_AT_ONCE = 500
 ROLLED_AT_ONCE = 100_000
 """Entries that one round rolls up, in several transactions."""
@@ -58,15 +60,20 @@ def enqueue_due(context: Context, due: Sequence[Due]) -> None:
 
 def end_dead_attempts(context: Context) -> list[Settlement]:
     """End the attempts whose lease is over: each job is tried again, set aside, or unknown."""
-    ended = context.database.transact(lambda connection: _end_dead_attempts(context, connection))
-    for one in ended:
+    dead_now: list[Settlement] = []
+    leases_ended = LEASES_AT_ONCE
+    while leases_ended == LEASES_AT_ONCE:  # as long as there may be more
+        ended, leases_ended = context.database.transact(lambda connection: _end_dead_attempts(context, connection))
+        dead_now += ended
+    for one in dead_now:
         say = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning
         say("a worker died", job=one.charge.job_id, sender=one.charge.sender, payer=one.charge.payer, state=one.state)
-    return ended
+    return dead_now
 
 
-def _end_dead_attempts(context: Context, connection: Connection) -> list[Settlement]:
+def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
     now = context.now()
+    holders = charging.lock_over(connection, now, LEASES_AT_ONCE)
     settlements = [
         judge_death(
             charge,
@@ -74,9 +81,10 @@ def _end_dead_attempts(context: Context, connection: Connection) -> list[Settlem
             ask_again=context.carriers[charge.kind].honours_job_id,
             now=now,
         )
-        for charge in charging.lock_dead(connection, now, SWEPT_AT_ONCE)
+        for charge in charging.lock_dead(connection, holders)
     ]
-    return dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
+    counted = dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
+    return counted, charging.end_leases(connection, holders)
 
 
 def audit(context: Context) -> Json:

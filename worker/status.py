@@ -7,11 +7,12 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
-from sqlalchemy import Connection, Row, Select, func, literal_column, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from models import charges as charging
 from models.answers import bulk_answer, message_answer, refused_answer
-from models.charges import Charge, State
+from models.charges import Charge, State, held, made_since
+from models.database import search_by_index
 from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from tasks.queues import Queue
@@ -57,9 +58,10 @@ def ended(context: Context, jobs: Mapping[str, str]) -> dict[str, Json]:
 
 
 def everything(app: PostageApp) -> Json:
-    """How workers, queues and jobs stand: the jobs that are open, and what ended in the last day."""
+    """How workers, queues and jobs stand: the jobs that are open, and what has ended of the last day's."""
     since = app.context.now() - LATELY
     with app.context.database.read() as connection:
+        search_by_index(connection)
         states = [row for query in _jobs(since) for row in connection.execute(query)]
         refused = connection.execute(select(func.count()).where(refusals.c.at >= since)).scalar_one()
         dead = dead_letters.c.replayed_at.is_(None)
@@ -82,8 +84,8 @@ def everything(app: PostageApp) -> Json:
 def _jobs(since: datetime) -> Sequence[Select[Any]]:
     """Counts of jobs by kind and state, each read from an index, whatever the history."""
     by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
-    of = (charges.c.due_at.is_not(None), charges.c.lease_until.is_not(None),
-          charges.c.state == literal_column("'unknown'"), charges.c.final_at >= since)  # fmt: skip
+    ended_lately = (some & charges.c.final_at.is_not(None) for some in made_since(since))
+    of = (charges.c.due_at.is_not(None), held(), charges.c.unknown_since.is_not(None), *ended_lately)
     return [by_state.where(some).group_by(charges.c.kind, charges.c.state) for some in of]
 
 

@@ -145,7 +145,7 @@ CASES = {
     "No attempt outlives its lease": [
         (
             "UPDATE charges SET state = 'sending', due_at = NULL, lease_until = '2026-01-05 12:00:00' "
-            "WHERE job_id = 'waits'"
+            "WHERE job_id = 'waits'; INSERT INTO leases VALUES ('h', '2026-01-05 12:00:00', '[\"waits\"]')"
         ),
     ],
     "An account's entries add up to its balance, and are counted without a gap": [
@@ -191,6 +191,13 @@ CASES = {
         "UPDATE charges SET credits = credits + 1 WHERE job_id = 'bulk-1'",
         "DELETE FROM charges WHERE bulk_id = 'bulk-1'",
     ],
+    "What is being sent is held under a lease": [
+        (
+            "UPDATE charges SET state = 'sending', lease_until = '2026-01-05 20:00:00', holder = 'h' "
+            "WHERE job_id = 'waits'"
+        ),
+        "UPDATE charges SET state = 'sending', lease_until = NULL, holder = NULL WHERE job_id = 'waits'",
+    ],
     "An account's days of usage add up to its entries, as far as they were rolled up": [
         "UPDATE usage_days SET credits = credits + 1 WHERE sender = 'peter'",
         "DELETE FROM usage_days WHERE sender = 'john'",
@@ -233,7 +240,8 @@ def found_by(connection: Connection, form: str) -> list[Finding]:
 def found_after(database: Database, damage: str, form: str) -> set[str]:
     """Give the invariants that the audit names after `damage`, which is undone."""
     with unguarded(database) as connection:
-        assert connection.exec_driver_sql(damage).rowcount > 0
+        for statement in damage.split("; "):
+            assert connection.exec_driver_sql(statement).rowcount > 0
         named = {finding.invariant for finding in found_by(connection, form)}
         connection.rollback()
     return named
@@ -412,7 +420,7 @@ def test_audits_and_charges_side_by_side_find_nothing(database: Database) -> Non
                 job = ledger_job(email_job(f"j{number}"))
                 database.transact(
                     lambda connection, job=job: ledger.charge(  # type: ignore[misc]
-                        connection, [job], holder="h", now=NOON, lease_until=EVENING
+                        connection, [job], holder=job.job_id, now=NOON, lease_until=EVENING
                     )
                 )
         except BaseException as fault:  # noqa: BLE001  shown by the assertion

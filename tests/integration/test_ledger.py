@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from models import charges as charging
 from models import ledger
@@ -14,7 +14,7 @@ from models.audit import audit
 from models.charges import Charge, Job, State
 from models.database import Database
 from models.ledger import Settlement
-from models.tables import accounts, charges, entries
+from models.tables import accounts, charges, entries, leases
 from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
 from tests.fakes import NOON
 
@@ -48,8 +48,15 @@ def hand_back(database: Database, *held: Charge) -> None:
 
 
 def lock_dead(database: Database, now: datetime, limit: int = 9) -> list[str]:
-    dead = database.transact(lambda connection: charging.lock_dead(connection, now, limit))
-    return sorted(one.job_id for one in dead)
+    def lock(connection: Connection) -> list[Charge]:
+        return charging.lock_dead(connection, charging.lock_over(connection, now, limit))
+
+    return [one.job_id for one in database.transact(lock)]
+
+
+def leases_kept(database: Database) -> list[str]:
+    with database.read() as connection:
+        return sorted(connection.execute(select(leases.c.holder)).scalars())
 
 
 def stands(database: Database, job_id: str = "job-1") -> Charge:
@@ -525,14 +532,67 @@ def test_deaths_are_counted_apart_from_attempts(stocked: Database) -> None:
 
 
 def test_those_whose_lease_is_over_are_dead_and_nobody_else(stocked: Database) -> None:
-    charge(stocked, email("held"), email("held-too"))
+    charge(stocked, email("held"), email("held-too"), holder="a")
     waiting(stocked, "waits", "held-longer")
-    claim(stocked, {"held-longer": 1}, until=LEASE + timedelta(minutes=1))
+    claim(stocked, {"held-longer": 1}, holder="b", until=LEASE + timedelta(minutes=1))
 
     assert lock_dead(stocked, LEASE - timedelta(seconds=1)) == []
     assert lock_dead(stocked, LEASE) == ["held", "held-too"]
-    assert lock_dead(stocked, LEASE + timedelta(minutes=1), limit=2) == ["held", "held-too"]
+    assert lock_dead(stocked, LEASE + timedelta(minutes=1), limit=1) == ["held", "held-too"]
     assert lock_dead(stocked, LEASE + timedelta(minutes=1)) == ["held", "held-longer", "held-too"]
+
+
+def test_a_job_that_another_holds_meanwhile_is_not_dead(stocked: Database) -> None:
+    waiting(stocked, "job-1")
+    [first] = claim(stocked, {"job-1": 1}, holder="a")
+    hand_back(stocked, first)
+    claim(stocked, {"job-1": 1}, holder="b", until=LEASE + timedelta(minutes=1))
+
+    assert lock_dead(stocked, LEASE) == []
+    assert lock_dead(stocked, LEASE + timedelta(minutes=1)) == ["job-1"]
+
+
+# -- leases -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_forgotten_with_the_end_of_all_its_jobs(stocked: Database) -> None:
+    held = charge(stocked, email("a"), email("b"), holder="h")
+    assert leases_kept(stocked) == ["h"]
+
+    settle(stocked, *(Settlement(charge=one, state=State.SENT) for one in held))
+
+    assert leases_kept(stocked) == []
+
+
+def test_a_lease_whose_jobs_end_one_by_one_is_kept_until_it_is_over(stocked: Database) -> None:
+    for one in charge(stocked, email("a"), email("b"), holder="h"):
+        settle(stocked, Settlement(charge=one, state=State.SENT))
+    assert leases_kept(stocked) == ["h"]
+
+    assert lock_dead(stocked, LEASE) == []
+    assert stocked.transact(lambda connection: charging.end_leases(connection, ["h"])) == 1
+    assert leases_kept(stocked) == []
+
+
+def test_a_lease_is_not_forgotten_while_anything_is_held_under_it(stocked: Database) -> None:
+    held = charge(stocked, email("a"), email("b"), email("c"), holder="h")
+    settle(stocked, Settlement(charge=held[0], state=State.SENT))
+    settle(stocked, Settlement(charge=held[1], state=State.UNKNOWN, in_doubt=True))
+
+    assert stocked.transact(lambda connection: charging.end_leases(connection, ["h"])) == 0
+    assert (leases_kept(stocked), lock_dead(stocked, LEASE)) == (["h"], ["c"])
+
+
+def test_a_job_that_its_holder_is_about_to_end_keeps_its_lease(postgres_url: str) -> None:
+    database = stock(Database(postgres_url), email=10)
+    held = charge(database, email("a"), email("b"), holder="h")
+
+    with database.begin() as slow:
+        ledger.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON)
+        with database.begin() as sweeping:
+            assert [one.job_id for one in charging.lock_dead(sweeping, ["h"])] == ["b"]
+            assert charging.end_leases(sweeping, ["h"]) == 0
+    database.close()
 
 
 def test_the_jobs_over_which_a_worker_died_are_known(stocked: Database) -> None:

@@ -234,8 +234,8 @@ def test_a_user_whose_credits_are_used_cannot_be_removed(stocked: Database) -> N
 
 WAITING = {"state": "waiting", "due_at": NOON, "final_at": None, "content": {"to": "x"}}
 SENDING = {"state": "sending", "lease_until": NOON, "holder": "0" * 32, "final_at": None, "content": {"to": "x"}}
-UNKNOWN = {"state": "unknown", "handed_at": NOON, "final_at": None, "content": {"to": "x"}}
-FAILED = {"state": "failed", "refunded": 3}
+UNKNOWN = {"state": "unknown", "handed_at": NOON, "unknown_since": NOON, "final_at": None, "content": {"to": "x"}}
+FAILED = {"state": "failed", "refunded": 3, "refunded_at": NOON}
 REFUSED = {"state": "refused", "account_id": None}
 BULK = {"state": "bulk", "account_id": None, "final_at": None}
 
@@ -244,7 +244,7 @@ BULK = {"state": "bulk", "account_id": None, "final_at": None}
     "fields",
     [
         {},
-        {"refunded": 3},
+        {"refunded": 3, "refunded_at": NOON},
         {"deaths": 2, "holder": "0" * 32},
         WAITING,
         {**WAITING, "handed_at": NOON, "deaths": 1, "holder": "0" * 32},
@@ -269,16 +269,20 @@ def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[s
         ({"kind": "fax"}, "known_kind"),
         ({"credits": 0}, "costs_something"),
         ({"credits": -1}, "costs_something"),
-        ({"refunded": 4}, "refund_within_charge"),
+        ({**FAILED, "refunded": 4}, "refund_within_charge"),
         ({"refunded": -1}, "refund_within_charge"),
+        ({"refunded": 3}, "refund_has_its_time"),
+        ({"refunded_at": NOON}, "refund_has_its_time"),
         ({"state": "failed"}, "failed_is_refunded"),
-        ({"state": "failed", "refunded": 2}, "failed_is_refunded"),
-        ({**WAITING, "refunded": 1}, "only_final_is_refunded"),
-        ({**REFUSED, "refunded": 1}, "only_final_is_refunded"),
+        ({**FAILED, "refunded": 2}, "failed_is_refunded"),
+        ({**WAITING, "refunded": 1, "refunded_at": NOON}, "only_final_is_refunded"),
+        ({**REFUSED, "refunded": 1, "refunded_at": NOON}, "only_final_is_refunded"),
         ({"account_id": None}, "somebody_paid"),
         ({"state": "refused"}, "somebody_paid"),
         ({**SENDING, "lease_until": None}, "lease_while_sending"),
         ({"lease_until": NOON}, "lease_while_sending"),
+        ({**UNKNOWN, "unknown_since": None}, "unknown_since_then"),
+        ({**SENDING, "unknown_since": NOON}, "unknown_since_then"),
         ({**WAITING, "due_at": None}, "due_while_waiting"),
         ({"due_at": NOON}, "due_while_waiting"),
         ({"final_at": None}, "final_has_its_time"),

@@ -185,7 +185,7 @@ def test_what_one_worker_rolls_up_another_leaves_alone_and_charges_go_on(postgre
 
 def charge(connection: Connection, job_id: str) -> None:
     job = ledger_job(email_job(job_id))
-    ledger.charge(connection, [job], holder="h", now=NOON, lease_until=NOON + timedelta(hours=1))
+    ledger.charge(connection, [job], holder=job_id, now=NOON, lease_until=NOON + timedelta(hours=1))
 
 
 def test_days_come_in_pages(context: Context) -> None:
@@ -195,7 +195,7 @@ def test_days_come_in_pages(context: Context) -> None:
         job = ledger_job(email_job(f"m{number}", "mary"))
         context.database.transact(
             lambda connection, job=job: ledger.charge(  # type: ignore[misc]
-                connection, [job], holder="h", now=clock(), lease_until=clock() + DAY
+                connection, [job], holder=job.job_id, now=clock(), lease_until=clock() + DAY
             )
         )
         clock.forward(DAY)

@@ -69,7 +69,7 @@ class Spending(RuleBasedStateMachine):
             lambda connection: ledger.charge(
                 connection,
                 [ledger_job(job) for job in given],
-                holder="h",
+                holder=f"h{self.count}",
                 now=self.clock.now,
                 lease_until=self.clock.now + LEASE,
             )
