@@ -18,23 +18,29 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    JSON,
     BindParameter,
     ColumnElement,
     Connection,
+    Delete,
     FromClause,
+    Insert,
+    Integer,
     Row,
+    String,
     Update,
     bindparam,
     delete,
     func,
     select,
     true,
+    tuple_,
     update,
 )
 
-from models.database import insert
+from models.database import insert_in
 from models.fields import Kind
-from models.rows import items, packed, unpacked
+from models.rows import fixed, items, packed, unpacked
 from models.tables import Instant, accounts, charges, leases, users
 
 
@@ -144,10 +150,26 @@ def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
 
 
-def lease(connection: Connection, job_ids: Collection[str], *, holder: str, until: datetime) -> None:
-    """Note that a holder, whose name is used for nothing else, is about to hold these jobs until then."""
-    made = insert(connection, leases).values(holder=holder, until=until, job_ids=list(job_ids))
-    connection.execute(made.on_conflict_do_nothing())  # it is there if the answer to an earlier commit was lost
+@functools.cache
+def begin_lease(dialect: str) -> Insert:
+    """Note that `holder`, whose name is used for nothing else, is about to hold the jobs `job_ids` until `lease_until`.
+
+    Those three are its parameters.
+    """
+    given = {"holder": bindparam("holder", type_=String), "until": bindparam("lease_until", type_=Instant)}
+    made = insert_in(dialect, leases).values(**given, job_ids=bindparam("job_ids", type_=JSON))
+    return made.on_conflict_do_nothing()  # it is there if the answer to an earlier commit was lost
+
+
+@functools.cache
+def end_leases(dialect: str) -> Delete:
+    """Forget leases that were for as many jobs as end now; others are looked through when they are over.
+
+    Its parameter `leases` holds rows of a holder and of how many it ends.
+    """
+    ending = unpacked(dialect, {"holder": String(), "jobs": Integer()}, "leases")
+    lease = tuple_(leases.c.holder, func.json_array_length(leases.c.job_ids))
+    return delete(leases).where(lease.in_(select(ending.c.holder, ending.c.jobs)))
 
 
 def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, lease_until: datetime) -> list[Charge]:
@@ -156,7 +178,8 @@ def claim(connection: Connection, attempts: Mapping[str, int], *, holder: str, l
     One that has had more meanwhile was asked for twice; one that somebody else is claiming is left to them. Run again
     under the same `holder`, after a commit whose answer was lost, it finds what it claimed then.
     """
-    lease(connection, attempts, holder=holder, until=lease_until)
+    lease = {"holder": holder, "lease_until": lease_until, "job_ids": list(attempts)}
+    connection.execute(begin_lease(connection.dialect.name), lease)
     mine = (charges.c.state == State.SENDING) & (charges.c.holder == holder)
     found = connection.execute(
         select(charges.c.job_id, charges.c.state, charges.c.attempts)
@@ -232,7 +255,7 @@ def is_held(attempt: FromClause, state: State | BindParameter[str] = State.SENDI
         (charges.c.job_id == attempt.c.job_id)
         & (charges.c.attempts == attempt.c.attempts)
         & (charges.c.holder == attempt.c.holder)
-        & (charges.c.state == state)
+        & (charges.c.state == (fixed(state) if isinstance(state, State) else state))
     )
 
 
@@ -291,7 +314,7 @@ def lock_dead(connection: Connection, holders: Collection[str]) -> list[Charge]:
     return [charge for _, charge in sorted(read(connection, list(locked)).items())]
 
 
-def end_leases(connection: Connection, holders: Collection[str]) -> int:
+def forget_leases(connection: Connection, holders: Collection[str]) -> int:
     """Forget the leases under which nothing is held any more; how many they were."""
     busy = connection.execute(select(charges.c.holder).where(_in_hands_of(holders)).distinct()).scalars()
     idle = set(holders).difference(busy)
@@ -301,13 +324,6 @@ def end_leases(connection: Connection, holders: Collection[str]) -> int:
 
 def _in_hands_of(holders: Collection[str]) -> ColumnElement[bool]:
     return held(leases.c.holder.in_(holders)) & charges.c.holder.in_(holders)
-
-
-def end_lease(connection: Connection, holder: str, ended: int) -> None:
-    """Forget a lease if it was for as many jobs as have ended now; else it is looked through when it is over."""
-    connection.execute(
-        delete(leases).where(leases.c.holder == holder, func.json_array_length(leases.c.job_ids) == ended)
-    )
 
 
 def with_deaths(connection: Connection, job_ids: Collection[str]) -> set[str]:

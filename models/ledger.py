@@ -17,14 +17,13 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Connection,
+    CursorResult,
     Executable,
     SmallInteger,
     String,
-    Update,
     bindparam,
     case,
     func,
-    literal,
     null,
     select,
     true,
@@ -37,7 +36,7 @@ from models.charges import Charge, Job, State
 from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
-from models.rows import among, listed, packed, unpacked
+from models.rows import among, fixed, listed, packed, together, unpacked
 from models.tables import Instant, accounts, charges, entries
 from models.users import Person, fence, unknown
 
@@ -83,7 +82,6 @@ def charge(
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
     made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
     rows = [_row(one) for one in made.values()]
-    charging.lease(connection, made, holder=holder, until=lease_until)
     new = _insert(connection, rows, State.SENDING, now, holder=holder, until=lease_until)
     in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
     short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
@@ -138,13 +136,12 @@ def settle(
         {"job_id": job_id, "attempts": one.charge.attempts, "holder": one.charge.holder, **_end_of(one)}
         for job_id, one in by_id.items()
     ]
-    parameters = {**packed(connection, rows), "before": before, "now": now}
-    paid = connection.execute(_end_attempts(connection.dialect.name), parameters)
+    ending = Counter(one.charge.holder for one in by_id.values()) if before is State.SENDING else {}
+    over = [{"holder": holder, "jobs": jobs} for holder, jobs in ending.items()]
+    parameters = {**packed(connection, rows), **packed(connection, over, "leases"), "before": before, "now": now}
+    paid = _execute(connection, _end_attempts(connection.dialect.name), parameters)
     accounts_of = {row.job_id: row.account_id for row in paid}
     counted = [one for job_id, one in by_id.items() if job_id in accounts_of]
-    if before is State.SENDING:
-        for holder, ended_now in Counter(one.charge.holder for one in counted).items():
-            charging.end_lease(connection, holder or "", ended_now)
     refunds = [
         Move(accounts_of[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
     ]
@@ -222,20 +219,28 @@ def _write(connection: Connection, written: Sequence[Mapping[str, Any]], now: da
     last = {entry["account_id"]: entry for entry in written}
     balances = [{"id": i, "available": last[i]["balance_after"], "seq": last[i]["seq"]} for i in sorted(last)]
     parameters = {**packed(connection, balances, "balances"), **packed(connection, written), "now": now}
-    for statement in _write_statements(connection.dialect.name):
-        connection.execute(statement, parameters)
+    _execute(connection, _write_statements(connection.dialect.name), parameters)
 
 
 @functools.cache
 def _write_statements(dialect: str) -> list[Executable]:
-    """One statement, where the database can do it in one."""
     left = unpacked(dialect, {"id": BigInteger(), "available": BigInteger(), "seq": BigInteger()}, "balances")
     balances = update(accounts).where(accounts.c.id == left.c.id).values(available=left.c.available, seq=left.c.seq)
     names = ("account_id", "seq", "amount", "balance_after", "cause")
     given = unpacked(dialect, {name: entries.c[name].type for name in names})
     rows = select(*(given.c[name] for name in names), bindparam("now", type_=Instant))
     moved = insert_in(dialect, entries).from_select([*names, "at"], rows)
-    return [moved.add_cte(balances.cte("moved"))] if dialect == "postgresql" else [balances, moved]
+    return together(dialect, balances, moved)
+
+
+def _execute(
+    connection: Connection, statements: Sequence[Executable], parameters: Mapping[str, Any]
+) -> CursorResult[*tuple[Any, ...]]:
+    """Execute statements that share parameters; gives the result of the last one."""
+    *before, last = statements
+    for statement in before:
+        connection.execute(statement, parameters)
+    return connection.execute(last, parameters)
 
 
 def _known(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
@@ -330,9 +335,10 @@ def _insert(
         "holder": holder,
         "lease_until": until if state is State.SENDING else None,
         "due_at": until if state is State.WAITING else None,
+        "job_ids": [row["job_id"] for row in rows],
         "now": now,
     }
-    new = connection.execute(_insert_charges(connection.dialect.name), parameters)
+    new = _execute(connection, _insert_charges(connection.dialect.name, state is State.SENDING), parameters)
     return {job_id: account_id for job_id, account_id in new}  # noqa: C416  dict() takes a Row for an object
 
 
@@ -341,7 +347,7 @@ _SAME = ("task", "kind", "sender", "digest", "payer", "bulk_id")
 
 
 @functools.cache
-def _insert_charges(dialect: str) -> Executable:
+def _insert_charges(dialect: str, leased: bool) -> list[Executable]:  # noqa: FBT001  whether somebody is to hold them
     own = ("job_id", "credits", "content", "reason", "detail")
     types = {name: charges.c[name].type for name in (*own, *_SAME) if name != "payer"}
     given = unpacked(dialect, {**types, "payer": accounts.c.owner_id.type})
@@ -352,10 +358,10 @@ def _insert_charges(dialect: str) -> Executable:
         **{name: given.c[name] for name in own},
         **{name: whole[name] for name in _SAME if name != "payer"},
         "account_id": accounts.c.id,
-        "refunded": literal(0),
-        "state": case((refused, State.REFUSED), else_=bindparam("state", type_=String)),
-        "attempts": case((refused, 0), else_=bindparam("attempts", type_=SmallInteger)),
-        "deaths": literal(0),
+        "refunded": fixed(0),
+        "state": case((refused, fixed(State.REFUSED)), else_=bindparam("state", type_=String)),
+        "attempts": case((refused, fixed(0)), else_=bindparam("attempts", type_=SmallInteger)),
+        "deaths": fixed(0),
         "holder": bindparam("holder", type_=String),
         "lease_until": case((refused, None), else_=bindparam("lease_until", type_=Instant)),
         "due_at": case((refused, None), else_=bindparam("due_at", type_=Instant)),
@@ -366,7 +372,8 @@ def _insert_charges(dialect: str) -> Executable:
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
     rows = select(*values.values()).select_from(given.outerjoin(accounts, payer)).where(true())
     made = insert_in(dialect, charges).from_select(list(values), rows.order_by(given.c.job_id))
-    return made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
+    new = made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
+    return together(dialect, charging.begin_lease(dialect), new) if leased else [new]
 
 
 def _refuse_unaffordable(
@@ -437,29 +444,30 @@ def _end_of(one: Settlement) -> dict[str, Any]:
 
 
 @functools.cache
-def _end_attempts(dialect: str) -> Update:
+def _end_attempts(dialect: str) -> list[Executable]:
     """Write the ends of attempts that are still the last ones; gives their jobs, and the accounts that paid."""
     names = ("job_id", "attempts", "holder", *_ENDED)
     types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name != "in_doubt"}
     given = unpacked(dialect, {**types, "in_doubt": Boolean()})
     now = bindparam("now", type_=Instant)
-    final = given.c.state.in_(charging.FINAL)
+    final = given.c.state.in_([fixed(state) for state in charging.FINAL])
     values: dict[str, ColumnElement[Any]] = {
         **{name: given.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
                                             "carrier_reference")},
-        "refunded": func.coalesce(given.c.refunded, 0),
-        "refunded_at": case((given.c.refunded > 0, now), else_=None),
-        "deaths": func.coalesce(given.c.deaths, 0),
+        "refunded": func.coalesce(given.c.refunded, fixed(0)),
+        "refunded_at": case((given.c.refunded > fixed(0), now), else_=None),
+        "deaths": func.coalesce(given.c.deaths, fixed(0)),
         "lease_until": null(),
         # Since when there is a doubt was noted by the attempt itself, after it was claimed.
         "handed_at": case((given.c.in_doubt, func.coalesce(charges.c.handed_at, now)), else_=None),
-        "unknown_since": case((given.c.state == State.UNKNOWN, now), else_=None),
+        "unknown_since": case((given.c.state == fixed(State.UNKNOWN), now), else_=None),
         "final_at": case((final, now), else_=None),
         "content": case((final, None), else_=func.coalesce(given.c.content, charges.c.content)),
     }  # fmt: skip
-    return (
+    end = (
         update(charges)
         .where(charging.is_held(given, bindparam("before", type_=String)))
         .values(values)
         .returning(charges.c.job_id, charges.c.account_id)
     )
+    return together(dialect, charging.end_leases(dialect), end)

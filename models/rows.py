@@ -14,15 +14,20 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Connection,
+    Delete,
+    Executable,
     FromClause,
+    Insert,
     Integer,
     String,
     Text,
+    Update,
     any_,
     bindparam,
     cast,
     column,
     func,
+    literal_column,
     select,
     type_coerce,
 )
@@ -63,6 +68,18 @@ def packed(connection: Connection, rows: Sequence[Mapping[str, Any]], name: str 
         rows = [{column: _for_sqlite(value) for column, value in row.items()} for row in rows]
         return {name: to_json(rows).decode()}  # three times as fast as Python's own
     return {name: to_json(rows).decode(), f"{name}_count": len(rows)}
+
+
+def fixed(value: str | int) -> ColumnElement[Any]:
+    """A value of the program itself, as text of the statement: a parameter would be sent anew each time."""
+    if isinstance(value, int):
+        return literal_column(str(value), Integer)
+    return literal_column(f"'{value}'", String)
+
+
+def together(dialect: str, first: Insert | Update | Delete, then: Insert | Update) -> list[Executable]:
+    """Two changes that do not see each other: one statement, where the database can do it in one."""
+    return [then.add_cte(first.cte("first"))] if dialect == "postgresql" else [first, then]
 
 
 def among(dialect: str, wanted: ColumnElement[T], name: str) -> ColumnElement[bool]:

@@ -84,7 +84,7 @@ def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[S
         for charge in charging.lock_dead(connection, holders)
     ]
     counted = dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
-    return counted, charging.end_leases(connection, holders)
+    return counted, charging.forget_leases(connection, holders)
 
 
 def audit(context: Context) -> Json:

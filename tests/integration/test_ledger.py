@@ -570,7 +570,7 @@ def test_a_lease_whose_jobs_end_one_by_one_is_kept_until_it_is_over(stocked: Dat
     assert leases_kept(stocked) == ["h"]
 
     assert lock_dead(stocked, LEASE) == []
-    assert stocked.transact(lambda connection: charging.end_leases(connection, ["h"])) == 1
+    assert stocked.transact(lambda connection: charging.forget_leases(connection, ["h"])) == 1
     assert leases_kept(stocked) == []
 
 
@@ -579,7 +579,7 @@ def test_a_lease_is_not_forgotten_while_anything_is_held_under_it(stocked: Datab
     settle(stocked, Settlement(charge=held[0], state=State.SENT))
     settle(stocked, Settlement(charge=held[1], state=State.UNKNOWN, in_doubt=True))
 
-    assert stocked.transact(lambda connection: charging.end_leases(connection, ["h"])) == 0
+    assert stocked.transact(lambda connection: charging.forget_leases(connection, ["h"])) == 0
     assert (leases_kept(stocked), lock_dead(stocked, LEASE)) == (["h"], ["c"])
 
 
@@ -591,7 +591,7 @@ def test_a_job_that_its_holder_is_about_to_end_keeps_its_lease(postgres_url: str
         ledger.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON)
         with database.begin() as sweeping:
             assert [one.job_id for one in charging.lock_dead(sweeping, ["h"])] == ["b"]
-            assert charging.end_leases(sweeping, ["h"]) == 0
+            assert charging.forget_leases(sweeping, ["h"]) == 0
     database.close()
 
 
