@@ -200,7 +200,7 @@ charges = Table(
     Index("ix_charges_account_id_created_at", "account_id", "created_at"),
     # Room on the page for the new version of a row when its attempt ends (heap-only updates). That touches no index, as
     # long as none is of a column, or asks for one, that a usual end changes: state, lease_until, content, final_at.
-    postgresql_with={"fillfactor": 65},
+    postgresql_with={"fillfactor": 55},
 )
 # Only what was paid: a sender whom nobody pays for may be refused for ever, and no view reads that.
 Index("ix_charges_sender_created_at", charges.c.sender, charges.c.created_at,

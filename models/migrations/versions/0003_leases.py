@@ -14,7 +14,7 @@ def upgrade() -> None:
     dialect = op.get_bind().dialect.name
     if dialect == "postgresql":
         op.execute("SET LOCAL statement_timeout = 0")  # a long history takes as long as it takes
-        op.execute("ALTER TABLE charges SET (fillfactor = 65)")
+        op.execute("ALTER TABLE charges SET (fillfactor = 55)")
     _move_leases("json_agg(job_id)" if dialect == "postgresql" else "json_group_array(job_id)")
     for column in ("lease_until", "unknown", "final_at", "open_created_at"):
         op.drop_index(f"ix_charges_{column}", table_name="charges")
