@@ -157,7 +157,9 @@ def test_no_password_has_a_default() -> None:
     assert {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "POSTAGE_FLOWER_AUTH"} == {
         match["name"] for match in found if match["kind"] == "?"
     }
-    assert {"POSTAGE_SMTP_URL", "POSTAGE_SMS_URL"} == {match["name"] for match in found if match["kind"] == "-"}
+    assert {"POSTAGE_SMTP_URL", "POSTAGE_SMS_URL", "POSTGRES_SHARED_BUFFERS"} == {
+        match["name"] for match in found if match["kind"] == "-"
+    }
     assert all(".env.example" in match["rest"] for match in found if match["kind"] == "?")
     assert set(EXAMPLE_ENV) == {match["name"] for match in found if match["kind"] == "?"}
 
