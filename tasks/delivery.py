@@ -65,16 +65,16 @@ def _attempt(context: Context, carrier: Carrier, first: Charge, until: datetime,
     """
     if charge is not first and (context.now() > until or context.database.closing.is_set()):
         raise TooLateError
-    with structlog.contextvars.bound_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer):
-        about_to_hand_over = functools.partial(_note_handing_over, context, charge)
-        try:
-            receipt = carrier.deliver(parcel_of(charge), about_to_hand_over).tidied()
-        except LeaseLostError:
-            log.warning("the lease of this attempt ended before anything was handed over")
-            raise
-        end = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=context.now())
-        say = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
-        say("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=end.state)
+    structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
+    about_to_hand_over = functools.partial(_note_handing_over, context, charge)
+    try:
+        receipt = carrier.deliver(parcel_of(charge), about_to_hand_over).tidied()
+    except LeaseLostError:
+        log.warning("the lease of this attempt ended before anything was handed over")
+        raise
+    end = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=context.now())
+    say = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
+    say("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=end.state)
     return end
 
 

@@ -97,9 +97,9 @@ class Hands:
     ) -> Generator[list[tuple[T, R | BaseException]], None, None]:
         """Do `work` for each item, `at_once` at a time; gives results, or what was raised, in groups as they come.
 
-        One at a time, it is done in the thread that asks. Each of several hands is in a `busy` of its own while it
-        works. Hands pause when as many results as there are hands wait to be taken, and begin nothing more once nobody
-        is there to take them.
+        One at a time, it is done in the thread that asks. What the work binds to its context, such as for its lines in
+        the log, is of its item alone. Each of several hands is in a `busy` of its own while it works. Hands pause when
+        as many results as there are hands wait to be taken, and begin nothing more once nobody is there to take them.
         """
         if min(at_once, len(items)) <= 1:
             yield [(item, _tried(work, item)) for item in items]
@@ -137,7 +137,7 @@ class Hands:
 
 def _tried(work: Callable[[T], R], item: T) -> R | BaseException:
     try:
-        return work(item)
+        return contextvars.copy_context().run(work, item)
     except BaseException as error:  # noqa: BLE001  who asked decides
         return error
 

@@ -10,6 +10,7 @@ from kombu.serialization import register
 from kombu.utils import json as patient
 from pydantic_core import from_json, to_json
 
+JSON = "application/json"
 PLAIN = "plain-json"
 """The serializer for what is known to be made of plain values, such as events."""
 
@@ -38,4 +39,4 @@ def _write(value: object) -> str:
 
 def use_codec() -> None:
     """Let this process read all JSON messages so, and know the serializer `PLAIN`."""
-    register(PLAIN, _write, read, content_type="application/json", content_encoding="utf-8")
+    register(PLAIN, _write, read, content_type=JSON, content_encoding="utf-8")

@@ -13,11 +13,10 @@ import structlog
 from celery.worker.consumer import Consumer
 
 from models.messages import printable
+from worker.codec import JSON
 from worker.transport import Channel
 
 log = structlog.get_logger(__name__)
-
-JSON = "application/json"
 
 
 class CarefulConsumer(Consumer):

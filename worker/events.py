@@ -23,6 +23,7 @@ class OrderlyDispatcher(EventDispatcher):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  Celery's
         self._turn = threading.RLock()
+        self._of_all: dict[str, Any] = {}
         super().__init__(*args, **{**options, "buffer_limit": GATHERED_MAX})
 
     def send(self, type: str, *args: Any, **fields: Any) -> Any:  # noqa: A002, ANN401  Celery's
@@ -36,8 +37,9 @@ class OrderlyDispatcher(EventDispatcher):
     def _gather(self, group: str, type_: str, fields: dict[str, Any]) -> None:
         """What Celery does for the events of a job, in a third of the time: there are three of them for each."""
         gathered = self._group_buffer[group]
-        gathered.append({**fields, "type": type_, "timestamp": time(), "hostname": self.hostname, "pid": self.pid,
-                         "utcoffset": utcoffset(), "clock": self.clock.forward()})  # fmt: skip
+        if not gathered:
+            self._of_all = {"hostname": self.hostname, "pid": self.pid, "utcoffset": utcoffset()}
+        gathered.append({**fields, **self._of_all, "type": type_, "timestamp": time(), "clock": self.clock.forward()})
         if len(gathered) >= self.buffer_limit:
             self.flush()
         elif self.on_send_buffered:
