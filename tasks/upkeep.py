@@ -74,6 +74,8 @@ def end_dead_attempts(context: Context) -> list[Settlement]:
 def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
     now = context.now()
     holders = charging.lock_over(connection, now, LEASES_AT_ONCE)
+    if not holders:
+        return [], 0
     settlements = [
         judge_death(
             charge,

@@ -1,6 +1,5 @@
 """What tests share: real servers, started once a test process, and a fresh migrated database for each test."""
 
-import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -74,10 +73,8 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 @pytest.fixture
 def postgres_url(migrated_postgres: PostgresServer) -> Iterator[str]:
     """Give the URL of a fresh migrated PostgreSQL database."""
-    name = f"test_{secrets.token_hex(8)}"
-    migrated_postgres.create_database(name, template=TEMPLATE)
-    yield migrated_postgres.url(name)
-    migrated_postgres.drop_database(name)
+    with migrated_postgres.copy_of(TEMPLATE) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

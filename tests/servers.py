@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, Literal, Self
 
@@ -223,8 +225,20 @@ class PostgresServer(_Server):
 
     def create_database(self, name: str, template: str | None = None) -> None:
         """Make a database, as a copy of `template` if that is given."""
-        copied = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
-        self._execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copied)
+        made = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+        if template:  # file by file: three times as fast as through the write-ahead log
+            made += sql.SQL(" TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(template))
+        self._execute(made)
+
+    @contextmanager
+    def copy_of(self, template: str) -> Iterator[str]:
+        """Give the URL of a copy of a database, for the length of the block."""
+        name = f"copy_{secrets.token_hex(8)}"
+        self.create_database(name, template=template)
+        try:
+            yield self.url(name)
+        finally:
+            self.drop_database(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database, also from under those who are connected to it, also if there is none."""

@@ -1,7 +1,6 @@
 """A house that flow tests share, and servers of their own for those that must be alone."""
 
 import functools
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,11 +23,11 @@ def house(
     migrated_postgres: PostgresServer, broker_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[House]:
     """Give a worker and beat that run as long as there are tests. Each test makes people of its own."""
-    name = f"house_{secrets.token_hex(8)}"
-    migrated_postgres.create_database(name, template=TEMPLATE)
-    with House(tmp_path_factory.mktemp("house"), migrated_postgres.url(name), broker_url, beat=True) as house:
+    with (
+        migrated_postgres.copy_of(TEMPLATE) as url,
+        House(tmp_path_factory.mktemp("house"), url, broker_url, beat=True) as house,
+    ):
         yield house
-    migrated_postgres.drop_database(name)
 
 
 OpenHouse = Callable[..., House]

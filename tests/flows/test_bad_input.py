@@ -449,14 +449,13 @@ def busy_house(
 ) -> Iterator[tuple[House, str]]:
     """Give a house for garbage alone, with a user who sends."""
     folder = tmp_path_factory.mktemp("busy")
-    migrated_postgres.create_database("busy", template=TEMPLATE)
     with (
+        migrated_postgres.copy_of(TEMPLATE) as url,
         ValkeyServer(folder / "valkey") as broker,
-        House(folder, migrated_postgres.url("busy"), broker.url()) as house,
+        House(folder, url, broker.url()) as house,
     ):
         _, member = house.people(email=2 * len(GARBAGE))
         yield house, member
-    migrated_postgres.drop_database("busy")
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: garbage.what)

@@ -1,9 +1,12 @@
 """The audit finds nothing after a busy story, and names each invariant that is broken on purpose."""
 
+import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from models.retrying import Patience
 from models.tables import accounts, charges, entries
 from tasks.upkeep import audit as audit_task
 from tasks.upkeep import roll_up, sweep
+from tests.conftest import TEMPLATE
 from tests.factories import buy, email_job, ledger_job, purchase_order, save_people, share, sms_job
 from tests.fakes import (
     ACCEPTED,
@@ -34,17 +38,50 @@ from tests.fakes import (
     make_context,
     run_enqueued,
 )
+from tests.servers import PostgresServer
 
 PATIENCE = timedelta(seconds=300)
 EVENING = NOON + timedelta(hours=5)
 
 
-@pytest.fixture
-def busy(database: Database) -> Database:
-    """Give a database after a day on which nearly everything happened that can.
+@pytest.fixture(scope="session")
+def busy_sqlite(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a file to copy, of a database that was busy."""
+    file: Path = shutil.copyfile(migrated_sqlite, tmp_path_factory.mktemp("busy") / "busy.db")
+    keep_busy(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return file
+
+
+@pytest.fixture(scope="session")
+def busy_postgres(migrated_postgres: PostgresServer) -> str:
+    """Give the name of a database to copy, which was busy."""
+    migrated_postgres.create_database("template_busy", template=TEMPLATE)
+    keep_busy(migrated_postgres.url("template_busy"))
+    return "template_busy"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def busy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Give a database after a day on which nearly everything happened that can, once of either kind."""
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            url = f"sqlite:///{shutil.copyfile(request.getfixturevalue('busy_sqlite'), tmp_path / 'busy.db')}"
+        else:
+            template = request.getfixturevalue("busy_postgres")
+            url = stack.enter_context(request.getfixturevalue("postgres").copy_of(template))
+        database = Database(url)
+        stack.callback(database.close)
+        yield database
+
+
+def keep_busy(url: str) -> None:
+    """Let nearly everything happen that can, as on a busy day.
 
     An audit has left marks after its first purchase, so nearly all of it is new to the next one.
     """
+    database = Database(url)
     save_people(database)
     clock = Clock()
     partial = Receipt(Outcome.ACCEPTED, refused={"a@b.test": "550"}, deferred={"c@d.test": "451"})
@@ -77,7 +114,7 @@ def busy(database: Database) -> Database:
     run_enqueued(context)
     roll_up(context)
     answer(context, "email.send", email_job("waits"))
-    return database
+    database.close()
 
 
 def found(database: Database, now: Any = NOON) -> list[Finding]:

@@ -45,7 +45,7 @@ def take(connection: Connection, *queues: str, prefetch: int, no_ack: bool = Fal
     consumer.consume()
     for _ in range(10):
         try:
-            connection.drain_events(timeout=0.1)
+            connection.drain_events(timeout=0.1 if taken else 2.0)  # the first may wait for a busy machine
         except TimeoutError:
             break
     return taken

@@ -32,13 +32,10 @@ def fresh_sqlite(template: Path, file: Path, pool_size: int) -> Iterator[Databas
 
 
 @contextmanager
-def fresh_postgres(server: PostgresServer, name: str, pool_size: int) -> Iterator[Database]:
-    """A migrated PostgreSQL database of this name, for the length of the block."""
-    server.drop_database(name)
-    server.create_database(name, template=TEMPLATE)
-    with _opened(server.url(name), pool_size) as database:
+def fresh_postgres(server: PostgresServer, pool_size: int) -> Iterator[Database]:
+    """A migrated PostgreSQL database, for the length of the block."""
+    with server.copy_of(TEMPLATE) as url, _opened(url, pool_size) as database:
         yield database
-    server.drop_database(name)
 
 
 def run(

@@ -464,6 +464,7 @@ class Money(RuleBasedStateMachine):
         self.model = Model()
         self.numbers = itertools.count(1)
         self.steps = itertools.count(1)
+        self.looks = itertools.count(1)
         self.viewers = itertools.cycle([*PEOPLE, "zoe"])
         self.lost: list[Charge] = []
         self.reached: list[tuple[str, str]] = []
@@ -749,7 +750,9 @@ class Money(RuleBasedStateMachine):
 
     @invariant()
     def a_viewer_sees_what_is_charged_now(self) -> None:
-        """Another viewer each time: in the pool that they spend from, and of their own messages."""
+        """Every third time another viewer: in the pool that they spend from, and of their own messages."""
+        if next(self.looks) % 3:
+            return
         viewer = next(self.viewers)
         with self.database.read() as connection:
             pool = _answer(partial(views.usage, connection, ViewUsage(viewer=viewer)))
@@ -945,4 +948,4 @@ def test_any_history_leaves_the_money_where_the_model_says_on_sqlite(migrated_sq
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_money_where_the_model_says_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    run(Money, lambda: fresh_postgres(migrated_postgres, "test_money", pool_size=1), 3)
+    run(Money, lambda: fresh_postgres(migrated_postgres, pool_size=1), 3)

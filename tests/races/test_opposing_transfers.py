@@ -32,7 +32,7 @@ OWNERS = {"olga": ["anna", "mary", "paul"], "otto": ["bert", "lena", "zoe"]}
 """Two owners and their credit users: their names, and so the locks, lie between each other."""
 SENDERS = [person for owner, credit_users in OWNERS.items() for person in (owner, *credit_users)]
 BATCH = 20
-JOBS = 600
+JOBS = 300
 """Jobs of one process. A third of their ids are common to all processes."""
 BOUGHT, PURCHASES = 3, 100
 
