@@ -305,23 +305,28 @@ def healthy(service: Service, port: int) -> bool:
     return subprocess.run(["sh", "-c", command.replace(":18EB ", f":{port:04X} ")], check=False).returncode == 0
 
 
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """Give a Valkey to which nothing else is connected."""
+    with ValkeyServer(tmp_path / "valkey") as server:
+        yield server
+
+
 @pytest.mark.parametrize("name", WORKERS)
-def test_a_worker_starts_answers_and_ends(
-    name: str, tmp_path: Path, valkey: ValkeyServer, valkey_url: str, postgres_url: str
-) -> None:
+def test_a_worker_starts_answers_and_ends(name: str, tmp_path: Path, broker: ValkeyServer, postgres_url: str) -> None:
     """It consumes its own queues and no other; it is healthy while it is connected, and only then."""
     service = WORKERS[name]
     linux = sys.platform == "linux"  # elsewhere there is no /proc; the containers have it
 
-    assert not (linux and healthy(service, valkey.port))
-    with running(service, tmp_path, POSTAGE_DATABASE_URL=postgres_url, POSTAGE_BROKER_URL=valkey_url) as process:
-        await_that(lambda: inspect(valkey_url, "ping"), process)
-        [(worker, queues)] = inspect(valkey_url, "active_queues").items()
+    assert not (linux and healthy(service, broker.port))
+    with running(service, tmp_path, POSTAGE_DATABASE_URL=postgres_url, POSTAGE_BROKER_URL=broker.url()) as process:
+        await_that(lambda: inspect(broker.url(), "ping"), process)
+        [(worker, queues)] = inspect(broker.url(), "active_queues").items()
 
         assert worker.startswith(f"{service['command'][-1].partition('@')[0]}@")
         assert queues_of(service) == {queue["name"] for queue in queues}
-        assert not linux or healthy(service, valkey.port)
-    assert not (linux and healthy(service, valkey.port))
+        assert not linux or healthy(service, broker.port)
+    assert not (linux and healthy(service, broker.port))
 
 
 def test_a_worker_does_not_start_on_an_old_schema(
