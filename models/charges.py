@@ -163,9 +163,9 @@ def begin_lease(dialect: str) -> Insert:
 
 @functools.cache
 def end_leases(dialect: str) -> Delete:
-    """Forget leases that were for as many jobs as end now; others are looked through when they are over.
+    """Forget leases of which all jobs have ended; others are looked through when they are over.
 
-    Its parameter `leases` holds rows of a holder and of how many it ends.
+    Its parameter `leases` holds rows of a holder and of how many of its jobs have ended by now.
     """
     ending = unpacked(dialect, {"holder": String(), "jobs": Integer()}, "leases")
     lease = tuple_(leases.c.holder, func.json_array_length(leases.c.job_ids))

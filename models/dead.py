@@ -110,10 +110,10 @@ def keep(connection: Connection, letters: Sequence[Letter], now: datetime) -> No
 
 
 def settle(
-    connection: Connection, settlements: Sequence[Settlement], now: datetime, *, keep_dead: bool
+    connection: Connection, settlements: Sequence[Settlement], now: datetime, *, keep_dead: bool, ended_before: int = 0
 ) -> list[Settlement]:
     """Settle as the ledger does, and keep a letter of each job that failed, or neither."""
-    counted = ledger.settle(connection, settlements, now)
+    counted = ledger.settle(connection, settlements, now, ended_before=ended_before)
     if keep_dead:
         keep_failed(connection, counted, now)
     return counted

@@ -124,12 +124,18 @@ def charge_bulk(
 
 
 def settle(
-    connection: Connection, settlements: Sequence[Settlement], now: datetime, *, before: State = State.SENDING
+    connection: Connection,
+    settlements: Sequence[Settlement],
+    now: datetime,
+    *,
+    before: State = State.SENDING,
+    ended_before: int = 0,
 ) -> list[Settlement]:
     """Write how attempts ended, and give back what is to be given back, to the account that paid.
 
     Returns the settlements that counted, in their order, which is that of the refunds too: an attempt whose lease was
-    lost to another has no say any more. `before` is the state that ends: `unknown` where a person has decided.
+    lost to another has no say any more. `before` is the state that ends: `unknown` where a person has decided. With the
+    last job of a lease that lease is forgotten: `ended_before` is how many of the same one have ended earlier.
     """
     by_id = {one.charge.job_id: one for one in settlements}
     rows = [
@@ -137,7 +143,7 @@ def settle(
         for job_id, one in by_id.items()
     ]
     ending = Counter(one.charge.holder for one in by_id.values()) if before is State.SENDING else {}
-    over = [{"holder": holder, "jobs": jobs} for holder, jobs in ending.items()]
+    over = [{"holder": holder, "jobs": ended_before + jobs} for holder, jobs in ending.items()]
     parameters = {**packed(connection, rows), **packed(connection, over, "leases"), "before": before, "now": now}
     paid = _execute(connection, _end_attempts(connection.dialect.name), parameters)
     accounts_of = {row.job_id: row.account_id for row in paid}

@@ -39,11 +39,14 @@ def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
         return
     carrier = context.carriers[held[0].kind]
     attempt = functools.partial(_attempt, context, carrier, held[0], context.now() + context.patience.time_to_begin)
+    ended_before = 0
     others: list[tuple[Charge, BaseException]] = []
     busy = nullcontext if carrier.honours_job_id else context.handing.joined  # only others note the handing over
     with closing(context.hands.each(attempt, held, carrier.at_once, busy)) as groups:
         for group in groups:
-            yield _settle(context, [end for _, end in group if isinstance(end, Settlement)])
+            ends = [end for _, end in group if isinstance(end, Settlement)]
+            yield _settle(context, ends, ended_before)
+            ended_before += len(ends)
             others += [(charge, end) for charge, end in group if isinstance(end, BaseException)]
     yield _hand_back(context, [charge for charge, error in others if isinstance(error, TooLateError)])
     yield _as_they_stand(context, [charge.job_id for charge, error in others if isinstance(error, LeaseLostError)])
@@ -92,13 +95,13 @@ def _note_handing_over(context: Context, charge: Charge) -> None:
         raise LeaseLostError
 
 
-def _settle(context: Context, ends: Sequence[Settlement]) -> list[Charge]:
-    """Write how attempts ended, in one transaction. Returns the charges as they stand then."""
+def _settle(context: Context, ends: Sequence[Settlement], ended_before: int) -> list[Charge]:
+    """Write how attempts ended, after others of the same lease, in one transaction. Gives the charges as they stand."""
     if not ends:
         return []
     now = context.now()
     counted = context.database.transact(
-        lambda connection: dead.settle(connection, ends, now, keep_dead=context.keeps_dead)
+        lambda connection: dead.settle(connection, ends, now, keep_dead=context.keeps_dead, ended_before=ended_before)
     )
     uncounted = {end.charge.job_id for end in ends} - {end.charge.job_id for end in counted}
     for job_id in uncounted:

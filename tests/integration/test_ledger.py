@@ -564,7 +564,17 @@ def test_a_lease_is_forgotten_with_the_end_of_all_its_jobs(stocked: Database) ->
     assert leases_kept(stocked) == []
 
 
-def test_a_lease_whose_jobs_end_one_by_one_is_kept_until_it_is_over(stocked: Database) -> None:
+def test_a_lease_is_forgotten_with_the_last_of_its_jobs(stocked: Database) -> None:
+    kept = []
+    for number, one in enumerate(charge(stocked, email("a"), email("b"), holder="h")):
+        end = Settlement(charge=one, state=State.SENT)
+        stocked.transact(lambda c, end=end, number=number: ledger.settle(c, [end], NOON, ended_before=number))  # type: ignore[misc]
+        kept.append(leases_kept(stocked))
+
+    assert kept == [["h"], []]
+
+
+def test_a_lease_of_which_nobody_counts_the_ends_is_kept_until_it_is_over(stocked: Database) -> None:
     for one in charge(stocked, email("a"), email("b"), holder="h"):
         settle(stocked, Settlement(charge=one, state=State.SENT))
     assert leases_kept(stocked) == ["h"]
