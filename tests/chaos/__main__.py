@@ -46,6 +46,7 @@ def main() -> int:
             for line in (*verdict.wrong, *verdict.notes, *verdict.details):
                 console.print(f"    {line}", markup=False, highlight=False)
     console.print(_table(verdicts))
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps([verdict.as_json() for verdict in verdicts], indent=2))
     console.print(f"Written to {asked.out}.")
     return 1 if any(verdict.wrong for verdict in verdicts) else 0
@@ -60,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--threads", type=int, default=8, help="threads of each")
     parser.add_argument("--worker-options", default="", help="more options for `postage worker`, in one word")
-    parser.add_argument("--out", type=Path, default=Path("chaos.json"), help="where the JSON goes")
+    parser.add_argument("--out", type=Path, default=Path("var/chaos.json"), help="where the JSON goes")
     return parser.parse_args()
 
 
