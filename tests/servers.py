@@ -193,8 +193,8 @@ class ValkeyServer(_Server):
             return False
 
 
-POSTGRES_TUNED: Final = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}
-"""As compose.yaml starts it: indexes are kept in memory, and pages seldom go whole into the write-ahead log."""
+POSTGRES_TUNED: Final = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}
+"""As docs/operating.md advises for ten million charges: memory for the indexes of ids, and few checkpoints."""
 
 
 class PostgresServer(_Server):

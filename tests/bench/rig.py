@@ -93,6 +93,7 @@ class Bench:
         """The database with a long history."""
         self.valkey.flush()
         self.grow()
+        history.warm(self.postgres.url("grown"))
         with _opened(self, "grown") as place:
             yield place
 
