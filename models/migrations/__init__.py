@@ -1,29 +1,51 @@
 """The schema's history (Alembic), and how to bring a database up to it."""
 
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
 from models.database import Database
 from models.errors import DatabaseBehindError
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, revision: str = "head") -> None:
     """Bring the database at `url` up to the newest schema. Safe to run at any time, and by several at once."""
     database = Database(url, pool_size=1)
     try:
-        with database.begin() as connection:
-            if not database.is_sqlite:
-                # Two migrating at once wait for each other; the number only has to be ours.
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7057461)")
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with database.engine.connect() as connection:
+            if database.is_sqlite:
+                _suspend_foreign_keys(connection)
+            with connection.begin():
+                _upgrade(connection, revision)
     finally:
         database.close()
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    is_sqlite = connection.dialect.name == "sqlite"
+    if not is_sqlite:
+        # Two migrating at once wait for each other; the number only has to be ours.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7057461)")
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+    if is_sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+        msg = f"the migration would leave rows that refer to none: {broken[:10]}"
+        raise RuntimeError(msg)
+
+
+def _suspend_foreign_keys(connection: Connection) -> None:
+    """Let tables be made anew while others refer to them, as https://www.sqlite.org/lang_altertable.html has it.
+
+    Only outside of a transaction can that be said, so it is said to the driver.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys = OFF")
 
 
 def check_migrated(database: Database) -> None:

@@ -3,18 +3,22 @@
 import secrets
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, select
 
+from models import charges as charging
+from models import unknown
 from models.database import Database
 from models.errors import DatabaseBehindError
 from models.migrations import check_migrated, migrate
-from models.tables import APPEND_ONLY, metadata
+from models.tables import APPEND_ONLY, charges, decisions, metadata
 from tests.factories import balance, buy, save_people
+from tests.fakes import NOON
 from tests.servers import PostgresServer
 
 
@@ -88,6 +92,49 @@ def test_an_empty_database_becomes_whole(empty_url: str) -> None:
         tables = set(inspect(connection).get_table_names())
     database.close()
     assert tables == {*metadata.tables, "alembic_version"}
+
+
+BEFORE_LEASES = """
+    INSERT INTO roles VALUES ('org', 'owner', true, true);
+    INSERT INTO users VALUES ('john', 'org', 'John', 'john@x.test', 'owner', NULL, 'john', true, true, '2026-01-05');
+    INSERT INTO accounts (id, owner_id, kind, available, seq) VALUES (1, 'john', 'email', 5, 9);
+    INSERT INTO charges (job_id, task, kind, sender, digest, account_id, credits, refunded, state, attempts,
+                         lease_until, deaths, holder, handed_at, content, created_at, final_at)
+    VALUES ('held-1', 'email.send', 'email', 'john', 'd', 1, 1, 0, 'sending', 1, '2026-01-05 12:05', 0, 'h', NULL, '{}',
+            '2026-01-05 12:00', NULL),
+           ('held-2', 'email.send', 'email', 'john', 'd', 1, 1, 0, 'sending', 1, '2026-01-05 12:05', 0, 'h', NULL, '{}',
+            '2026-01-05 12:00', NULL),
+           ('parked', 'email.send', 'email', 'john', 'd', 1, 1, 0, 'unknown', 1, NULL, 0, 'g', '2026-01-05 12:01', '{}',
+            '2026-01-05 12:00', NULL),
+           ('back', 'email.send', 'email', 'john', 'd', 1, 1, 1, 'failed', 1, NULL, 0, 'g', NULL, NULL,
+            '2026-01-05 12:00', '2026-01-05 12:02');
+    INSERT INTO decisions (id, job_id, decision, operator, at) VALUES (1, 'back', 'refund', 'mary', '2026-01-05 12:02')
+"""
+"""Charges as they were before leases had a table: held, unknown, and refunded by a person."""
+
+
+def test_what_was_held_unknown_or_refunded_is_found_after_leases_moved(empty_url: str) -> None:
+    migrate(empty_url, "0002")
+    database = Database(empty_url)
+    with database.begin() as connection:
+        for statement in BEFORE_LEASES.split(";"):
+            connection.exec_driver_sql(statement)
+
+    migrate(empty_url)
+
+    with database.begin() as connection:
+        [holder] = charging.lock_over(connection, NOON + timedelta(minutes=5), 9)
+        held = [one.job_id for one in charging.lock_dead(connection, [holder])]
+    with database.read() as connection:
+        unknown_now = unknown.all_ids(connection)
+        refunded_at = connection.execute(
+            select(charges.c.refunded_at).where(charges.c.refunded_at.is_not(None))
+        ).scalar_one()
+        decided = connection.execute(select(decisions.c.job_id)).scalar_one()
+    database.close()
+    assert (holder, held) == ("h", ["held-1", "held-2"])
+    assert unknown_now == ["parked"]
+    assert (refunded_at, decided) == (NOON + timedelta(minutes=2), "back")
 
 
 def test_several_may_migrate_at_once(empty_url: str) -> None:
