@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     JSON,
-    BindParameter,
     ColumnElement,
     Connection,
     Delete,
@@ -150,6 +149,11 @@ def read(connection: Connection, job_ids: Collection[str]) -> dict[str, Charge]:
     return {row.job_id: _charge(row) for row in connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))}
 
 
+def read_in_order(connection: Connection, job_ids: Collection[str]) -> list[Charge]:
+    """The same in id order."""
+    return [charge for _, charge in sorted(read(connection, job_ids).items())]
+
+
 @functools.cache
 def begin_lease(dialect: str) -> Insert:
     """Note that `holder`, whose name is used for nothing else, is about to hold the jobs `job_ids` until `lease_until`.
@@ -249,13 +253,16 @@ def _held(dialect: str) -> FromClause:
     return unpacked(dialect, {name: charges.c[name].type for name in ("job_id", "attempts", "holder")})
 
 
-def is_held(attempt: FromClause, state: State | BindParameter[str] = State.SENDING) -> ColumnElement[bool]:
+_SENDING = fixed(State.SENDING)
+
+
+def is_held(attempt: FromClause, state: ColumnElement[str] = _SENDING) -> ColumnElement[bool]:
     """Whether the charge of an attempt (`job_id`, `attempts`, `holder`) is still in its hands, in `state`."""
     return (
         (charges.c.job_id == attempt.c.job_id)
         & (charges.c.attempts == attempt.c.attempts)
         & (charges.c.holder == attempt.c.holder)
-        & (charges.c.state == (fixed(state) if isinstance(state, State) else state))
+        & (charges.c.state == state)
     )
 
 
@@ -311,7 +318,7 @@ def lock_dead(connection: Connection, holders: Collection[str]) -> list[Charge]:
     locked = connection.execute(
         select(charges.c.job_id).where(_in_hands_of(holders)).with_for_update(skip_locked=True)
     ).scalars()
-    return [charge for _, charge in sorted(read(connection, list(locked)).items())]
+    return read_in_order(connection, list(locked))
 
 
 def forget_leases(connection: Connection, holders: Collection[str]) -> int:
@@ -340,8 +347,7 @@ def lock_unknown(connection: Connection, job_ids: Collection[str]) -> list[Charg
         .order_by(charges.c.job_id)
         .with_for_update()
     ).scalars()
-    locked = list(found)
-    return [charge for job_id, charge in sorted(read(connection, locked).items())]
+    return read_in_order(connection, list(found))
 
 
 def begin_anew(connection: Connection, charge: Charge, content: dict[str, Any], now: datetime) -> None:

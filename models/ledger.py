@@ -333,18 +333,19 @@ def _insert(
     """
     if not rows:
         return {}
+    leased = state is State.SENDING
     parameters = {
         **packed(connection, rows),
         **{f"same_{name}": (same or {}).get(name) for name in _SAME},
         "state": state,
-        "attempts": int(state is State.SENDING),
+        "attempts": int(leased),
         "holder": holder,
-        "lease_until": until if state is State.SENDING else None,
+        "lease_until": until if leased else None,
         "due_at": until if state is State.WAITING else None,
-        "job_ids": [row["job_id"] for row in rows],
+        "job_ids": [row["job_id"] for row in rows] if leased else None,
         "now": now,
     }
-    new = _execute(connection, _insert_charges(connection.dialect.name, state is State.SENDING), parameters)
+    new = _execute(connection, _insert_charges(connection.dialect.name, leased), parameters)
     return {job_id: account_id for job_id, account_id in new}  # noqa: C416  dict() takes a Row for an object
 
 

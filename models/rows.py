@@ -99,6 +99,7 @@ class items(GenericFunction[str]):  # noqa: N801  a function of SQL
     """The texts in a JSON array, as a table with the column `value`."""
 
     name = "json_each"
+    identifier = "items"  # under its name it would take the place of `func.json_each` everywhere
     inherit_cache = True
 
 

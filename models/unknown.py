@@ -108,4 +108,4 @@ def _decided(
         return []
     made = {"decision": decision, "operator": operator, "note": note, "at": now}
     connection.execute(insert(connection, decisions), [{"job_id": job_id, **made} for job_id in job_ids])
-    return [charge for _, charge in sorted(charging.read(connection, job_ids).items())]
+    return charging.read_in_order(connection, job_ids)

@@ -59,9 +59,14 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     migrate(f"sqlite:///{file}")
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # so that this one file is all there is to copy
+    gather(file)
     return file
+
+
+def gather(file: Path) -> None:
+    """Have all of a SQLite database in its one file, to copy it."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,8 +126,8 @@ def main() -> int:
     return 1 if any(side["failed"] for side in results["sides"].values()) or results["how"]["interrupted"] else 0
 
 
-def _has_history(chosen: Iterable[str]) -> bool:
-    return any(name.startswith("grown") for name in chosen)
+def _needs_history(side: str) -> bool:
+    return side.startswith("grown")
 
 
 def _arguments() -> argparse.Namespace:
@@ -173,9 +173,10 @@ def _list(console: Console) -> None:
 def _measured(asked: argparse.Namespace, console: Console) -> Results:
     chosen = [name for name in SIDES if not asked.only or name in asked.only]
     if not asked.history:
-        chosen = [name for name in chosen if not name.startswith("grown")]
+        chosen = [name for name in chosen if not _needs_history(name)]
     sides = {name: {"title": SIDES[name].title, "rounds": [], "failed": None} for name in chosen}
-    how = {"rounds": asked.rounds, "scale": asked.scale, "history": asked.history if _has_history(chosen) else 0,
+    history = asked.history if any(map(_needs_history, chosen)) else 0
+    how = {"rounds": asked.rounds, "scale": asked.scale, "history": history,
            "processes": PROCESSES, "settings": " ".join(asked.set), "interrupted": False}  # fmt: skip
     versions = {}
     began = time.monotonic()
@@ -189,7 +190,7 @@ def _measured(asked: argparse.Namespace, console: Console) -> Results:
             Bench(Path(folder), asked.settings, asked.history, say) as bench,
         ):
             versions = bench.versions()
-            if _has_history(chosen):
+            if history:
                 bench.grow()
             _all_rounds(bench, asked, sides, say)
     except KeyboardInterrupt:

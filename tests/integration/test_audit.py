@@ -1,10 +1,9 @@
 """The audit finds nothing after a busy story, and names each invariant that is broken on purpose."""
 
 import shutil
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from models.retrying import Patience
 from models.tables import accounts, charges, entries
 from tasks.upkeep import audit as audit_task
 from tasks.upkeep import roll_up, sweep
-from tests.conftest import TEMPLATE
+from tests.conftest import TEMPLATE, gather
 from tests.factories import buy, email_job, ledger_job, purchase_order, save_people, share, sms_job
 from tests.fakes import (
     ACCEPTED,
@@ -49,8 +48,7 @@ def busy_sqlite(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory)
     """Give a file to copy, of a database that was busy."""
     file: Path = shutil.copyfile(migrated_sqlite, tmp_path_factory.mktemp("busy") / "busy.db")
     keep_busy(f"sqlite:///{file}")
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    gather(file)
     return file
 
 
