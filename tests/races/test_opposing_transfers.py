@@ -34,7 +34,9 @@ SENDERS = [person for owner, credit_users in OWNERS.items() for person in (owner
 BATCH = 20
 JOBS = 300
 """Jobs of one process. A third of their ids are common to all processes."""
-BOUGHT, PURCHASES = 3, 100
+BOUGHT, PURCHASES = 1, 75
+"""What a purchase brings, and purchases of one process for each owner. Two processes buy 150 credits for an owner whose
+450 jobs keep about 225, so some are refused, whoever is faster."""
 
 
 @dataclass
