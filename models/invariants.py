@@ -83,10 +83,14 @@ def of_the_history(scope: Scope) -> list[Invariant]:
         Invariant("An account's entries add up to its balance, and are counted without a gap", _sums(scope)),
         Invariant("Each entry leaves the balance that the one before and its amount make", _continuity(scope)),
         Invariant("Each entry has its charge, refund or order: the same account and amount", _orphans(scope)),
-        Invariant("Each charge has its entry: the payer's account, the whole cost", _charges_without_entry(scope)),
+        Invariant(
+            "Each charge has its entry, or its bulk job has: the payer's account, the whole cost",
+            _charges_without_entry(scope),
+        ),
         Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry(scope)),
         Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry(scope)),
-        Invariant("A bulk job costs what its messages cost", _bulks(scope)),
+        Invariant("A bulk job costs what its messages cost, and knows how many they are", _bulks(scope)),
+        Invariant("What waits is due, itself or by its bulk job", _waiting_for_nothing(scope)),
         Invariant("What is being sent is held under a lease", _held_without_lease(scope)),
         Invariant(
             "An account's days of usage add up to its entries, as far as they were rolled up", _usage_sums(scope)
@@ -139,7 +143,8 @@ def _has_new(scope: Scope) -> ColumnElement[bool]:
 
 def _recent_charges(scope: Scope) -> Subquery:
     """Charges that were made in the scope, and earlier ones that were refunded in it: by index, and no row twice."""
-    each = select(*(charges.c[name] for name in ("job_id", "account_id", "credits", "refunded", "state", "holder")))
+    names = ("job_id", "account_id", "credits", "refunded", "state", "holder", "bulk_id", "messages", "due_at")
+    each = select(*(charges.c[name] for name in names))
     if scope.since is None:
         return each.subquery("recent")
     refunded = (charges.c.refunded_at >= scope.since) & (charges.c.created_at < scope.since)
@@ -223,21 +228,42 @@ def _continuity(scope: Scope) -> Query:
 
 def _orphans(scope: Scope) -> Query:
     new = _new_entries(scope)
-    causes = [_of_charge(new, "charge:", -charges.c.credits), _of_charge(new, "refund:", charges.c.refunded)]
+    bulk = charges.alias("bulk")
+    paid_by_bulk = and_(bulk.c.job_id == charges.c.bulk_id, bulk.c.messages.is_not(None))
+    alone = ~select(bulk.c.job_id).where(paid_by_bulk).exists()
+    causes = [
+        _of_charge(new, "charge:", -charges.c.credits, alone),
+        _of_charge(new, "refund:", charges.c.refunded),
+        _of_bulk(new),
+    ]
     causes += [_of_order(new, kind) for kind in KINDS]
     return select(new.c.cause, sql_cast(new.c.amount, String)).where(
         new.c.seq.is_not(None), *(not_(cause) for cause in causes)
     )
 
 
-def _of_charge(new: FromClause, prefix: str, amount: ColumnElement[int]) -> Exists:
+def _of_charge(new: FromClause, prefix: str, amount: ColumnElement[int], *conditions: ColumnElement[bool]) -> Exists:
     same = and_(
         new.c.cause.like(f"{prefix}%"),
         charges.c.job_id == func.substr(new.c.cause, len(prefix) + 1),
         charges.c.account_id == new.c.account_id,
         amount == new.c.amount,
+        *conditions,
     )
     return select(charges.c.job_id).where(same).exists()
+
+
+def _of_bulk(new: FromClause) -> Exists:
+    """Whether an entry is that of a bulk job, for messages that were paid from the same account."""
+    bulk, message = charges.alias("bulk"), charges.alias("message")
+    same = and_(
+        new.c.cause.like("charge:%"),
+        bulk.c.job_id == func.substr(new.c.cause, len("charge:") + 1),
+        bulk.c.messages.is_not(None),
+        -bulk.c.credits == new.c.amount,
+    )
+    of_this_account = and_(message.c.bulk_id == bulk.c.job_id, message.c.account_id == new.c.account_id)
+    return select(bulk.c.job_id).where(same, select(message.c.job_id).where(of_this_account).exists()).exists()
 
 
 def _of_order(new: FromClause, kind: str) -> Exists:
@@ -259,13 +285,16 @@ def _of_order(new: FromClause, kind: str) -> Exists:
 
 def _charges_without_entry(scope: Scope) -> Query:
     recent = _recent_charges(scope)
-    matches = and_(
+    same_account = entries.c.account_id == recent.c.account_id
+    its_own = and_(
+        same_account,
         entries.c.cause == literal("charge:") + recent.c.job_id,
-        entries.c.account_id == recent.c.account_id,
         entries.c.amount == -recent.c.credits,
     )
+    of_its_bulk = and_(same_account, entries.c.cause == literal("charge:") + recent.c.bulk_id)
     return select(recent.c.job_id, literal("no entry of -") + sql_cast(recent.c.credits, String)).where(
-        recent.c.account_id.is_not(None), ~select(entries.c.seq).where(matches).exists()
+        recent.c.account_id.is_not(None),
+        *(~select(entries.c.seq).where(matches).exists() for matches in (its_own, of_its_bulk)),
     )
 
 
@@ -278,6 +307,27 @@ def _refunds_without_entry(scope: Scope) -> Query:
     )
     return select(recent.c.job_id, literal("no entry of ") + sql_cast(recent.c.refunded, String)).where(
         recent.c.refunded > 0, ~select(entries.c.seq).where(matches).exists()
+    )
+
+
+def _bulks(scope: Scope) -> Query:
+    recent, message = _recent_charges(scope), charges.alias("message")
+    of_it = message.c.bulk_id == recent.c.job_id
+    total = func.coalesce(select(func.sum(message.c.credits)).where(of_it).scalar_subquery(), 0)
+    count = select(func.count(message.c.job_id)).where(of_it).scalar_subquery()
+    said = func.coalesce(recent.c.messages, count)
+    return select(
+        recent.c.job_id,
+        sql_cast(recent.c.credits, String) + literal(" for ") + sql_cast(said, String),
+        sql_cast(total, String) + literal(" for ") + sql_cast(count, String),
+    ).where(recent.c.state == "bulk", or_(total != recent.c.credits, recent.c.messages != count))
+
+
+def _waiting_for_nothing(scope: Scope) -> Query:
+    recent, bulk = _recent_charges(scope), charges.alias("bulk")
+    due = and_(bulk.c.job_id == recent.c.bulk_id, bulk.c.due_at.is_not(None))
+    return select(recent.c.job_id, literal("bulk ") + func.coalesce(recent.c.bulk_id, literal("none"))).where(
+        recent.c.state == "waiting", recent.c.due_at.is_(None), ~select(bulk.c.job_id).where(due).exists()
     )
 
 
@@ -299,16 +349,6 @@ def _orders_without_entry(scope: Scope) -> Query:
     found = select(entries.c.seq).select_from(entries).join(accounts, accounts.c.id == entries.c.account_id)
     return select(parts.c.order_id, literal("no entry of ") + sql_cast(parts.c.credits, String)).where(
         parts.c.credits > 0, ~found.where(matches).exists()
-    )
-
-
-def _bulks(scope: Scope) -> Query:
-    recent, message = _recent_charges(scope), charges.alias("message")
-    total = func.coalesce(
-        select(func.sum(message.c.credits)).where(message.c.bulk_id == recent.c.job_id).scalar_subquery(), 0
-    )
-    return select(recent.c.job_id, sql_cast(recent.c.credits, String), sql_cast(total, String)).where(
-        recent.c.state == "bulk", total != recent.c.credits
     )
 
 

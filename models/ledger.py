@@ -36,6 +36,7 @@ from models.charges import Charge, Job, State
 from models.database import insert_in
 from models.errors import Reason
 from models.fields import Kind
+from models.messages import Content
 from models.rows import among, fixed, listed, packed, together, unpacked
 from models.tables import Instant, accounts, charges, entries
 from models.users import Person, fence, unknown
@@ -82,7 +83,7 @@ def charge(
     first = {job.job_id: job for job in reversed(jobs)}  # an id twice in one batch: the first is the job
     made = {job_id: _made(job, people.get(job.sender), State.SENDING, now, holder) for job_id, job in first.items()}
     rows = [_row(one) for one in made.values()]
-    new = _insert(connection, rows, State.SENDING, now, holder=holder, until=lease_until)
+    new = _insert(connection, rows, State.SENDING, now, holder=holder, lease_until=lease_until)
     in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
     short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
     stand = {
@@ -94,33 +95,38 @@ def charge(
 
 
 def charge_bulk(
-    connection: Connection, bulk: Job, messages: Sequence[Job], *, now: datetime, due_at: datetime
+    connection: Connection, bulk: Job, messages: Sequence[Content], *, now: datetime, due_at: datetime
 ) -> Charge:
-    """Charge all messages of a bulk job, or none: they wait, due at `due_at`. `bulk.credits` is what they cost.
+    """Charge all messages of a bulk job by one entry, or none: they wait, and the bulk job is due at `due_at`.
 
-    Returns the charge of the bulk job itself: fresh, refused, or as it stands when its id was known.
+    `bulk.credits` is what the messages cost together. Returns the charge of the bulk job itself: fresh, refused, or as
+    it stands when its id was known.
     """
     people = fence(connection, {bulk.sender})
     sender = people.get(bulk.sender)
     made = _made(bulk, sender, State.BULK, now)
-    if bulk.job_id not in _insert(connection, [{**_row(made), "payer": None}], State.BULK, now):
+    row = {**_row(made), "payer": None, "messages": len(messages)}
+    if bulk.job_id not in _insert(connection, [row], State.BULK, now, due_at=due_at):
         return charging.read(connection, [bulk.job_id])[bulk.job_id]
     if sender is None:
         return made
-    same = {**_row(made), "bulk_id": bulk.job_id}
-    rows = [{"job_id": job.job_id, "credits": job.credits, "content": job.content} for job in messages]
+    account_id = _account_ids(connection, {sender.owner})[sender.owner, bulk.kind]
     with connection.begin_nested() as savepoint:
-        new = _insert(connection, rows, State.WAITING, now, until=due_at, same=same)
-        short = _post(connection, [_debit(job, new) for job in messages], now)
+        _insert_messages(connection, made, messages, account_id, now)
+        short = _post(connection, [_debit(made, {made.job_id: account_id})], now)
         if short:
             savepoint.rollback()
     if short:
-        account = (accounts.c.owner_id == sender.owner) & (accounts.c.kind == bulk.kind)
-        available = connection.execute(select(accounts.c.available).where(account)).scalar_one()
-        fit = _how_many_fit([job.credits for job in messages], available)
+        [available] = short.values()
+        fit = _how_many_fit([message.cost for message in messages], available)
         return _refuse(connection, made, _too_small(made, sender.owner, available) + f" {fit} of its {len(messages)} "
                        "messages would fit.", now)  # fmt: skip
     return made
+
+
+def message_id(bulk_id: str, place: int) -> str:
+    """The id of the message for the recipient at `place` (from 0) of a bulk job. No producer can make one like it."""
+    return f"{bulk_id}/{place}"
 
 
 def settle(
@@ -286,7 +292,7 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: 
         content=job.content if sender and state in charging.OPEN else None,
         recipients_refused=None,
         carrier_reference=None,
-        bulk_id=job.bulk_id,
+        bulk_id=None,
         created_at=now,
         due_at=None,
         final_at=now if refusal else None,
@@ -296,7 +302,7 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: 
     )
 
 
-def _debit(one: Charge | Job, account_ids: Mapping[str, int | None]) -> Move:
+def _debit(one: Charge, account_ids: Mapping[str, int | None]) -> Move:
     return Move(cast("int", account_ids[one.job_id]), -one.credits, f"charge:{one.job_id}")
 
 
@@ -311,7 +317,6 @@ def _row(one: Charge) -> dict[str, Any]:
         "payer": one.payer,
         "credits": one.credits,
         "content": one.content,
-        "bulk_id": one.bulk_id,
     }
     return {**row, "reason": one.reason, "detail": one.detail} if one.reason else row
 
@@ -323,25 +328,23 @@ def _insert(
     now: datetime,
     *,
     holder: str | None = None,
-    until: datetime | None = None,
-    same: Mapping[str, Any] | None = None,
+    lease_until: datetime | None = None,
+    due_at: datetime | None = None,
 ) -> dict[str, int | None]:
     """Write new charges in `state`, or refused where a row has a reason, in id order.
 
-    `until` is when the lease ends or the next attempt is due, `same` what rows have in common. Returns the ids that
-    were new, each with the account that is to pay. A known id is left as it stands.
+    Returns the ids that were new, each with the account that is to pay. A known id is left as it stands.
     """
     if not rows:
         return {}
     leased = state is State.SENDING
     parameters = {
         **packed(connection, rows),
-        **{f"same_{name}": (same or {}).get(name) for name in _SAME},
         "state": state,
         "attempts": int(leased),
         "holder": holder,
-        "lease_until": until if leased else None,
-        "due_at": until if state is State.WAITING else None,
+        "lease_until": lease_until,
+        "due_at": due_at,
         "job_ids": [row["job_id"] for row in rows] if leased else None,
         "now": now,
     }
@@ -349,21 +352,16 @@ def _insert(
     return {job_id: account_id for job_id, account_id in new}  # noqa: C416  dict() takes a Row for an object
 
 
-_SAME = ("task", "kind", "sender", "digest", "payer", "bulk_id")
-"""What the messages of a bulk job have in common."""
-
-
 @functools.cache
 def _insert_charges(dialect: str, leased: bool) -> list[Executable]:  # noqa: FBT001  whether somebody is to hold them
-    own = ("job_id", "credits", "content", "reason", "detail")
-    types = {name: charges.c[name].type for name in (*own, *_SAME) if name != "payer"}
+    own = ("job_id", "task", "kind", "sender", "digest", "credits", "content", "reason", "detail", "messages")
+    types = {name: charges.c[name].type for name in own}
     given = unpacked(dialect, {**types, "payer": accounts.c.owner_id.type})
-    whole = {name: func.coalesce(given.c[name], bindparam(f"same_{name}", type_=String)) for name in _SAME}
     now = bindparam("now", type_=Instant)
     refused = given.c.reason.is_not(None)
     values: dict[str, ColumnElement[Any]] = {
         **{name: given.c[name] for name in own},
-        **{name: whole[name] for name in _SAME if name != "payer"},
+        "messages": case((refused, None), else_=given.c.messages),
         "account_id": accounts.c.id,
         "refunded": fixed(0),
         "state": case((refused, fixed(State.REFUSED)), else_=bindparam("state", type_=String)),
@@ -375,12 +373,42 @@ def _insert_charges(dialect: str, leased: bool) -> list[Executable]:  # noqa: FB
         "created_at": now,
         "final_at": case((refused, now), else_=None),
     }
-    payer = (accounts.c.owner_id == whole["payer"]) & (accounts.c.kind == whole["kind"])
+    payer = (accounts.c.owner_id == given.c.payer) & (accounts.c.kind == given.c.kind)
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
     rows = select(*values.values()).select_from(given.outerjoin(accounts, payer)).where(true())
     made = insert_in(dialect, charges).from_select(list(values), rows.order_by(given.c.job_id))
     new = made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
     return together(dialect, charging.begin_lease(dialect), new) if leased else [new]
+
+
+def _insert_messages(
+    connection: Connection, bulk: Charge, messages: Sequence[Content], account_id: int, now: datetime
+) -> None:
+    """Write the charges of a bulk job's messages. Nothing else has ids like theirs: whoever has the job's has all."""
+    rows = [
+        {"job_id": message_id(bulk.job_id, place), "credits": message.cost, "content": message.fields}
+        for place, message in enumerate(messages)
+    ]
+    same = {"task": bulk.task, "kind": bulk.kind, "sender": bulk.sender, "digest": bulk.digest, "bulk_id": bulk.job_id}
+    parameters = {**packed(connection, rows), **same, "account_id": account_id, "now": now}
+    connection.execute(_insert_waiting(connection.dialect.name), parameters)
+
+
+@functools.cache
+def _insert_waiting(dialect: str) -> Executable:
+    own = ("job_id", "credits", "content")
+    given = unpacked(dialect, {name: charges.c[name].type for name in own})
+    same = ("task", "kind", "sender", "digest", "bulk_id", "account_id")
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: given.c[name] for name in own},
+        **{name: bindparam(name, type_=charges.c[name].type) for name in same},
+        "refunded": fixed(0),
+        "state": fixed(State.WAITING),
+        "attempts": fixed(0),
+        "deaths": fixed(0),
+        "created_at": bindparam("now", type_=Instant),
+    }
+    return insert_in(dialect, charges).from_select(list(values), select(*values.values()))
 
 
 def _refuse_unaffordable(
@@ -406,7 +434,7 @@ def _refuse(connection: Connection, one: Charge, detail: str, now: datetime) -> 
     connection.execute(
         update(charges)
         .where(charges.c.job_id == one.job_id)
-        .values(account_id=None, lease_until=None, due_at=None, **changes)
+        .values(account_id=None, lease_until=None, due_at=None, messages=None, **changes)
     )
     return replace(one, **changes, payer=None, fresh=False)
 

@@ -178,6 +178,8 @@ charges = Table(
     Column("recipients_refused", JSON(none_as_null=True)),
     Column("carrier_reference", String(300)),
     _id("bulk_id"),
+    # Of a bulk job whose entry pays for all its messages: how many those are.
+    Column("messages", SmallInteger),
     Column("created_at", Instant, nullable=False),
     Column("final_at", Instant),
     CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
@@ -191,7 +193,10 @@ charges = Table(
     CheckConstraint("refunded = 0 OR state IN ('sent', 'failed')", name="only_final_is_refunded"),
     CheckConstraint("(account_id IS NULL) = (state IN ('refused', 'bulk'))", name="somebody_paid"),
     CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="lease_while_sending"),
-    CheckConstraint("(due_at IS NOT NULL) = (state = 'waiting')", name="due_while_waiting"),
+    # A bulk job is due in place of its messages, as long as one of them was never begun.
+    CheckConstraint("due_at IS NULL OR state IN ('waiting', 'bulk')", name="due_while_waiting"),
+    CheckConstraint("state <> 'waiting' OR due_at IS NOT NULL OR bulk_id IS NOT NULL", name="waiting_is_due"),
+    CheckConstraint("messages IS NULL OR (messages > 0 AND state = 'bulk')", name="messages_of_bulk"),
     CheckConstraint("(unknown_since IS NOT NULL) = (state = 'unknown')", name="unknown_since_then"),
     CheckConstraint("handed_at IS NULL OR state IN ('sending', 'waiting', 'unknown')", name="doubt_while_open"),
     CheckConstraint("(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))", name="final_has_its_time"),

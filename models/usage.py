@@ -47,7 +47,7 @@ Query = Select[*tuple[Any, ...]]
 rolled_seq = func.coalesce(usage_marks.c.seq, 0)
 """How far an account was rolled up, where `usage_marks` is joined to it."""
 _credits = -entries.c.amount
-_messages = case((entries.c.amount < 0, 1), else_=0)
+_messages = case((entries.c.amount < 0, func.coalesce(charges.c.messages, 1)), else_=0)
 _job_id = func.substr(entries.c.cause, len("charge:") + 1)
 is_usage = func.substr(entries.c.cause, 1, len("charge:")).in_(["charge:", "refund:"])
 """Whether an entry is that of a charge or of its refund: words of one length, with the job behind them."""
@@ -281,11 +281,11 @@ def _of_the_rest(whose: Whose, since: datetime, until: datetime) -> list[Query]:
 
 
 def charged_by(condition: ColumnElement[bool]) -> FromClause:
-    """What those entries that meet a condition charged and gave back, each with its charge.
+    """What those entries that meet a condition charged and gave back, each with its charge, which may be a bulk job's.
 
     Materialized, so that every planner begins with the entries, and not with all charges of a sender or a time.
     """
-    columns = charges.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
+    columns = entries.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
     return (
         select(*columns, _credits.label("credits"), _messages.label("messages"))
         .join_from(entries, charges, charges.c.job_id == _job_id)

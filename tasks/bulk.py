@@ -26,37 +26,25 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
     """Charge every message of a bulk job in one transaction, and have them sent."""
     digest = bulk.digest(task)
     bulk_id = bulk.job_id or ""
-    jobs = [
-        Job(
-            job_id=f"{bulk_id}/{place}",
-            task=task,
-            kind=bulk.kind,
-            sender=bulk.sender,
-            credits=content.cost,
-            digest=digest,
-            content=content.fields,
-            bulk_id=bulk_id,
-        )
-        for place, content in enumerate(bulk.each())
-    ]
+    messages = list(bulk.each())
     whole = Job(
         job_id=bulk_id,
         task=task,
         kind=bulk.kind,
         sender=bulk.sender,
-        credits=sum(job.credits for job in jobs),
+        credits=sum(message.cost for message in messages),
         digest=digest,
         content={},
     )
     now = context.now()
     charge = context.database.transact(
-        lambda connection: ledger.charge_bulk(connection, whole, jobs, now=now, due_at=now + LOOK_AGAIN)
+        lambda connection: ledger.charge_bulk(connection, whole, messages, now=now, due_at=now + LOOK_AGAIN)
     )
     require_same_job(charge, digest)
     structlog.contextvars.bind_contextvars(payer=charge.payer)
     if charge.fresh and charge.state is State.BULK:
-        enqueue_resume(context, whole.kind, dict.fromkeys((job.job_id for job in jobs), 0))
-        return bulk_answer(charge, {State.WAITING: len(jobs)}, charge.payer, charge.credits)
+        enqueue_resume(context, whole.kind, {ledger.message_id(bulk_id, place): 0 for place in range(len(messages))})
+        return bulk_answer(charge, {State.WAITING: len(messages)}, charge.payer, charge.credits)
     return context.database.look(
         lambda connection: bulk_answer(
             charge,

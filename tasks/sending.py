@@ -24,7 +24,7 @@ from tasks.door import Door, InnerDoor
 
 log = structlog.get_logger(__name__)
 
-CHUNK = 50
+CHUNK = 100
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 
 

@@ -21,6 +21,8 @@ from tasks.sending import enqueue_resume
 log = structlog.get_logger(__name__)
 
 SWEPT_AT_ONCE = 500
+BULKS_AT_ONCE = 10
+"""Bulk jobs, each of up to 500 messages."""
 LEASES_AT_ONCE = 10
 """Leases that are ended in one transaction, each with the jobs of a batch."""
 ERASED_AT_ONCE = 500
@@ -38,9 +40,14 @@ def sweep(context: Context) -> Json:
         lambda connection: charging.take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE)
     )
     enqueue_due(context, due)
+    messages = context.database.transact(
+        lambda connection: charging.take_due_bulks(connection, now, now + LOOK_AGAIN, BULKS_AT_ONCE)
+    )
+    for kind in KINDS:  # nobody can have died over what was never begun
+        enqueue_resume(context, kind, {one.job_id: one.attempts for one in messages if one.kind == kind})
     before = now - context.keep_dead
     erased = context.database.transact(lambda connection: dead.erase(connection, before, ERASED_AT_ONCE))
-    return {"status": "done", "resumed": len(due), "ended": len(ended), "erased": erased}
+    return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
 
 
 def enqueue_due(context: Context, due: Sequence[Due]) -> None:

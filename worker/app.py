@@ -101,7 +101,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Campaigns share these with everybody else.
         "shared_queues": [Queue.EMAIL, Queue.SMS],
         "batch": settings.batch,
-        "resumes_max": settings.concurrency,
+        "heavy_max": settings.concurrency,
         # Every thread may be acknowledging, while the consumer takes and the heart beats.
         "max_connections": settings.concurrency + 10,
         # Without these a call to a frozen broker waits for ever.

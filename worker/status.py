@@ -85,7 +85,7 @@ def _jobs(since: datetime) -> Sequence[Select[Any]]:
     """Counts of jobs by kind and state, each read from an index, whatever the history."""
     by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
     ended_lately = (some & charges.c.final_at.is_not(None) for some in made_since(since))
-    of = (charges.c.due_at.is_not(None), held(), charges.c.unknown_since.is_not(None), *ended_lately)
+    of = (*charging.waiting(), held(), charges.c.unknown_since.is_not(None), *ended_lately)
     return [by_state.where(some).group_by(charges.c.kind, charges.c.state) for some in of]
 
 

@@ -6,8 +6,9 @@ batch: each sender's messages go to a line of their own, and the lines are taken
 a line the order stays. The sender is read from what the message's header shows of its arguments, which Celery's clients
 write; messages that do not say share one line.
 
-A `resume` message stands for many jobs and is not answered in a batch. Of those no more are taken than can be begun at
-once: behind them, the jobs of everybody else would wait in the worker.
+A `resume` or `send_many` message stands for many jobs, and is not answered in a batch. Of those no more are taken than
+can be begun at once: the others are for workers that have nothing to do, and behind them, the jobs of everybody else
+would wait in the worker.
 """
 
 import re
@@ -37,7 +38,7 @@ local SHARED_OUT_AT_ONCE = {SHARED_OUT_AT_ONCE}
 """
 _TAKE = """
 local unacked, index, quarantine = KEYS[1], KEYS[2], KEYS[3]
-local now, limit, queues, resumes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local now, limit, queues, heavy = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local shared = {}
 for place = 5, #ARGV do
     shared[ARGV[place]] = true
@@ -68,8 +69,12 @@ local function sender_of(item)
     return ''
 end
 
+local function names_task(item, task)
+    return string.find(item, '.' .. task .. '"', 1, true) and string.find(item, '"task": ?"%l+%.' .. task .. '"') ~= nil
+end
+
 local function is_resume(item)
-    return string.find(item, '.resume"', 1, true) and string.find(item, '"task": ?"%l+%.resume"') ~= nil
+    return names_task(item, 'resume')
 end
 
 local function line_up(queue, item)  -- at the end of its line
@@ -107,32 +112,43 @@ local function next_in_turn(queue)
 end
 
 local function next_resume(queue)
-    local item = resumes > 0 and redis.call('RPOP', RESUMES .. queue)
+    local item = heavy > 0 and redis.call('RPOP', RESUMES .. queue)
     if item then
-        resumes = resumes - 1
+        heavy = heavy - 1
     end
     return item
 end
 
-local function next_plain(queue)
+local function next_shared(queue)
     local item = redis.call('RPOP', queue)
-    while item and shared[queue] and is_resume(item) do
-        if resumes > 0 then
-            resumes = resumes - 1
-            return item
-        end
+    while item and is_resume(item) do
         line_up(queue, item)
+        if heavy > 0 then
+            return next_resume(queue)
+        end
         item = redis.call('RPOP', queue)
     end
     return item
 end
 
+local function next_plain(list)
+    local item = redis.call('LINDEX', list, -1)
+    if item and names_task(item, 'send_many') then
+        if heavy <= 0 then
+            return false
+        end
+        heavy = heavy - 1
+    end
+    return item and redis.call('RPOP', list)
+end
+
 local function take(list, queue)
     local item
     if shared[list] then
-        item = next_resume(list) or next_in_turn(list)
+        item = next_resume(list) or next_in_turn(list) or next_shared(list)
+    else
+        item = next_plain(list)
     end
-    item = item or next_plain(list)
     if not item then
         return false
     end
@@ -186,25 +202,25 @@ return waiting
 
 
 def take_command(  # noqa: PLR0917  the script's arguments
-    unacked: Sequence[str], lists: Sequence[str], queues: int, now: float, limit: int, resumes: int,
+    unacked: Sequence[str], lists: Sequence[str], queues: int, now: float, limit: int, heavy: int,
     shared: Sequence[str],
 ) -> tuple[Any, ...]:  # fmt: skip
     """The command that takes up to `limit` messages from `lists`: the `queues` of each priority, one after the other.
 
     `unacked` are the keys of what is delivered and not acknowledged. Of `shared` queues each sender has a share, and at
-    most `resumes` messages of the kind that stands for many jobs are taken. The answer is how many items were no
+    most `heavy` messages of the kinds that stand for many jobs are taken. The answer is how many items were no
     messages, and then list, delivery tag and item of each message.
     """
     keys = [*unacked, QUARANTINE, *lists]
-    return ("EVAL", _NAMES + _TAKE, len(keys), *keys, now, limit, queues, resumes, *shared)
+    return ("EVAL", _NAMES + _TAKE, len(keys), *keys, now, limit, queues, heavy, *shared)
 
 
-def is_resume(item: bytes) -> bool:
+def is_heavy(item: bytes) -> bool:
     """Whether an item is a message that stands for many jobs, as the script sees it."""
-    return _RESUME.search(item) is not None
+    return _HEAVY.search(item) is not None
 
 
-_RESUME = re.compile(rb'"task": ?"[a-z]+\.resume"')
+_HEAVY = re.compile(rb'"task": ?"[a-z]+\.(resume|send_many)"')
 
 
 def waiting(redis: Redis, queue: str) -> int:

@@ -48,14 +48,14 @@ class QoS(redis.QoS):
         Nothing is lost where that fails: the message comes again after the visibility timeout, and is known then.
         """
         self._to_forget.append(delivery_tag)
-        self.channel.resumes_taken.discard(delivery_tag)
+        self.channel.heavy_taken.discard(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
         if len(self._to_forget) >= FORGOTTEN_AT_ONCE:
             self.forget()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's
         """Give a message back, or drop it."""
-        self.channel.resumes_taken.discard(delivery_tag)
+        self.channel.heavy_taken.discard(delivery_tag)
         super().reject(delivery_tag, requeue)
 
     def forget(self) -> None:
@@ -157,13 +157,13 @@ class Channel(redis.Channel):
     """Queues of which each sender has a share, and which are taken from in batches."""
     batch: int = 1
     """Of shared queues no fewer are taken than this, as long as there is work in hand: few at a time cost more."""
-    resumes_max: int = 1
-    """`resume` messages in hand at a time, at most."""
-    from_transport_options = (*redis.Channel.from_transport_options, "shared_queues", "batch", "resumes_max")
+    heavy_max: int = 1
+    """Messages that stand for many jobs in hand at a time, at most; not those that wait for a time of their own."""
+    from_transport_options = (*redis.Channel.from_transport_options, "shared_queues", "batch", "heavy_max")
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
-        self.resumes_taken: set[str] = set()
+        self.heavy_taken: set[str] = set()
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
@@ -224,7 +224,7 @@ class Channel(redis.Channel):
             len(queues),
             time(),
             taking.TAKEN_AT_ONCE if credit is None else min(credit, taking.TAKEN_AT_ONCE),
-            max(0, self.resumes_max - len(self.resumes_taken)),
+            max(0, self.heavy_max - len(self.heavy_taken)),
             [queue for queue in queues if queue in self.shared_queues],
         )
 
@@ -259,9 +259,10 @@ class Channel(redis.Channel):
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
         try:
-            if taking.is_resume(item):
-                self.resumes_taken.add(tag)
-            self.connection._deliver(codec.read(item), queue)  # noqa: SLF001  kombu's channels call it so
+            message = codec.read(item)
+            if taking.is_heavy(item) and not message["headers"].get("eta"):
+                self.heavy_taken.add(tag)
+            self.connection._deliver(message, queue)  # noqa: SLF001  kombu's channels call it so
         except self.connection_errors:
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, the next message must not suffer

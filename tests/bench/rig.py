@@ -165,7 +165,8 @@ class Place:
             If more or less was charged.
 
         """
-        self._require("SELECT count(*) FROM entries WHERE at >= :began", expected, "charged")
+        charged = "SELECT count(*) FROM charges WHERE created_at >= :began AND account_id IS NOT NULL"
+        self._require(charged, expected, "charged")
 
     def _require(self, statement: str, expected: int, done: str) -> None:
         with self.database.read() as connection:

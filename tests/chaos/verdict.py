@@ -94,7 +94,10 @@ class Evidence:
 def collect(database: Database, bought: dict[str, int]) -> Evidence:
     """Read it all at one moment; balances are computed anew from charges, without the entries."""
     with database.read() as connection:
-        rows = connection.execute(select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail)).all()
+        rows = connection.execute(
+            select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail, charges.c.bulk_id,
+                   charges.c.credits)
+        ).all()  # fmt: skip
         written = [(cause, amount) for cause, amount in connection.execute(select(entries.c.cause, entries.c.amount))]
         net = func.sum(charges.c.credits - charges.c.refunded)
         spent_by = connection.execute(
@@ -106,16 +109,20 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
     for cause, amount in written:
         what, _, job_id = cause.partition(":")
         causes[what].setdefault(job_id, []).append(amount)
+    cost = {row.job_id: row.credits for row in rows}
     return Evidence(
         states={row.job_id: row.state for row in rows},
         why={row.job_id: f"{row.state}: {row.detail or row.reason}" for row in rows},
-        charged=Counter({job_id: len(amounts) for job_id, amounts in causes["charge"].items()}),
+        # A bulk job's entry pays for each of its messages.
+        charged=Counter(
+            {row.job_id: sum(len(causes["charge"].get(job, ())) for job in (row.job_id, row.bulk_id)) for row in rows}
+        ),
         refunded=Counter({job_id: len(amounts) for job_id, amounts in causes["refund"].items()}),
         drift=sum(abs(row.available - bought.get(row.owner_id, 0) + spent.get(row.id, 0)) for row in balances),
         unmatched_refunds=[
             job_id
             for job_id, amounts in causes["refund"].items()
-            if sum(amounts) > -sum(causes["charge"].get(job_id, [])) or len(amounts) > 1
+            if sum(amounts) > cost.get(job_id, 0) or len(amounts) > 1
         ],
     )
 

@@ -254,6 +254,8 @@ BULK = {"state": "bulk", "account_id": None, "final_at": None}
         FAILED,
         REFUSED,
         BULK,
+        {**BULK, "messages": 2, "due_at": NOON},
+        {**WAITING, "due_at": None, "bulk_id": "job-0"},
     ],
 )
 def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[str, Any]) -> None:
@@ -283,7 +285,11 @@ def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[s
         ({"lease_until": NOON}, "lease_while_sending"),
         ({**UNKNOWN, "unknown_since": None}, "unknown_since_then"),
         ({**SENDING, "unknown_since": NOON}, "unknown_since_then"),
-        ({**WAITING, "due_at": None}, "due_while_waiting"),
+        ({**WAITING, "due_at": None}, "waiting_is_due"),
+        ({**SENDING, "due_at": NOON}, "due_while_waiting"),
+        ({"messages": 2}, "messages_of_bulk"),
+        ({**WAITING, "messages": 2}, "messages_of_bulk"),
+        ({**BULK, "messages": 0}, "messages_of_bulk"),
         ({"due_at": NOON}, "due_while_waiting"),
         ({"final_at": None}, "final_has_its_time"),
         ({**SENDING, "final_at": NOON}, "final_has_its_time"),
@@ -312,7 +318,7 @@ def test_a_doubt_cannot_outlive_the_job(stocked: Database) -> None:
     with stocked.begin() as connection:
         connection.execute(charge(stocked, **UNKNOWN))
 
-    forgetful = update(charges).values(state="sent", final_at=NOON, content=None)
+    forgetful = update(charges).values(state="sent", final_at=NOON, content=None, unknown_since=None)
 
     assert "ck_charges_doubt_while_open" in refused(stocked, forgetful)
 

@@ -26,9 +26,9 @@ def put(redis: Redis, shown: str, task: str = "email.send") -> int:
     return number
 
 
-def take(redis: Redis, limit: int, *, resumes: int = 8, shared: Sequence[str] = ("email",)) -> list[dict[str, Any]]:
+def take(redis: Redis, limit: int, *, heavy: int = 8, shared: Sequence[str] = ("email",)) -> list[dict[str, Any]]:
     """Take as a worker does."""
-    command = taking.take_command(UNACKED, ["email"], 1, 0.0, limit, resumes, shared)
+    command = taking.take_command(UNACKED, ["email"], 1, 0.0, limit, heavy, shared)
     _, *taken = redis.execute_command(*command)
     return [json.loads(item) for item in taken[2::3]]
 
@@ -92,10 +92,10 @@ def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: 
     resumes = [put(redis, "(…)", "email.resume") for _ in range(5)]
     single = put(redis, "(job=a, sender=small)")
 
-    assert numbers(take(redis, 10, resumes=2)) == [*resumes[:2], single]
-    assert numbers(take(redis, 10, resumes=0)) == []
+    assert numbers(take(redis, 10, heavy=2)) == [*resumes[:2], single]
+    assert numbers(take(redis, 10, heavy=0)) == []
     assert taking.waiting(redis, "email") == 3
-    assert numbers(take(redis, 10, resumes=8)) == resumes[2:]
+    assert numbers(take(redis, 10, heavy=8)) == resumes[2:]
     assert taking.waiting(redis, "email") == 0
 
 
@@ -104,7 +104,7 @@ def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
         put(redis, "(job=c, sender=big)")
     redis.lpush("email", b'\xff sender=small "task": "email.resume')
 
-    taken = take(redis, 100, resumes=8)
+    taken = take(redis, 100, heavy=8)
 
     assert len(taken) == 20
     assert redis.lrange(taking.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
@@ -114,7 +114,7 @@ def test_a_purge_empties_the_lines_too(redis: Redis) -> None:
     for sender in ("a", "b", "b"):
         put(redis, f"(job=a, sender={sender})")
     put(redis, "(…)", "email.resume")
-    take(redis, 1, resumes=0)
+    take(redis, 1, heavy=0)
     put(redis, "(job=a, sender=a)")
 
     assert taking.purge(redis, "email") == 4
@@ -145,7 +145,7 @@ def test_nothing_is_lost_nobody_overtakes_themselves_and_all_have_their_share(
         limit, resumes = step
         waited = {sender: len(line) for sender, line in lines.items()}
         few = sum(waited.values()) <= limit
-        taken = take(redis, limit, resumes=resumes)
+        taken = take(redis, limit, heavy=resumes)
         of = {number: sender for sender, line in lines.items() for number in line}
         got = Counter(of[message["body"]] for message in taken)
         for sender, line in lines.items():
