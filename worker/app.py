@@ -149,7 +149,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         # For Flower. What events show of a job is its id and its sender (tasks/door.py).
-        "worker_send_task_events": True,
+        "worker_send_task_events": settings.task_events,
         "task_send_sent_event": False,
         "beat_schedule": schedule(sweep_s=settings.sweep_s, roll_up_s=settings.roll_up_s, audit_s=settings.audit_s),
         "beat_schedule_filename": str(settings.var / "beat-schedule"),

@@ -28,9 +28,11 @@ class OrderlyDispatcher(EventDispatcher):
 
     def send(self, type: str, *args: Any, **fields: Any) -> Any:  # noqa: A002, ANN401  Celery's
         """Send one event, or put it with those that go out together."""
+        group = type.partition("-")[0]
+        if not self.enabled or (self.groups and group not in self.groups):
+            return None
         with self._turn:
-            group = type.partition("-")[0]
-            if not self.enabled or group not in self.buffer_group or args or "retry" in fields or self.groups:
+            if group not in self.buffer_group or args or "retry" in fields:
                 return super().send(type, *args, **fields)
             return self._gather(group, type, fields)
 

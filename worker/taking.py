@@ -179,14 +179,18 @@ for list = 4, #KEYS do
     end
 end
 for first = 4, #KEYS, queues do  -- one priority after the other
-    local more = true
-    while more and taken < limit do  -- one from each queue in turn
-        more = false
-        for list = first, first + queues - 1 do
+    local left = {}
+    for list = first, first + queues - 1 do
+        left[#left + 1] = list
+    end
+    while #left > 0 and taken < limit do  -- one from each queue in turn, as long as it has any
+        local more = {}
+        for _, list in ipairs(left) do
             if taken < limit and take(KEYS[list], KEYS[list - first + 4]) then
-                more = true
+                more[#more + 1] = list
             end
         end
+        left = more
     end
 end
 return answer
@@ -217,7 +221,7 @@ def take_command(  # noqa: PLR0917  the script's arguments
 
 def is_heavy(item: bytes) -> bool:
     """Whether an item is a message that stands for many jobs, as the script sees it."""
-    return _HEAVY.search(item) is not None
+    return (b".resume" in item or b".send_many" in item) and _HEAVY.search(item) is not None
 
 
 _HEAVY = re.compile(rb'"task": ?"[a-z]+\.(resume|send_many)"')

@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import psutil
-from celery import Celery
 
 from models import ledger
 from models.charges import Job
@@ -91,30 +90,16 @@ class Sends:
         """Send jobs through, and make sure that each was sent."""
         opened = bench.grown if self.grown else bench.fresh
         with opened() as place:
-            settings = bench.environment(place.url, smtp_url=self.smtp_url)
+            settings = bench.environment(place.url, smtp_url=self.smtp_url, task_events=self.events)
             with workers(POSTAGE, PROCESSES, settings, bench.folder) as running:
 
                 def put(count: int) -> None:
                     publish(bench.redis, "email.send", "email", emails(count, self.owners, in_order=self.in_order))
 
-                if not self.events:
-                    _turn_events_off(bench, len(running))
                 warm = warm_up_of(jobs)
                 figures = time_through(bench.redis, running, bench.servers, ["email"], put, jobs, warm=warm)
             place.require_sent(jobs + warm)
         return figures
-
-
-def _turn_events_off(bench: Bench, workers_expected: int) -> None:
-    with Celery(broker=bench.valkey.url(), set_as_current=False) as app:
-        deadline = time.monotonic() + 30
-        said: set[str] = set()
-        while len(said) < workers_expected:
-            if time.monotonic() > deadline:
-                msg = f"only {len(said)} of {workers_expected} workers said that they send no events"
-                raise SideError(msg)
-            answers = app.control.broadcast("disable_events", reply=True, timeout=1.0, limit=workers_expected)
-            said.update(*(answer.keys() for answer in answers or ()))
 
 
 @dataclass(frozen=True)
