@@ -168,7 +168,16 @@ class Channel(redis.Channel):
         self._asked_by_script = False
         self._paused = False
         self._forgotten = 0
+        self._kept_client: Any = None
         super().__init__(*args, **options)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  kombu's
+        """A client of the broker. kombu makes one for each command, which takes longer than most commands."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+            self._kept_client = super()._create_client()
+        return self._kept_client
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
         """Consume; who wants messages without acknowledging them (replies of remote control) gets them kombu's way.
