@@ -165,10 +165,21 @@ def insert_in(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(sqlite3.OperationalError),
+    wait=tenacity.wait_random(0.005, 0.02),
+    stop=tenacity.stop_after_delay(SQLITE_BUSY_S),
+    reraise=True,
+)
+def _patient_pragma(connection: sqlite3.Connection, pragma: str) -> None:
+    """SQLite itself does not wait for others here: those who open a new file at once are told that it is locked."""
+    connection.execute(pragma)
+
+
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  a raw DBAPI connection
     # The driver must not begin transactions by itself: _begin_sqlite says which kind.
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
+    _patient_pragma(connection, "PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would slip past the append-only triggers

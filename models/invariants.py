@@ -229,8 +229,8 @@ def _continuity(scope: Scope) -> Query:
 def _orphans(scope: Scope) -> Query:
     new = _new_entries(scope)
     bulk = charges.alias("bulk")
-    paid_by_bulk = and_(bulk.c.job_id == charges.c.bulk_id, bulk.c.messages.is_not(None))
-    alone = ~select(bulk.c.job_id).where(paid_by_bulk).exists()
+    # The value of a row: of an EXISTS here PostgreSQL would make a join of all charges.
+    alone = select(bulk.c.messages).where(bulk.c.job_id == charges.c.bulk_id).scalar_subquery().is_(None)
     causes = [
         _of_charge(new, "charge:", -charges.c.credits, alone),
         _of_charge(new, "refund:", charges.c.refunded),
@@ -259,11 +259,12 @@ def _of_bulk(new: FromClause) -> Exists:
     same = and_(
         new.c.cause.like("charge:%"),
         bulk.c.job_id == func.substr(new.c.cause, len("charge:") + 1),
-        bulk.c.messages.is_not(None),
+        # Asked whether it is NULL, PostgreSQL would see how few are not, and read all charges to find those first.
+        func.coalesce(bulk.c.messages, 0) > 0,
         -bulk.c.credits == new.c.amount,
     )
-    of_this_account = and_(message.c.bulk_id == bulk.c.job_id, message.c.account_id == new.c.account_id)
-    return select(bulk.c.job_id).where(same, select(message.c.job_id).where(of_this_account).exists()).exists()
+    payer = select(func.min(message.c.account_id)).where(message.c.bulk_id == bulk.c.job_id).scalar_subquery()
+    return select(bulk.c.job_id).where(same, payer == new.c.account_id).exists()
 
 
 def _of_order(new: FromClause, kind: str) -> Exists:
