@@ -14,6 +14,7 @@ from models.audit import audit
 from models.charges import Charge, Job, State
 from models.database import Database
 from models.ledger import Settlement
+from models.messages import Content
 from models.tables import accounts, charges, entries, leases
 from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
 from tests.fakes import NOON
@@ -304,25 +305,66 @@ def test_many_attempts_are_settled_in_one_batch(stocked: Database) -> None:
     assert findings(stocked) == []
 
 
-def bulk(credits_each: int, count: int, job_id: str = "bulk", sender: str = "john") -> tuple[Job, list[Job]]:
-    messages = [
-        replace(email(f"{number}", credits_each, sender=sender), job_id=f"{job_id}/{number}", bulk_id=job_id)
-        for number in range(count)
-    ]
+def bulk(credits_each: int, count: int, job_id: str = "bulk", sender: str = "john") -> tuple[Job, list[Content]]:
+    messages = [Content({"to": [f"{number}@example.test"]}, credits_each) for number in range(count)]
     return replace(email(job_id, credits_each * count, sender=sender), content={}), messages
 
 
-def charge_bulk(database: Database, whole: Job, messages: list[Job]) -> Charge:
+def charge_bulk(database: Database, whole: Job, messages: list[Content]) -> Charge:
     return database.transact(lambda connection: ledger.charge_bulk(connection, whole, messages, now=NOON, due_at=LEASE))
 
 
-def test_a_bulk_job_moves_its_credits_message_by_message(stocked: Database) -> None:
+def test_a_bulk_job_moves_its_credits_by_one_entry(stocked: Database) -> None:
     made = charge_bulk(stocked, *bulk(2, 3, sender="peter"))
 
     assert (made.fresh, made.state, made.payer, made.credits) == (True, State.BULK, "john", 6)
-    moved = [(2, -2, 8, "charge:bulk/0"), (3, -2, 6, "charge:bulk/1"), (4, -2, 4, "charge:bulk/2")]
-    assert entries_of(stocked, "john")[1:] == moved
+    assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk")]
+    with stocked.read() as connection:
+        messages = charging.read(connection, ["bulk/0", "bulk/1", "bulk/2"]).values()
+    assert len(messages) == 3
+    assert {(one.state, one.payer, one.credits, one.bulk_id) for one in messages} == {
+        (State.WAITING, "john", 2, "bulk")
+    }
     assert findings(stocked) == []
+
+
+def test_a_message_of_a_bulk_job_is_refunded_by_an_entry_of_its_own(stocked: Database) -> None:
+    charge_bulk(stocked, *bulk(2, 3, sender="peter"))
+    share(stocked, "peter", "peter")
+    [held] = claim(stocked, {"bulk/1": 0})
+
+    settle(stocked, Settlement(charge=held, state=State.FAILED, refund=2))
+
+    assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk"), (3, 2, 6, "refund:bulk/1")]
+    assert findings(stocked) == []
+
+
+def test_a_bulk_job_is_due_as_long_as_one_of_its_messages_was_never_begun(stocked: Database) -> None:
+    charge_bulk(stocked, *bulk(1, 3))
+    later, look_again = LEASE + timedelta(minutes=1), LEASE + timedelta(minutes=2)
+
+    def due(now: datetime) -> list[tuple[str, str, int]]:
+        return [
+            tuple(one)
+            for one in stocked.transact(
+                lambda connection: charging.take_due_bulks(connection, now, now + timedelta(minutes=1), 9)
+            )
+        ]
+
+    early = due(NOON)
+    first = due(later)
+    at_once_again = due(later)
+    held = claim(stocked, {"bulk/0": 0, "bulk/2": 0})
+    settle(stocked, Settlement(charge=held[0], state=State.WAITING, due_at=look_again))
+    rest = due(look_again)
+    claim(stocked, {"bulk/1": 0}, holder="third")
+    nothing = due(look_again + timedelta(hours=1))
+    with stocked.read() as connection:
+        [due_at] = connection.execute(select(charges.c.due_at).where(charges.c.job_id == "bulk")).scalars()
+
+    assert (early, at_once_again, nothing, due_at) == ([], [], [], None)
+    assert first == [("email", f"bulk/{place}", 0) for place in range(3)]
+    assert rest == [("email", "bulk/1", 0)]
 
 
 def test_the_messages_of_a_bulk_job_wait_and_can_be_claimed(stocked: Database) -> None:

@@ -1049,9 +1049,9 @@ def test_every_copy_of_a_bulk_email_is_paid_for(stocked: Database) -> None:
 
 
 def test_a_large_bulk_job_is_enqueued_in_parts(stocked: Database) -> None:
-    buy(stocked, "john", email=50)
+    buy(stocked, "john", email=240)
     context = make_context(stocked)
-    answer(context, "email.send_many", bulk(count=60))
+    answer(context, "email.send_many", bulk(count=250))
     broker: Any = context.enqueue
     enqueued = broker.take()
 
@@ -1059,8 +1059,8 @@ def test_a_large_bulk_job_is_enqueued_in_parts(stocked: Database) -> None:
 
     assert [task for task, _ in enqueued] == ["email.resume"] * len(enqueued)
     assert len(enqueued) > 1
-    assert sum(said["sent"] for said in done) == 60
-    assert message(context, "bulk-1")["messages"] == {"sent": 60}
+    assert sum(said["sent"] for said in done) == 250
+    assert message(context, "bulk-1")["messages"] == {"sent": 250}
 
 
 def test_the_largest_bulk_job_is_charged_at_once(stocked: Database) -> None:

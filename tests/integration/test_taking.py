@@ -99,6 +99,16 @@ def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: 
     assert taking.waiting(redis, "email") == 0
 
 
+def test_of_bulk_jobs_no_more_are_taken_than_can_be_begun_either(redis: Redis) -> None:
+    """They stay where they are, for a worker that has nothing to do; what is behind them waits as long."""
+    jobs = [put(redis, "(job=j, sender=s)", "email.send_many") for _ in range(3)]
+    other = put(redis, "(job=j, sender=s)", "credits.purchase")
+
+    assert numbers(take(redis, 10, heavy=2, shared=())) == jobs[:2]
+    assert numbers(take(redis, 10, heavy=0, shared=())) == []
+    assert numbers(take(redis, 10, heavy=2, shared=())) == [jobs[2], other]
+
+
 def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
     for _ in range(20):
         put(redis, "(job=c, sender=big)")

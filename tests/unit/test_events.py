@@ -36,6 +36,21 @@ def test_an_event_that_is_gathered_is_what_celery_would_have_gathered() -> None:
     assert ours == celerys
 
 
+def test_of_groups_that_nobody_wants_nothing_is_gathered() -> None:
+    app = create_app(Settings(broker_url="redis://127.0.0.1:1/0", task_events=False))
+    dispatcher = app.events.Dispatcher(
+        app.connection_for_write(), enabled=False, buffer_group={"task"}, buffer_limit=100, groups=["worker"]
+    )
+    dispatcher.enabled = True
+    dispatcher.send("task-started", uuid="one")
+    assert not dispatcher._group_buffer["task"]
+
+    dispatcher.groups.add("task")  # as remote control does when somebody wants to see them
+    dispatcher.send("task-started", uuid="one")
+    assert [event["uuid"] for event in dispatcher._group_buffer["task"]] == ["one"]
+    assert app.conf.worker_send_task_events is False
+
+
 def test_no_event_is_lost_when_many_threads_send_at_once() -> None:
     """An event appended while others are being published goes out with the next ones."""
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
