@@ -21,7 +21,7 @@ from tasks.sending import enqueue_resume
 log = structlog.get_logger(__name__)
 
 SWEPT_AT_ONCE = 500
-BULKS_AT_ONCE = 10
+BULKS_AT_ONCE = 20
 """Bulk jobs, each of up to 500 messages."""
 LEASES_AT_ONCE = 10
 """Leases that are ended in one transaction, each with the jobs of a batch."""

@@ -162,6 +162,11 @@ class Message:
         return sum(self.cost[recipient] for recipient in self.having("gone")) if final else 0
 
     @property
+    def never_begun(self) -> bool:
+        """Whether it waits for its first attempt, as messages of a bulk job do: not it is due, but that job."""
+        return self.state == "waiting" and not self.attempts and not self.due_at
+
+    @property
     def status(self) -> str:
         """The word for it on the wire."""
         if self.state == "waiting":
@@ -289,11 +294,13 @@ class Model:
         whole.end("refused" if reason else "bulk", reason)
         if reason:
             return False
+        whole.due_at = now + LOOK_AGAIN
+        payer = self.people[whole.sender].owner
+        self.moves[payer, whole.kind].append((-whole.credits, f"charge:{whole.job_id}"))
         for message in messages:
             self.messages[message.job_id] = message
-            message.attempts = 0
-            self._pay(message)
-            message.wait(now + LOOK_AGAIN)
+            message.attempts, message.payer = 0, payer
+            message.wait(None)
         return True
 
     def bulk_answer(self, job_id: str) -> dict[str, Any]:
@@ -376,11 +383,23 @@ class Model:
             message.due_at = now + LOOK_AGAIN
         alone = [[message] for kind in KINDS for message in due if message.kind == kind and message.deaths]
         together = [[message for message in due if message.kind == kind and not message.deaths] for kind in KINDS]
+        left = self._never_begun(now)
+        of_bulks = [[message for message in left if message.kind == kind] for kind in KINDS]
         return [
             (f"{group[0].kind}.resume", {"attempts": {message.job_id: message.attempts for message in group}})
-            for group in together + alone
+            for group in together + alone + of_bulks
             if group
         ]
+
+    def _never_begun(self, now: datetime) -> list[Message]:
+        """The messages of due bulk jobs that were never begun. A job that has none left is not due any more."""
+        left = []
+        for whole in self.bulks.values():
+            if whole.due_at and whole.due_at <= now:
+                messages = [self.messages[job_id] for job_id in whole.cost if self.messages[job_id].never_begun]
+                whole.due_at = now + LOOK_AGAIN if messages else None
+                left += messages
+        return sorted(left, key=lambda message: message.job_id)
 
     def _end_dead(self, message: Message) -> None:
         """A worker died. Where that leaves no doubt, or the doubt does no harm, the job is tried again a few times."""
@@ -407,7 +426,8 @@ class Model:
 
     def next_at(self) -> datetime | None:
         """When the next job is due, or the next lease ends."""
-        moments = (moment for message in self.messages.values() for moment in (message.due_at, message.lease_until))
+        jobs = [*self.messages.values(), *self.bulks.values()]
+        moments = (moment for job in jobs for moment in (job.due_at, job.lease_until))
         return min((moment for moment in moments if moment), default=None)
 
     def charged_now(self, kind: Kind, *, payer: str | None = None, sender: str | None = None) -> int:
@@ -808,7 +828,7 @@ class Money(RuleBasedStateMachine):
         self.swept_at = self.clock.now
         enqueued = self.model.sweep(self.clock.now)
         for message in self.model.messages.values():
-            if message.state == "waiting" and not message.due_at:
+            if message.state == "waiting" and not message.due_at and not message.never_begun:
                 message.due_at = self._drawn_due_at(message, self.clock.now)
         assert self.broker.sent == known + enqueued
         return enqueued
