@@ -122,6 +122,7 @@ class QoS(redis.QoS):
 
     def quarantine(self, delivery_tag: str, item: bytes) -> None:
         """Set a message aside that can never be a job, and forget it, in one step."""
+        self.channel.heavy_taken.discard(delivery_tag)
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             pipe.lpush(QUARANTINE, item)
             self._remove_from_indices(delivery_tag, pipe).execute()

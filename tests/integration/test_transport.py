@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from kombu import Connection, Consumer, Message, Producer, Queue
@@ -68,6 +69,41 @@ def test_what_is_taken_is_registered_as_unacknowledged(redis: Redis, ours: Conne
     assert {tag.decode() for tag in redis.zrange("unacked_index", 0, -1)} == tags
     [message, exchange, routing_key] = json.loads(redis.hget("unacked", taken[0].delivery_tag))
     assert (message["body"], exchange, routing_key) == (taken[0]._raw["body"], "", "email")
+
+
+def heavy(producer: Producer, number: int, **headers: object) -> None:
+    """Publish what stands for many jobs."""
+    headers = {"task": "email.send_many", **headers}
+    producer.publish({"number": number}, routing_key="bulk", serializer="json", headers=headers)
+
+
+@pytest.mark.parametrize("end", ["acknowledged", "rejected", "set aside"])
+def test_of_what_stands_for_many_jobs_the_next_is_taken_when_the_last_has_ended(
+    ours: Connection, producer: Producer, end: str
+) -> None:
+    """However it has ended: room that is not given back would be missing for ever."""
+    heavy(producer, 1)
+    heavy(producer, 2)
+    taken = take(ours, "bulk", prefetch=10)
+    [first] = taken
+    {
+        "acknowledged": first.ack,
+        "rejected": first.reject,
+        "set aside": lambda: first.channel.qos.quarantine(first.delivery_tag, b"broken"),
+    }[end]()
+
+    with suppress(TimeoutError):
+        while len(taken) == 1:
+            ours.drain_events(timeout=2.0)
+
+    assert numbers(taken) == [1, 2]
+
+
+def test_what_waits_for_a_time_of_its_own_takes_nobodys_place(ours: Connection, producer: Producer) -> None:
+    heavy(producer, 1, eta="2036-01-01T00:00:00Z")
+    heavy(producer, 2)
+
+    assert numbers(take(ours, "bulk", prefetch=10)) == [1, 2]
 
 
 def test_a_message_survives_a_worker_that_dies_before_it_hears_of_it(redis: Redis, ours: Connection) -> None:
