@@ -26,8 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 
-from models.charges import held, made_since
+from models.charges import made_since
 from models.fields import KINDS
+from models.holding import held
 from models.tables import accounts, audit_marks, charges, entries, leases, orders, usage_days, usage_marks, users
 from models.usage import charged_by, utc_day
 

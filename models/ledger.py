@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from models import charges as charging
+from models import holding
 from models.charges import Charge, Job, State
 from models.database import insert_in
 from models.errors import Reason
@@ -378,7 +379,7 @@ def _insert_charges(dialect: str, leased: bool) -> list[Executable]:  # noqa: FB
     rows = select(*values.values()).select_from(given.outerjoin(accounts, payer)).where(true())
     made = insert_in(dialect, charges).from_select(list(values), rows.order_by(given.c.job_id))
     new = made.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
-    return together(dialect, charging.begin_lease(dialect), new) if leased else [new]
+    return together(dialect, holding.begin_lease(dialect), new) if leased else [new]
 
 
 def _insert_messages(
@@ -501,8 +502,8 @@ def _end_attempts(dialect: str) -> list[Executable]:
     }  # fmt: skip
     end = (
         update(charges)
-        .where(charging.is_held(given, bindparam("before", type_=String)))
+        .where(holding.is_held(given, bindparam("before", type_=String)))
         .values(values)
         .returning(charges.c.job_id, charges.c.account_id)
     )
-    return together(dialect, charging.end_leases(dialect), end)
+    return together(dialect, holding.end_leases(dialect), end)

@@ -11,7 +11,7 @@ from datetime import datetime
 import structlog
 
 from models import charges as charging
-from models import dead, ledger
+from models import dead, holding, ledger
 from models.carriers import Carrier, Email, Outcome, Parcel, Sms
 from models.charges import Charge
 from models.judging import judge
@@ -89,7 +89,7 @@ def _note_handing_over(context: Context, charge: Charge) -> None:
 
     def note(handed: Sequence[Charge]) -> set[str]:
         now = context.now()
-        return context.database.transact(lambda connection: charging.mark_handed(connection, handed, now))
+        return context.database.transact(lambda connection: holding.mark_handed(connection, handed, now))
 
     if charge.job_id not in context.handing.ask(charge, note):
         raise LeaseLostError
@@ -113,7 +113,7 @@ def _hand_back(context: Context, held: Sequence[Charge]) -> list[Charge]:
     """Let go of jobs that were not begun. Returns the charges as they stand then."""
     if not held:
         return []
-    context.database.transact(lambda connection: charging.hand_back(connection, held, context.now()))
+    context.database.transact(lambda connection: holding.hand_back(connection, held, context.now()))
     return _as_they_stand(context, [charge.job_id for charge in held])
 
 

@@ -12,8 +12,7 @@ from typing import cast
 import structlog
 from celery import shared_task
 
-from models import charges as charging
-from models import dead, ledger
+from models import dead, holding, ledger
 from models.answers import Answer, brief_answer, message_answer
 from models.charges import Charge, Job, State
 from models.errors import Reason, Refused
@@ -48,7 +47,7 @@ def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
     """Make the next attempt of jobs that wait for one, given how many each has had; the others are left alone."""
     holder, lease_until = uuid.uuid4().hex, context.now() + context.patience.lease
     held = context.database.transact(
-        lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
+        lambda connection: holding.claim(connection, attempts, holder=holder, lease_until=lease_until)
     )
     return list(chain.from_iterable(deliver(context, held)))
 

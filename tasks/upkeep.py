@@ -9,8 +9,9 @@ from sqlalchemy import Connection
 
 from models import audit as auditing
 from models import charges as charging
-from models import dead, usage
-from models.charges import Due, State
+from models import dead, holding, usage
+from models.charges import State
+from models.due import Due, take_due, take_due_bulks
 from models.fields import KINDS
 from models.judging import judge_death
 from models.ledger import Settlement
@@ -36,12 +37,10 @@ def sweep(context: Context) -> Json:
     """End dead attempts, enqueue what is due, and erase what was kept long enough."""
     ended = end_dead_attempts(context)
     now = context.now()
-    due = context.database.transact(
-        lambda connection: charging.take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE)
-    )
+    due = context.database.transact(lambda connection: take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE))
     enqueue_due(context, due)
     messages = context.database.transact(
-        lambda connection: charging.take_due_bulks(connection, now, now + LOOK_AGAIN, BULKS_AT_ONCE)
+        lambda connection: take_due_bulks(connection, now, now + LOOK_AGAIN, BULKS_AT_ONCE)
     )
     for kind in KINDS:  # nobody can have died over what was never begun
         enqueue_resume(context, kind, {one.job_id: one.attempts for one in messages if one.kind == kind})
@@ -80,7 +79,7 @@ def end_dead_attempts(context: Context) -> list[Settlement]:
 
 def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
     now = context.now()
-    holders = charging.lock_over(connection, now, LEASES_AT_ONCE)
+    holders = holding.lock_over(connection, now, LEASES_AT_ONCE)
     if not holders:
         return [], 0
     settlements = [
@@ -90,10 +89,10 @@ def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[S
             ask_again=context.carriers[charge.kind].honours_job_id,
             now=now,
         )
-        for charge in charging.lock_dead(connection, holders)
+        for charge in holding.lock_dead(connection, holders)
     ]
     counted = dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
-    return counted, charging.forget_leases(connection, holders)
+    return counted, holding.forget_leases(connection, holders)
 
 
 def audit(context: Context) -> Json:

@@ -11,8 +11,10 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from models import charges as charging
 from models.answers import bulk_answer, message_answer, refused_answer
-from models.charges import Charge, State, held, made_since
+from models.charges import Charge, State, made_since
 from models.database import search_by_index
+from models.due import waits
+from models.holding import held
 from models.tables import charges, dead_letters, refusals
 from tasks.context import Context, Json
 from tasks.queues import Queue
@@ -85,7 +87,7 @@ def _jobs(since: datetime) -> Sequence[Select[Any]]:
     """Counts of jobs by kind and state, each read from an index, whatever the history."""
     by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
     ended_lately = (some & charges.c.final_at.is_not(None) for some in made_since(since))
-    of = (*charging.waiting(), held(), charges.c.unknown_since.is_not(None), *ended_lately)
+    of = (*waits(), held(), charges.c.unknown_since.is_not(None), *ended_lately)
     return [by_state.where(some).group_by(charges.c.kind, charges.c.state) for some in of]
 
 

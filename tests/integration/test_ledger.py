@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import Connection, select
 
 from models import charges as charging
-from models import ledger
+from models import holding, ledger
 from models.audit import audit
 from models.charges import Charge, Job, State
 from models.database import Database
+from models.due import take_due, take_due_bulks
 from models.ledger import Settlement
 from models.messages import Content
 from models.tables import accounts, charges, entries, leases
@@ -37,20 +38,20 @@ def charge(database: Database, *jobs: Job, holder: str = "first") -> list[Charge
 def claim(
     database: Database, attempts: dict[str, int], holder: str = "second", until: datetime = LEASE
 ) -> list[Charge]:
-    return database.transact(lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=until))
+    return database.transact(lambda connection: holding.claim(connection, attempts, holder=holder, lease_until=until))
 
 
 def mark_handed(database: Database, held: Charge, now: datetime = NOON) -> bool:
-    return held.job_id in database.transact(lambda connection: charging.mark_handed(connection, [held], now))
+    return held.job_id in database.transact(lambda connection: holding.mark_handed(connection, [held], now))
 
 
 def hand_back(database: Database, *held: Charge) -> None:
-    database.transact(lambda connection: charging.hand_back(connection, held, NOON))
+    database.transact(lambda connection: holding.hand_back(connection, held, NOON))
 
 
 def lock_dead(database: Database, now: datetime, limit: int = 9) -> list[str]:
     def lock(connection: Connection) -> list[Charge]:
-        return charging.lock_dead(connection, charging.lock_over(connection, now, limit))
+        return holding.lock_dead(connection, holding.lock_over(connection, now, limit))
 
     return [one.job_id for one in database.transact(lock)]
 
@@ -347,7 +348,7 @@ def test_a_bulk_job_is_due_as_long_as_one_of_its_messages_was_never_begun(stocke
         return [
             tuple(one)
             for one in stocked.transact(
-                lambda connection: charging.take_due_bulks(connection, now, now + timedelta(minutes=1), 9)
+                lambda connection: take_due_bulks(connection, now, now + timedelta(minutes=1), 9)
             )
         ]
 
@@ -404,9 +405,9 @@ def test_jobs_are_taken_up_longest_due_first_and_then_left_alone_for_a_while(sto
     look_again = NOON + timedelta(minutes=8)
 
     with stocked.begin() as connection:
-        one = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=1)
-        rest = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
-        nothing = charging.take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
+        one = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=1)
+        rest = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
+        nothing = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
 
     assert (one, rest, nothing) == ([("email", "b", 1)], [("email", "a", 1)], [])
 
@@ -622,7 +623,7 @@ def test_a_lease_of_which_nobody_counts_the_ends_is_kept_until_it_is_over(stocke
     assert leases_kept(stocked) == ["h"]
 
     assert lock_dead(stocked, LEASE) == []
-    assert stocked.transact(lambda connection: charging.forget_leases(connection, ["h"])) == 1
+    assert stocked.transact(lambda connection: holding.forget_leases(connection, ["h"])) == 1
     assert leases_kept(stocked) == []
 
 
@@ -631,7 +632,7 @@ def test_a_lease_is_not_forgotten_while_anything_is_held_under_it(stocked: Datab
     settle(stocked, Settlement(charge=held[0], state=State.SENT))
     settle(stocked, Settlement(charge=held[1], state=State.UNKNOWN, in_doubt=True))
 
-    assert stocked.transact(lambda connection: charging.forget_leases(connection, ["h"])) == 0
+    assert stocked.transact(lambda connection: holding.forget_leases(connection, ["h"])) == 0
     assert (leases_kept(stocked), lock_dead(stocked, LEASE)) == (["h"], ["c"])
 
 
@@ -642,8 +643,8 @@ def test_a_job_that_its_holder_is_about_to_end_keeps_its_lease(postgres_url: str
     with database.begin() as slow:
         ledger.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON)
         with database.begin() as sweeping:
-            assert [one.job_id for one in charging.lock_dead(sweeping, ["h"])] == ["b"]
-            assert charging.forget_leases(sweeping, ["h"]) == 0
+            assert [one.job_id for one in holding.lock_dead(sweeping, ["h"])] == ["b"]
+            assert holding.forget_leases(sweeping, ["h"]) == 0
     database.close()
 
 

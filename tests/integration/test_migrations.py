@@ -11,8 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, select
 
-from models import charges as charging
-from models import unknown
+from models import holding, unknown
 from models.database import Database
 from models.errors import DatabaseBehindError
 from models.migrations import check_migrated, migrate
@@ -123,8 +122,8 @@ def test_what_was_held_unknown_or_refunded_is_found_after_leases_moved(empty_url
     migrate(empty_url)
 
     with database.begin() as connection:
-        [holder] = charging.lock_over(connection, NOON + timedelta(minutes=5), 9)
-        held = [one.job_id for one in charging.lock_dead(connection, [holder])]
+        [holder] = holding.lock_over(connection, NOON + timedelta(minutes=5), 9)
+        held = [one.job_id for one in holding.lock_dead(connection, [holder])]
     with database.read() as connection:
         unknown_now = unknown.all_ids(connection)
         refunded_at = connection.execute(

@@ -6,8 +6,9 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from models import ledger
-from models.charges import Charge, State, mark_handed
+from models.charges import Charge, State
 from models.database import Database
+from models.holding import mark_handed
 from models.ledger import Settlement
 from tests.factories import email_job, ledger_job, stock
 from tests.fakes import NOON

@@ -13,7 +13,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DatabaseError
 
 from models import charges as charging
-from models import unknown
+from models import holding, unknown
 from models.audit import audit
 from models.carriers import Email, Outcome, Parcel, Receipt, Sms
 from models.charges import Charge, State
@@ -249,7 +249,7 @@ def test_an_attempt_from_before_the_decision_has_no_say_after_it(stocked: Databa
         sweep(make_context(stocked, clock=clock))
         resend(stocked, "job-1")
         until = clock.now + LATER
-        stocked.transact(lambda c: charging.claim(c, {"job-1": 0}, holder="another", lease_until=until))
+        stocked.transact(lambda c: holding.claim(c, {"job-1": 0}, holder="another", lease_until=until))
         return Receipt(Outcome.NEVER, "Never.")
 
     context = make_context(stocked, email=FakeCarrier(sleep_through_the_decision), clock=clock)

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 
 from models import charges as charging
-from models import ledger, unknown, views
+from models import holding, ledger, unknown, views
 from models.answers import status
 from models.audit import audit
 from models.carriers import Outcome, Parcel, Receipt, Sms
@@ -838,7 +838,7 @@ class Money(RuleBasedStateMachine):
         lease_until, holder = self.clock.now + PATIENCE.lease, f"worker-{next(self.numbers)}"
         for _ in range(times):
             claimed = self.database.transact(
-                lambda connection: charging.claim(connection, attempts, holder=holder, lease_until=lease_until)
+                lambda connection: holding.claim(connection, attempts, holder=holder, lease_until=lease_until)
             )
         expected = self.model.claim(attempts, self.clock.now, holder)
         assert [charge.job_id for charge in claimed] == [message.job_id for message in expected]
