@@ -19,7 +19,7 @@ from celery import Celery
 
 Json = dict[str, Any]
 
-QUEUES: Final = {"email.send": "email", "sms.send": "sms"}
+QUEUES: Final = {"email.send": "email", "sms.send": "sms", "email.send_many": "bulk", "sms.send_many": "bulk"}
 ALL_QUEUES: Final = ("email", "sms", "bulk", "billing", "views", "upkeep")
 """The wire as other systems were told of it; on purpose not read from our code."""
 

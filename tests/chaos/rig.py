@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 from redis import Redis, RedisError
 from sqlalchemy import Select, func, select
 
-from models.charges import OPEN
+from models.charges import OPEN, State
 from models.database import Database
 from models.messages import read
 from models.migrations import migrate
@@ -183,6 +183,26 @@ class Rig:
         senders = [*POOL * 4, "eve", "eve", "fay"]
         return [self._job(f"{prefix}-{number:06}", self.rng.choice(senders)) for number in range(count)]
 
+    def bulks(self, messages: int, prefix: str = "bulk") -> list[tuple[str, Json]]:
+        """Bulk jobs of so many messages together, by people who can pay for all."""
+        jobs = []
+        while messages:
+            count = min(messages, self.rng.randint(1, 60))
+            messages -= count
+            jobs.append(self._bulk(f"{prefix}-{messages:06}", self.rng.choice([*POOL, "eve"]), count))
+        return jobs
+
+    def _bulk(self, job_id: str, sender: str, count: int) -> tuple[str, Json]:
+        values = [{"name": f"n{number}"} for number in range(count)]
+        if self.rng.random() < 0.1:
+            recipients = [{"to": "+4915112345678", "values": one} for one in values]
+            job = {"job_id": job_id, "sender": sender, "text": "Hello {{name}}", "recipients": recipients}
+            return "sms.send_many", job
+        recipients = [{"to": f"{one['name']}@people.example", "values": one} for one in values]
+        text = "Hello {{name}}.\n" * 20
+        job = {"job_id": job_id, "sender": sender, "subject": job_id, "text": text, "recipients": recipients}
+        return "email.send_many", job
+
     def _job(self, job_id: str, sender: str) -> tuple[str, Json]:
         if self.rng.random() < 0.1:
             return "sms.send", {"job_id": job_id, "sender": sender, "to": "+4915112345678", "text": f"Text {job_id}"}
@@ -293,7 +313,7 @@ class Rig:
 
     def ended_jobs(self, prefix: str) -> int:
         """How many jobs of this prefix have an end, or are unknown."""
-        ended = charges.c.job_id.startswith(f"{prefix}-") & charges.c.state.not_in(OPEN)
+        ended = charges.c.job_id.startswith(f"{prefix}-") & charges.c.state.not_in((*OPEN, State.BULK))
         return self._count(select(func.count()).where(ended))
 
     def wait_until_ended(self, jobs: int, prefix: str, within_s: float) -> None:

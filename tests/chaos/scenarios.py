@@ -53,6 +53,17 @@ class Storm:
     unknown_most: int = 0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def messages(self) -> list[str]:
+        """The ids of all messages."""
+        return [message_id for _, job in self.jobs for message_id in _messages_of(job)]
+
+
+def _messages_of(job: Json) -> list[str]:
+    if "recipients" not in job:
+        return [job["job_id"]]
+    return [f"{job['job_id']}/{place}" for place in range(len(job["recipients"]))]
+
 
 def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
     """Workers are killed at random moments under full load."""
@@ -62,6 +73,15 @@ def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
 def prefork_killed(rig: Rig, size: Size, prefix: str) -> Storm:
     """The same with a pool of processes, which are killed one by one too."""
     return worker_killed(rig, size, prefix)
+
+
+def bulk_killed(rig: Rig, size: Size, prefix: str) -> Storm:
+    """Workers are killed while they charge and send bulk jobs, and the broker too, which knows what is to be sent."""
+    kinds = (faults.kill_worker, faults.kill_valkey)
+    storm = Storm(rig.bulks(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
+    # Each thread may have a batch of its own, and messages of it whose outcome is not yet written.
+    storm.unknown_most = storm.faults.count(faults.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
+    return storm
 
 
 def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
@@ -130,6 +150,7 @@ def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
 SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
     "worker-killed": worker_killed,
     "prefork-killed": prefork_killed,
+    "bulk-killed": bulk_killed,
     "worker-stopped": worker_stopped,
     "redis-gone": redis_gone,
     "postgres-gone": postgres_gone,
@@ -140,6 +161,7 @@ SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
 LONG: Final[dict[str, Size]] = {
     "worker-killed": Size(20_000, 50, 300),
     "prefork-killed": Size(3_000, 20),
+    "bulk-killed": Size(10_000, 20),
     "worker-stopped": Size(2_000, 3),
     "redis-gone": Size(6_000, 40),
     "postgres-gone": Size(6_000, 20),
@@ -172,10 +194,10 @@ def run_in(rig: Rig, name: str, size: Size) -> Verdict:
     done, failures = rig.outside.taken, rig.producer.failures
     most = storm.unknown_most + _blow(rig, storm)
     stormed = time.monotonic()
-    rig.wait_until_ended(len(storm.jobs), name, size.quiet_s)
+    rig.wait_until_ended(len(storm.messages), name, size.quiet_s)
     ended = time.monotonic()
-    verdict = Verdict(name, rig.seed, len(storm.jobs), storm.count or len(storm.faults))
-    verdict.job_ids = [job["job_id"] for _, job in storm.jobs]
+    verdict = Verdict(name, rig.seed, len(storm.messages), storm.count or len(storm.faults))
+    verdict.job_ids = storm.messages
     verdict.unknown_least, verdict.unknown_most = storm.unknown_least, most
     verdict.seconds = round(ended - began, 1)
     verdict.notes = [
@@ -199,7 +221,7 @@ def _blow(rig: Rig, storm: Storm) -> int:
 
     rig.producer.publish_meanwhile(storm.jobs, may_publish, storm.copies)
     unknown = 0
-    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(storm.jobs) for _ in storm.faults):
+    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(storm.messages) for _ in storm.faults):
         looks_until(lambda moment=moment: rig.outside.taken - before >= moment, STUCK_S)  # type: ignore[misc]
         time.sleep(rig.rng.uniform(0.0, 0.3))
         unknown += storm.faults[storm.count](rig)

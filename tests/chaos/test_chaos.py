@@ -14,6 +14,7 @@ SETTINGS = {"smtp_timeout_s": 1, "sms_timeout_s": 1, "lease_s": 6, "visibility_t
 QUIET_S = 90.0
 SHORT = {
     "worker-killed": Size(150, 3, QUIET_S),
+    "bulk-killed": Size(300, 2, QUIET_S),
     "worker-stopped": Size(60, 1, QUIET_S),
     "redis-gone": Size(150, 4, QUIET_S),
     "postgres-gone": Size(150, 2, QUIET_S),
