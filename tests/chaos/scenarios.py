@@ -76,9 +76,13 @@ def prefork_killed(rig: Rig, size: Size, prefix: str) -> Storm:
 
 
 def bulk_killed(rig: Rig, size: Size, prefix: str) -> Storm:
-    """Workers are killed while they charge and send bulk jobs, and the broker too, which knows what is to be sent."""
-    kinds = (faults.kill_worker, faults.kill_valkey)
-    storm = Storm(rig.bulks(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
+    """The broker, which knows what is to be sent, and then workers are killed while bulk jobs are charged and sent.
+
+    Not in turn: a worker that is started while there is no broker says so and ends, as it should.
+    """
+    brokers = size.faults // 2
+    kills = [faults.kill_valkey] * brokers + [faults.kill_worker] * (size.faults - brokers)
+    storm = Storm(rig.bulks(size.jobs, prefix), kills, ahead=500)
     # Each thread may have a batch of its own, and messages of it whose outcome is not yet written.
     storm.unknown_most = storm.faults.count(faults.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
     return storm
