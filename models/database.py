@@ -123,16 +123,17 @@ def passes(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
-    if _is_sqlite(error):
-        return "database is locked" in str(error.orig)
+    if isinstance(error.orig, sqlite3.Error):
+        return _is_locked(error.orig)
     state = getattr(error.orig, "sqlstate", None)
     if state is None:  # no answer at all: refused, reset, timed out
         return isinstance(error, (OperationalError, InterfaceError))
     return state in PASSING or state.startswith("08")
 
 
-def _is_sqlite(error: DBAPIError) -> bool:
-    return isinstance(error.orig, sqlite3.Error)
+def _is_locked(error: BaseException) -> bool:
+    """Whether SQLite says that somebody else has the database."""
+    return isinstance(error, sqlite3.Error) and "database is locked" in str(error)
 
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:
@@ -166,20 +167,20 @@ def insert_in(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
 
 
 @tenacity.retry(
-    retry=tenacity.retry_if_exception_type(sqlite3.OperationalError),
+    retry=tenacity.retry_if_exception(_is_locked),
     wait=tenacity.wait_random(0.005, 0.02),
     stop=tenacity.stop_after_delay(SQLITE_BUSY_S),
     reraise=True,
 )
-def _patient_pragma(connection: sqlite3.Connection, pragma: str) -> None:
-    """SQLite itself does not wait for others here: those who open a new file at once are told that it is locked."""
-    connection.execute(pragma)
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Keep a write-ahead log. SQLite does not wait for others here: who opens a new file at once is told of a lock."""
+    connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  a raw DBAPI connection
     # The driver must not begin transactions by itself: _begin_sqlite says which kind.
     connection.isolation_level = None
-    _patient_pragma(connection, "PRAGMA journal_mode = WAL")
+    _use_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would slip past the append-only triggers

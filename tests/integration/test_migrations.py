@@ -1,8 +1,10 @@
 """The schema's history ends where the tables in the code are, on both databases."""
 
 import secrets
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, select
+from sqlalchemy.exc import OperationalError
 
 from models import holding, unknown
 from models.database import Database
@@ -152,6 +155,18 @@ def test_several_may_migrate_at_once(empty_url: str) -> None:
         thread.join()
 
     assert faults == []
+
+
+@pytest.mark.timeout(30)
+def test_a_read_only_sqlite_file_is_not_waited_for(tmp_path: Path) -> None:
+    """As one is that others are opening: this will not pass."""
+    file = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE theirs (id int)")
+    database = Database(f"sqlite:///file:{file}?mode=ro&uri=true")
+
+    with closing(database), pytest.raises(OperationalError, match="readonly"), database.begin():
+        pass
 
 
 def test_an_empty_database_is_behind_and_the_sentence_says_what_to_do(empty_url: str) -> None:
