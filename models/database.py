@@ -5,11 +5,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import ColumnElement, Connection, Engine, Table, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -164,6 +165,22 @@ def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.I
 def insert_in(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     """The same for a dialect by its name."""
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+def lock_past(
+    connection: Connection,
+    key: ColumnElement[T],
+    at: ColumnElement[datetime],
+    until: datetime,
+    limit: int,
+    *conditions: ColumnElement[bool],
+) -> list[T]:
+    """The keys of rows whose time has come by `until`, longest ago first, locked until the transaction ends.
+
+    Not those that others lock: they are being seen to.
+    """
+    past = select(key).where(at <= until, *conditions).order_by(at).limit(limit).with_for_update(skip_locked=True)
+    return list(connection.execute(past).scalars())
 
 
 @tenacity.retry(

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, Select, delete, select, update
 from models import ledger
 from models.answers import iso
 from models.charges import Charge, State
-from models.database import insert
+from models.database import insert, lock_past
 from models.errors import Reason
 from models.fields import ID, ID_CHARACTERS, ID_MAX
 from models.ledger import Settlement
@@ -226,14 +226,7 @@ def mark_replayed(connection: Connection, letter: Kept, key: str, now: datetime)
 
 def erase(connection: Connection, before: datetime, limit: int) -> int:
     """Remove letters that are older than `before`, at most `limit`; returns how many."""
-    old = (
-        select(dead_letters.c.id)
-        .where(dead_letters.c.at <= before)
-        .order_by(dead_letters.c.at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ids = list(connection.execute(old).scalars())
+    ids = lock_past(connection, dead_letters.c.id, dead_letters.c.at, before, limit)
     if ids:
         connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(ids)))
     return len(ids)

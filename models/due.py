@@ -6,6 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, case, select, update
 
 from models.charges import State
+from models.database import lock_past
 from models.fields import Kind
 from models.tables import charges
 
@@ -58,14 +59,7 @@ def take_due_bulks(connection: Connection, now: datetime, look_again_at: datetim
 
 
 def _lock_due(connection: Connection, state: State, now: datetime, limit: int) -> list[str]:
-    due = (
-        select(charges.c.job_id)
-        .where(charges.c.due_at <= now, charges.c.state == state)
-        .order_by(charges.c.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return list(connection.execute(due).scalars())
+    return lock_past(connection, charges.c.job_id, charges.c.due_at, now, limit, charges.c.state == state)
 
 
 _never_begun = (charges.c.state == State.WAITING) & charges.c.due_at.is_(None)

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 
 from models.charges import Charge, State, read_in_order
-from models.database import insert_in
+from models.database import insert_in, lock_past
 from models.rows import fixed, items, packed, unpacked
 from models.tables import Instant, charges, leases
 
@@ -153,14 +153,7 @@ def held(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
 
 def lock_over(connection: Connection, now: datetime, limit: int) -> list[str]:
     """The holders whose lease is over, longest first, locked until the transaction ends; not those that others lock."""
-    over = (
-        select(leases.c.holder)
-        .where(leases.c.until <= now)
-        .order_by(leases.c.until)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return list(connection.execute(over).scalars())
+    return lock_past(connection, leases.c.holder, leases.c.until, now, limit)
 
 
 def lock_dead(connection: Connection, holders: Collection[str]) -> list[Charge]:

@@ -87,7 +87,7 @@ def charge(
     rows = [_row(one) for one in made.values()]
     new = _insert(connection, rows, State.SENDING, now, holder=holder, lease_until=lease_until)
     in_job_order = (made[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in new)
-    short = _post(connection, [_debit(one, new) for one in in_job_order if one.payer is not None], now)
+    short = _post(connection, [_debit(one, new[one.job_id]) for one in in_job_order if one.payer is not None], now)
     stand = {
         **made,
         **_refuse_unaffordable(connection, made, short, now),
@@ -107,14 +107,14 @@ def charge_bulk(
     people = fence(connection, {bulk.sender})
     sender = people.get(bulk.sender)
     made = _made(bulk, sender, State.BULK, now)
-    row = {**_row(made), "payer": None, "messages": len(messages)}
+    row = {**_row(made), "payer": None, "messages": len(messages) if sender else None}
     if bulk.job_id not in _insert(connection, [row], State.BULK, now, due_at=due_at):
         return charging.read(connection, [bulk.job_id])[bulk.job_id]
     if sender is None:
         return made
     account_id = _account_ids(connection, {sender.owner})[sender.owner, bulk.kind]
     _insert_messages(connection, made, messages, account_id, now)
-    short = _post(connection, [_debit(made, {made.job_id: account_id})], now)
+    short = _post(connection, [_debit(made, account_id)], now)
     if short:
         # Rare enough that all others are spared the two round trips of a savepoint.
         connection.execute(delete(charges).where(charges.c.bulk_id == bulk.job_id))
@@ -303,8 +303,8 @@ def _made(job: Job, sender: Person | None, state: State, now: datetime, holder: 
     )
 
 
-def _debit(one: Charge, account_ids: Mapping[str, int | None]) -> Move:
-    return Move(cast("int", account_ids[one.job_id]), -one.credits, f"charge:{one.job_id}")
+def _debit(one: Charge, account_id: int | None) -> Move:
+    return Move(cast("int", account_id), -one.credits, f"charge:{one.job_id}")
 
 
 def _row(one: Charge) -> dict[str, Any]:
@@ -362,7 +362,6 @@ def _insert_charges(dialect: str, leased: bool) -> list[Executable]:  # noqa: FB
     refused = given.c.reason.is_not(None)
     values: dict[str, ColumnElement[Any]] = {
         **{name: given.c[name] for name in own},
-        "messages": case((refused, None), else_=given.c.messages),
         "account_id": accounts.c.id,
         "refunded": fixed(0),
         "state": case((refused, fixed(State.REFUSED)), else_=bindparam("state", type_=String)),

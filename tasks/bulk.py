@@ -4,8 +4,6 @@ The bulk worker only charges; the messages then wait for the workers of their ki
 workers fails, the sweeper does it.
 """
 
-from datetime import timedelta
-
 import structlog
 from celery import shared_task
 
@@ -16,10 +14,7 @@ from models.charges import Job, State
 from models.messages import SendMany, SendManyEmails, SendManySms
 from tasks.context import Context, Json
 from tasks.door import Door
-from tasks.sending import enqueue_resume, require_same_job
-
-LOOK_AGAIN = timedelta(seconds=60)
-"""When the sweeper looks whether the messages were really taken up."""
+from tasks.sending import LOOK_AGAIN, enqueue_resume, require_same_job
 
 
 def send_many(context: Context, task: str, bulk: SendMany) -> Json:

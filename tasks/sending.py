@@ -6,6 +6,7 @@ said is settled in a second short transaction. Whoever dies in between leaves a 
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from itertools import chain
 from typing import cast
 
@@ -23,6 +24,8 @@ from tasks.door import Door, InnerDoor
 
 log = structlog.get_logger(__name__)
 
+LOOK_AGAIN = timedelta(seconds=60)
+"""A job that was put on its queue is put there again if nobody has taken it up by then."""
 CHUNK = 100
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 

@@ -17,7 +17,7 @@ from models.judging import judge_death
 from models.ledger import Settlement
 from tasks.context import Context, Json
 from tasks.door import InnerDoor
-from tasks.sending import enqueue_resume
+from tasks.sending import LOOK_AGAIN, enqueue_resume
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +29,6 @@ LEASES_AT_ONCE = 10
 ERASED_AT_ONCE = 500
 ROLLED_AT_ONCE = 100_000
 """Entries that one round rolls up, in several transactions."""
-LOOK_AGAIN = timedelta(seconds=60)
-"""A job that was put on its queue is put there again if nobody has taken it up by then."""
 
 
 def sweep(context: Context) -> Json:
@@ -42,8 +40,7 @@ def sweep(context: Context) -> Json:
     messages = context.database.transact(
         lambda connection: take_due_bulks(connection, now, now + LOOK_AGAIN, BULKS_AT_ONCE)
     )
-    for kind in KINDS:  # nobody can have died over what was never begun
-        enqueue_resume(context, kind, {one.job_id: one.attempts for one in messages if one.kind == kind})
+    _enqueue_together(context, messages)  # nobody can have died over what was never begun
     before = now - context.keep_dead
     erased = context.database.transact(lambda connection: dead.erase(connection, before, ERASED_AT_ONCE))
     return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
@@ -56,12 +53,15 @@ def enqueue_due(context: Context, due: Sequence[Due]) -> None:
     """
     job_ids = [job.job_id for job in due]
     suspects = context.database.look(lambda connection: charging.with_deaths(connection, job_ids)) if due else set()
-    for kind in KINDS:
-        harmless = (job for job in due if job.kind == kind and job.job_id not in suspects)
-        enqueue_resume(context, kind, {job.job_id: job.attempts for job in harmless})
+    _enqueue_together(context, [job for job in due if job.job_id not in suspects])
     for job in due:
         if job.job_id in suspects:
             enqueue_resume(context, job.kind, {job.job_id: job.attempts})
+
+
+def _enqueue_together(context: Context, due: Sequence[Due]) -> None:
+    for kind in KINDS:
+        enqueue_resume(context, kind, {job.job_id: job.attempts for job in due if job.kind == kind})
 
 
 def end_dead_attempts(context: Context) -> list[Settlement]:
