@@ -60,7 +60,7 @@ chaos: $(READY) ## Kill, stop and cut everything under load, and count what was 
 	@exec $(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
-	@exec $(BIN)/python -m tests.bench $(BENCH)
+	@exec $(BIN)/python -m bench $(BENCH)
 
 clean: ## Remove .venv and every cache; var/, where messages and money are, stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

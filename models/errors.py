@@ -1,22 +1,23 @@
-"""Why a job was refused, or did not reach anybody: a closed list, and the one exception that carries an entry of it.
+"""Every error that Postage raises on purpose, and the closed list of reasons for a refusal.
 
-    PostageError
-    ├── Refused              expected: answered and recorded with its reason, nothing was changed
-    └── DatabaseBehindError  the database lacks a migration this code needs
+    PostageError                something expected; its message is a sentence that a person can act on
+    ├── Refused                 a job was refused: answered and recorded with its reason, nothing was changed
+    └── OperatorError           a command or a process cannot go on until somebody mends what the sentence names
+        └── DatabaseBehindError the database lacks a migration that this code needs
 
-Anything else that is raised is a bug and is left to be loud.
+Anything else that is raised is a bug, and stays loud.
 """
 
 import enum
 
 
 class Reason(enum.StrEnum):
-    """Every reason an answer may give. Each answer adds a sentence (`detail`) that a person can act on."""
+    """Every reason that an answer may give. Each answer adds a sentence (`detail`) that a person can act on."""
 
     INVALID_JOB = "invalid_job"
-    """The message itself is wrong: a field is missing, unknown, of another type, or out of bounds."""
+    """A field of the message is missing, unknown, of the wrong type, or out of bounds."""
     CONFLICTING_JOB = "conflicting_job"
-    """The id was used before, with other content."""
+    """The id was used before with other content."""
     UNKNOWN_USER = "unknown_user"
     """A user named in the message was never saved."""
     UNKNOWN_PLAN = "unknown_plan"
@@ -24,33 +25,33 @@ class Reason(enum.StrEnum):
     INSUFFICIENT_CREDITS = "insufficient_credits"
     """The payer's balance is smaller than the cost."""
     NOT_PERMITTED = "not_permitted"
-    """The person's role lacks a right that is needed."""
+    """The user's role lacks a right that the job needs."""
     OTHER_ORGANIZATION = "other_organization"
-    """The people named belong to different organizations."""
+    """The users named belong to different organizations."""
     OWNER_IS_CREDIT_USER = "owner_is_credit_user"
     """The chosen credit owner uses somebody else's credits."""
     USER_HAS_CREDIT_USERS = "user_has_credit_users"
-    """The user's own credits are used by others."""
+    """Other users spend this user's credits."""
     PURCHASE_FOR_SELF_WHILE_SHARING = "purchase_for_self_while_sharing"
     """A credit user asked for credits of their own."""
     BILLING_INFORMATION_MISSING = "billing_information_missing"
     """Neither the order nor the buyer has billing information."""
     RECIPIENT_REFUSED = "recipient_refused"
-    """The carrier will take the message for none of its recipients."""
+    """The carrier refused every recipient for good."""
     CARRIER_REFUSED = "carrier_refused"
-    """The carrier will never take the message."""
+    """The carrier refused the message for good."""
     CARRIER_UNAVAILABLE = "carrier_unavailable"
-    """The carrier could not be reached, or said not now, until the attempts were used up."""
+    """The carrier could not be reached, or said "not now", until the attempts were used up."""
     NOT_FOUND = "not_found"
-    """What the message names does not exist, or not for this viewer."""
+    """What the message names does not exist, or this viewer may not know that it does."""
 
 
 class PostageError(Exception):
-    """The root of what Postage raises on purpose."""
+    """The root of everything that Postage raises on purpose."""
 
 
-class Refused(PostageError):  # noqa: N818  a refusal is an outcome of the trade, not an error of the program
-    """A job was refused; `reason` says why, `detail` what to do about it."""
+class Refused(PostageError):  # noqa: N818  a refusal is a normal outcome, not an error of the program
+    """A job was refused: `reason` says why, `detail` what to do about it."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -58,5 +59,9 @@ class Refused(PostageError):  # noqa: N818  a refusal is an outcome of the trade
         self.detail = detail
 
 
-class DatabaseBehindError(PostageError):
+class OperatorError(PostageError):
+    """Something that an operator must mend. The message says what is wrong and what to do."""
+
+
+class DatabaseBehindError(OperatorError):
     """The database lacks migrations that this code needs. Run `postage migrate`."""

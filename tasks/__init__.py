@@ -1,1 +1,1 @@
-"""The hall: one thin module per kind of job. A use case is one plain function; its Celery task is a doorstep."""
+"""The hall: the use cases, one plain function each, and the thin Celery tasks around them."""

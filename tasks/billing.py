@@ -1,88 +1,92 @@
-"""credits.purchase, credits.set_owner, and the saving of users, roles and plans: one short transaction each."""
+"""`credits.purchase`, `credits.set_owner`, and the saving of users, roles and plans: one short transaction each."""
 
 from celery import shared_task
+from sqlalchemy import Connection
 
-from models import orders, sharing, users
-from models.messages import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
-from tasks.context import Context, Json
-from tasks.door import Door
+from models.messages.base import Json
+from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.money import ledger
+from models.money.orders import place_order, upsert_plan
+from models.users.roles import upsert_role
+from models.users.sharing import set_credit_owner
+from models.users.users import upsert_user
+from tasks.base import PostageTask
+from tasks.context import Context
 
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
     digest = order.digest("credits.purchase")
-    made = context.database.transact(lambda connection: orders.purchase(connection, order, digest, context.now()))
-    return {
-        "order_id": order.order_id,
-        "status": "done",
-        "reason": None,
-        "detail": None,
-        "buyer": made.buyer_id,
-        "paid_by": made.buyer_id,
-        "owner": made.owner_id,
-        "credits": {"email": made.email, "sms": made.sms},
-        "amount": made.amount,
-        "currency": made.currency,
-    }
+    placed = context.database.write(lambda connection: place_order(connection, order, digest, context.now()))
+    return {"order_id": order.order_id} | _done(
+        buyer=placed.buyer_id,
+        paid_by=placed.buyer_id,
+        owner=placed.owner_id,
+        credits={"email": placed.email, "sms": placed.sms},
+        amount=placed.amount,
+        currency=placed.currency,
+    )
 
 
 def set_owner(context: Context, change: SetOwner) -> Json:
-    """Make a user spend another's credits from now on, or their own again."""
+    """Let a user spend another's credits from now on, or their own again."""
     digest = change.digest("credits.set_owner")
-    context.database.transact(lambda connection: sharing.set_owner(connection, change, digest, context.now()))
-    return {
-        "change_id": change.change_id,
-        "status": "done",
-        "reason": None,
-        "detail": None,
-        "user": change.user,
-        "owner": change.owner,
-    }
+    context.database.write(lambda connection: set_credit_owner(connection, change, digest, context.now()))
+    return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
 def save_user(context: Context, user: SaveUser) -> Json:
-    """Make or change a user."""
-    context.database.transact(lambda connection: users.save_user(connection, user, context.now()))
-    return {"status": "done", "reason": None, "detail": None, "user_id": user.user_id}
+    """Make a user with empty accounts, or change one."""
+
+    def save(connection: Connection) -> None:
+        if upsert_user(connection, user, context.now()):
+            ledger.open_accounts(connection, user.user_id)
+
+    context.database.write(save)
+    return _done(user_id=user.user_id)
 
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.transact(lambda connection: users.save_role(connection, role))
-    return {"status": "done", "reason": None, "detail": None, "organization": role.organization, "role": role.role}
+    context.database.write(lambda connection: upsert_role(connection, role))
+    return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.transact(lambda connection: orders.save_plan(connection, plan))
-    return {"status": "done", "reason": None, "detail": None, "plan": plan.plan}
+    context.database.write(lambda connection: upsert_plan(connection, plan))
+    return _done(plan=plan.plan)
 
 
-@shared_task(name="credits.purchase", base=Door)
+def _done(**fields: object) -> Json:
+    return {"status": "done", "reason": None, "detail": None, **fields}
+
+
+@shared_task(name="credits.purchase", base=PostageTask)
 def credits_purchase(context: Context, message: Purchase) -> Json:
     """A purchase."""
     return purchase(context, message)
 
 
-@shared_task(name="credits.set_owner", base=Door)
+@shared_task(name="credits.set_owner", base=PostageTask)
 def credits_set_owner(context: Context, message: SetOwner) -> Json:
     """A change of credit owner."""
     return set_owner(context, message)
 
 
-@shared_task(name="users.save", base=Door)
+@shared_task(name="users.save", base=PostageTask)
 def users_save(context: Context, message: SaveUser) -> Json:
     """A user."""
     return save_user(context, message)
 
 
-@shared_task(name="roles.save", base=Door)
+@shared_task(name="roles.save", base=PostageTask)
 def roles_save(context: Context, message: SaveRole) -> Json:
     """A role."""
     return save_role(context, message)
 
 
-@shared_task(name="plans.save", base=Door)
+@shared_task(name="plans.save", base=PostageTask)
 def plans_save(context: Context, message: SavePlan) -> Json:
     """A plan."""
     return save_plan(context, message)

@@ -1,28 +1,34 @@
-"""email.send_many and sms.send_many: up to 500 messages in one job, charged together or not at all.
+"""`email.send_many` and `sms.send_many`: up to 500 messages in one job, charged together or not at all.
 
-The bulk worker only charges; the messages then wait for the workers of their kind, like a retry does. If telling those
-workers fails, the sweeper does it.
+The bulk worker only charges. The messages then wait for the workers of their kind, like a job that is tried again. If
+those workers could not be told, the sweeper tells them.
 """
 
-import structlog
 from celery import shared_task
 
-from models import charges as charging
-from models import ledger
-from models.answers import bulk_answer
-from models.charges import Job, State
-from models.messages import SendMany, SendManyEmails, SendManySms
-from tasks.context import Context, Json
-from tasks.door import Door
-from tasks.sending import LOOK_AGAIN, enqueue_resume, require_same_job
+from models.messages.base import Json
+from models.messages.bulk import SendMany, SendManyEmails, SendManySms
+from models.sends.answers import answer_to, bulk_answer
+from models.sends.charges import SendJob, State, bulk_message_id
+from models.sends.charging import charge_bulk_job
+from tasks.base import PostageTask
+from tasks.context import Context
+from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
 
 
 def send_many(context: Context, task: str, bulk: SendMany) -> Json:
-    """Charge every message of a bulk job in one transaction, and have them sent."""
+    """Charge every message of a bulk job in one transaction, and have them sent.
+
+    Raises
+    ------
+    Refused
+        `invalid_job` or `conflicting_job`.
+
+    """
     digest = bulk.digest(task)
     bulk_id = bulk.job_id or ""
     messages = list(bulk.each())
-    whole = Job(
+    job = SendJob(
         job_id=bulk_id,
         task=task,
         kind=bulk.kind,
@@ -32,31 +38,25 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
         content={},
     )
     now = context.now()
-    charge = context.database.transact(
-        lambda connection: ledger.charge_bulk(connection, whole, messages, now=now, due_at=now + LOOK_AGAIN)
+    charge = context.database.write(
+        lambda connection: charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
     )
-    require_same_job(charge, digest)
-    structlog.contextvars.bind_contextvars(payer=charge.payer)
-    if charge.fresh and charge.state is State.BULK:
-        enqueue_resume(context, whole.kind, {ledger.message_id(bulk_id, place): 0 for place in range(len(messages))})
-        return bulk_answer(charge, {State.WAITING: len(messages)}, charge.payer, charge.credits)
-    return context.database.look(
-        lambda connection: bulk_answer(
-            charge,
-            charging.count_states(connection, bulk_id),
-            charging.bulk_payer(connection, bulk_id),
-            charging.charged_now(connection, bulk_id),
-        )
-    )
+    refusal = conflict(charge, digest)
+    if refusal is not None:
+        raise refusal
+    if not (charge.is_new and charge.state is State.BULK):
+        return context.database.read(lambda connection: answer_to(connection, charge))
+    enqueue_resume(context, job.kind, {bulk_message_id(bulk_id, place): 0 for place in range(len(messages))})
+    return bulk_answer(charge, {State.WAITING: len(messages)}, payer=charge.payer, credits_now=charge.credits)
 
 
-@shared_task(name="email.send_many", base=Door, ignore_result=True)
+@shared_task(name="email.send_many", base=PostageTask, ignore_result=True)
 def email_send_many(context: Context, message: SendManyEmails) -> Json:
     """Up to 500 emails."""
     return send_many(context, "email.send_many", message)
 
 
-@shared_task(name="sms.send_many", base=Door, ignore_result=True)
+@shared_task(name="sms.send_many", base=PostageTask, ignore_result=True)
 def sms_send_many(context: Context, message: SendManySms) -> Json:
     """Up to 500 text messages."""
     return send_many(context, "sms.send_many", message)

@@ -1,51 +1,55 @@
-"""Enqueuing from Python, many jobs a round trip. It needs the broker alone: no database, no settings, no worker.
+"""Enqueuing from Python, many jobs a round trip. It needs only the broker: no database, no settings, no worker.
 
     app = producer_app("redis://127.0.0.1:6379/0")
     enqueue(app, [SendEmail(job_id="invoice-4711", sender="mary", to=["you@example.org"], subject="Hello", text="Hi!")])
 
-Every message is made by Celery's own `send_task`, inside kombu's batch: on the wire nothing differs from a job that
-was sent alone.
+Celery's own `send_task` makes every message, inside kombu's batch: on the wire it is like a job that was sent alone.
 """
 
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from celery import Celery
 from kombu import Producer
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # new in kombu 5.7
 
 from models.errors import PostageError, Reason, Refused
-from models.messages import MESSAGES, Message, Send, SendMany, View, printable, read
-from tasks.naming import KEYS, named, summary
+from models.messages.base import Json, TaskMessage
+from models.messages.bulk import SendMany
+from models.messages.sends import Send
+from models.messages.views import View
+from models.messages.wire import MESSAGES, parse
+from models.text import sanitize
+from tasks.job_ids import ID_FIELDS, first_id, redacted_args
 from tasks.queues import ROUTES
 
-Job = Message | tuple[str, dict[str, Any]]
+JobLike = TaskMessage | tuple[str, Json]
 """A message, or the name of a task and the JSON object that it takes."""
 
-JOBS_AT_ONCE = 500
+JOBS_BATCH = 500
 """Jobs published in one round trip, at most."""
-CHARACTERS_AT_ONCE = 4_000_000
-"""A batch that has grown to this many characters is published: large emails must not fill the memory."""
+TASK_NAME_MAX = 64
+"""Characters of the name of an unknown task that are repeated."""
+CHARACTERS_BATCH = 4_000_000
+"""A batch of this many characters is published at once: large emails must not fill the memory."""
 TASKS = {message: task for task, message in MESSAGES.items() if message is not View}
-"""The task that a message is for. A plain `View` fits several: those are enqueued by name and object."""
+"""The task that takes a message. A plain `View` fits several tasks; those are enqueued by name and object."""
 CONNECTING = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
-"""Tried four times within a second, then the broker is away."""
+"""After four tries within a second the broker counts as away."""
 TIMEOUTS = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
-"""Without these a call to a frozen broker waits for ever."""
+"""Without timeouts, a call to a broker that stands still would wait for ever."""
 NO_KEY = "`job_id`: must be there, made before the first try: with it, publishing a job again is harmless."
 
 
 class EnqueueError(PostageError):
-    """Not all jobs were enqueued: the first `published` were. As a text it tells what happened."""
+    """Only the first `published` jobs were enqueued. The message says what happened."""
 
     published = 0
 
 
 class InvalidJobError(EnqueueError):
-    """The job at `index`, counted from 0, is not valid, for the reason `why`. Nothing of its batch was published."""
+    """The job at `index` (from 0) is not valid, and `why` says why. No job of its batch was published."""
 
     def __init__(self, index: int, name: str, why: str) -> None:
         super().__init__(index, name, why)
@@ -71,15 +75,15 @@ class BrokerAwayError(EnqueueError):
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """A job that its worker will be able to read."""
+    """A job that its worker will be able to parse."""
 
     task: str
-    given: dict[str, Any]
+    given: Json
     characters: int
 
 
 class _Sent:
-    """What `send_task` makes of a task that was sent: its id alone, and nobody who listens for an answer."""
+    """What `send_task` returns for a task that was sent: its id, without a subscription to its answer."""
 
     def __init__(self, task_id: str) -> None:
         self.id = task_id
@@ -87,7 +91,7 @@ class _Sent:
 
 
 def producer_app(broker_url: str, results_url: str | None = None) -> Celery:
-    """A Celery app that knows Postage's queues. `results_url` is needed only to read answers with `.get()`."""
+    """Return a Celery app that knows Postage's queues. `results_url` is needed only to read answers with `.get()`."""
     app = Celery("producer", broker=broker_url, backend=results_url, set_as_current=False)
     app.conf.update(
         broker_transport_options=TIMEOUTS,
@@ -98,21 +102,21 @@ def producer_app(broker_url: str, results_url: str | None = None) -> Celery:
     return app
 
 
-def enqueue(app: Celery, jobs: Iterable[Job]) -> list[str]:
+def enqueue(app: Celery, jobs: Iterable[JobLike]) -> list[str]:
     """Put jobs on their queues, through any Celery app with Postage's broker. Returns their Celery task ids, in order.
 
-    The jobs of a list are all checked before the first is published. What any other iterable gives is checked and
-    published batch by batch, so there may be more of it than fits into memory.
+    All jobs of a list are checked before the first is published. Those of any other iterable are checked and published
+    batch by batch, so there may be more of them than fit into memory.
 
     Raises
     ------
     InvalidJobError
-        Naming the first job that no worker could read, or that lacks its `job_id`.
+        Naming the first job that no worker could parse, or that lacks its `job_id`.
     BrokerAwayError
         Saying how much was published. The same jobs can be enqueued again.
 
     """
-    checked: Iterable[_Checked] = _each_checked([jobs] if isinstance(jobs, Message) else jobs)
+    checked: Iterable[_Checked] = _each_checked([jobs] if isinstance(jobs, TaskMessage) else jobs)
     task_ids: list[str] = []
     try:
         for batch in _batches(list(checked) if isinstance(jobs, Sequence) else checked):
@@ -120,7 +124,7 @@ def enqueue(app: Celery, jobs: Iterable[Job]) -> list[str]:
     except EnqueueError as error:
         error.published = len(task_ids)
         raise
-    except Exception as error:  # of the caller's own iterable
+    except Exception as error:  # raised by the caller's iterable
         error.add_note(_so_far(len(task_ids)))
         raise
     return task_ids
@@ -137,25 +141,25 @@ def _so_far(published: int, uncertain: int = 0) -> str:
 # -- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _each_checked(jobs: Iterable[Job]) -> Iterator[_Checked]:
+def _each_checked(jobs: Iterable[JobLike]) -> Iterator[_Checked]:
     for index, job in enumerate(jobs):
         task, given = _on_the_wire(job)
         try:
-            yield check(task, given)
+            yield check_job(task, given)
         except Refused as why:
-            name = f"{printable(task)}, {named(given, KEYS) or 'no valid id'}"
+            name = f"{sanitize(task, TASK_NAME_MAX)}, {first_id(given, ID_FIELDS) or 'no valid id'}"
             raise InvalidJobError(index, name, why.detail) from None
 
 
-def _on_the_wire(job: Job) -> tuple[str, dict[str, Any]]:
-    """The task of a job, and its object with the fields that were given."""
-    if isinstance(job, Message):
+def _on_the_wire(job: JobLike) -> tuple[str, Json]:
+    """Return the task of a job, and its object with the fields that were given."""
+    if isinstance(job, TaskMessage):
         return TASKS.get(type(job), type(job).__name__), job.model_dump(mode="json", exclude_unset=True)
     return job
 
 
-def check(task: str, given: dict[str, Any]) -> _Checked:
-    """Read a job as its worker will, and make sure that it can be published twice without harm.
+def check_job(task: str, given: Json) -> _Checked:
+    """Parse a job as its worker will, and make sure that it can be published twice without harm.
 
     Raises
     ------
@@ -165,11 +169,12 @@ def check(task: str, given: dict[str, Any]) -> _Checked:
     """
     if task not in MESSAGES:
         raise Refused(Reason.INVALID_JOB, f"the tasks are {', '.join(MESSAGES)}.")
-    message = read(task, given)
+    message = parse(task, given)
     if isinstance(message, Send) and message.job_id is None:
         raise Refused(Reason.INVALID_JOB, NO_KEY)
     if isinstance(message, SendMany):
-        deque(message.each(), maxlen=0)
+        for _ in message.each():  # checks every message
+            pass
     return _Checked(task, given, len(message.model_dump_json()))
 
 
@@ -182,7 +187,7 @@ def _batches(jobs: Iterable[_Checked]) -> Iterator[list[_Checked]]:
     for job in jobs:
         batch.append(job)
         characters += job.characters
-        if len(batch) == JOBS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+        if len(batch) == JOBS_BATCH or characters >= CHARACTERS_BATCH:
             yield batch
             batch, characters = [], 0
     if batch:
@@ -190,37 +195,44 @@ def _batches(jobs: Iterable[_Checked]) -> Iterator[list[_Checked]]:
 
 
 def _publish(app: Celery, batch: Sequence[_Checked]) -> list[str]:
-    """Publish a batch in one round trip, or raise `BrokerAwayError`."""
+    """Publish a batch in one round trip.
+
+    Raises
+    ------
+    BrokerAwayError
+        If the broker could not be used.
+
+    """
     uncertain = 0
     with app.producer_or_acquire() as producer:
         try:
             producer.connection.ensure_connection(**CONNECTING)
             uncertain = len(batch)
-            with producer.batch(max_size=JOBS_AT_ONCE):
+            with producer.batch(max_size=JOBS_BATCH):
                 return [_send(app, producer, job) for job in batch]
         except (OperationalError, BatchPublishError) as error:
-            # Not chained: what redis says of a refused command shows the beginning of the message.
+            # Not chained, because redis repeats the beginning of the message when it refuses a command.
             raise BrokerAwayError(producer.connection.as_uri(), _words(error), uncertain) from None
 
 
 def _words(error: Exception) -> str:
-    """What the broker or its driver said, on one line, without the command."""
+    """Return what the broker or its driver said, on one line, without the command."""
     said = re.sub(r"^Command # \d+ .* of pipeline caused error: ", "", str(error.__cause__ or error), flags=re.DOTALL)
-    return " ".join(said.split()).rstrip(".")
+    return sanitize(said).rstrip(".")
 
 
 def _send(app: Celery, producer: Producer, job: _Checked) -> str:
-    """Have Celery make the message, and kombu keep it until the batch is complete."""
+    """Let Celery make the message, which kombu keeps until the batch is complete."""
     sent = app.send_task(
         job.task,
         args=[job.given],
         queue=str(ROUTES[job.task]),
-        argsrepr=summary([job.given]),
+        argsrepr=redacted_args([job.given]),
         serializer="json",
         producer=producer,
-        retry=False,  # a batch is published once; whether again is the caller's decision
-        declare=[],  # a queue of Redis is there when something is in it
-        ignore_result=True,  # what is kept is for the worker to say; a producer's app would subscribe to each answer
+        retry=False,  # a batch is published once; the caller decides whether to try again
+        declare=[],  # on Redis a queue exists as soon as it holds something
+        ignore_result=True,  # else the producer's app would subscribe to each answer; the worker decides what is kept
         add_to_parent=False,
         result_cls=_Sent,  # type: ignore[arg-type]
     )

@@ -1,43 +1,41 @@
-"""All that a task may reach: one object, given by the app."""
+"""Everything that a task may reach: one object, given by the app."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from models.carriers import Carrier
-from models.charges import Charge
-from models.database import Database
-from models.fields import Kind
-from models.retrying import Patience
-from tasks.together import Hands, Together
+from models.database.engine import Database
+from models.messages.base import Json
+from models.messages.fields import Kind
+from models.sends.carrier import Carrier
+from models.sends.charges import Charge
+from models.sends.retry_policy import RetryPolicy
+from tasks.concurrency import DeliveryPool, GroupCommit
 
-Json = dict[str, Any]
-HANDS = 16
-"""Threads of a process that call carriers for jobs that came together."""
+DELIVERY_THREADS = 16
 
 
 def utc_now() -> datetime:
-    """The time."""
+    """Return the time."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The database, the carrier of each kind, a way to enqueue a task with its object, patience, and the clock.
+    """The database, the carrier of each kind, a function that enqueues a task with its object, and the clock.
 
-    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `hands` call carriers, several at a
-    time, and `handing` notes together what is being handed over at the same moment.
+    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `delivery_pool` has the threads that
+    call carriers. `handovers` notes in one transaction all messages that are being handed over at the same moment.
     """
 
     database: Database
     carriers: Mapping[Kind, Carrier]
     enqueue: Callable[[str, Json], None]
-    patience: Patience = field(default_factory=Patience)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
     now: Callable[[], datetime] = utc_now
-    hands: Hands = field(default_factory=lambda: Hands(HANDS))
-    handing: Together[Charge, set[str]] = field(default_factory=Together)
+    delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
+    handovers: GroupCommit[Charge, set[str]] = field(default_factory=GroupCommit)
 
     @property
     def keeps_dead(self) -> bool:
@@ -45,8 +43,8 @@ class Context:
         return self.keep_dead > timedelta(0)
 
     def close(self) -> None:
-        """Let go of every connection."""
-        self.hands.close()
+        """Close every connection."""
+        self.delivery_pool.close()
         for carrier in self.carriers.values():
             carrier.close()
         self.database.close()

@@ -1,6 +1,6 @@
-"""Delivery: attempts at the carrier, several at a time, and their ends, written together where they come together.
+"""Delivery: attempts at the carrier, several at a time, and their settlements, several in one transaction.
 
-No database connection is held while a carrier is called. Whoever dies in between leaves a lease that ends.
+No database connection is held while a carrier is called. A worker that crashes in between leaves a lease that expires.
 """
 
 import functools
@@ -10,122 +10,127 @@ from datetime import datetime
 
 import structlog
 
-from models import charges as charging
-from models import dead, holding, ledger
-from models.carriers import Carrier, Email, Outcome, Parcel, Sms
-from models.charges import Charge
-from models.judging import judge
-from models.ledger import Settlement
+from models.messages.base import Json
+from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Sms
+from models.sends.charges import Charge, find_charges
+from models.sends.leases import mark_handover, release_jobs
+from models.sends.outcomes import Settlement, settlement_for
+from models.sends.settling import settle, settled_charge
 from tasks.context import Context
 
 log = structlog.get_logger(__name__)
 
 
 class LeaseLostError(Exception):
-    """Somebody else has the job now: nothing more may be done for this attempt."""
+    """Another worker has the job now, so nothing more may be done for this attempt."""
 
 
 class TooLateError(Exception):
-    """The lease gives no time any more to begin this attempt."""
+    """The lease leaves no time to start this attempt."""
 
 
 def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
-    """Make one attempt for each charge that the caller holds, and settle it; gives the charges, settled, as they come.
+    """Make one attempt for each charge that the caller holds, and settle it; yields the settled charges as they come.
 
-    All are of one kind. Jobs for which the lease gives no time any more, or the worker, which is told to end, are
-    handed back. A bug with one of them is raised when all others are settled.
+    All are of one kind. Jobs for which the lease, or a worker that is shutting down, leaves no time are released. A bug
+    in one attempt is raised after all others are settled.
     """
     if not held:
         return
     carrier = context.carriers[held[0].kind]
-    attempt = functools.partial(_attempt, context, carrier, held[0], context.now() + context.patience.time_to_begin)
-    ended_before = 0
-    others: list[tuple[Charge, BaseException]] = []
-    busy = nullcontext if carrier.honours_job_id else context.handing.joined  # only others note the handing over
-    with closing(context.hands.each(attempt, held, carrier.at_once, busy)) as groups:
+    start_until = context.now() + context.retry_policy.start_window
+    attempt = functools.partial(_attempt, context, carrier, held[0], start_until)
+    membership = nullcontext if carrier.is_idempotent else context.handovers.member  # only these note their handovers
+    settled_before = 0
+    failed: list[tuple[Charge, BaseException]] = []
+    with closing(context.delivery_pool.run(attempt, held, carrier.concurrency, membership)) as groups:
         for group in groups:
-            ends = [end for _, end in group if isinstance(end, Settlement)]
-            yield _settle(context, ends, ended_before)
-            ended_before += len(ends)
-            others += [(charge, end) for charge, end in group if isinstance(end, BaseException)]
-    yield _hand_back(context, [charge for charge, error in others if isinstance(error, TooLateError)])
-    yield _as_they_stand(context, [charge.job_id for charge, error in others if isinstance(error, LeaseLostError)])
-    for _, error in others:
+            settlements = [result for _, result in group if isinstance(result, Settlement)]
+            yield _settle(context, settlements, settled_before)
+            settled_before += len(settlements)
+            failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
+    yield _release(context, [charge for charge, error in failed if isinstance(error, TooLateError)])
+    yield _find(context, [charge.job_id for charge, error in failed if isinstance(error, LeaseLostError)])
+    for _, error in failed:
         if not isinstance(error, (TooLateError, LeaseLostError)):
             raise error
 
 
-def _attempt(context: Context, carrier: Carrier, first: Charge, until: datetime, charge: Charge) -> Settlement:
-    """Hand one message over, and judge what its carrier says.
+def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: datetime, charge: Charge) -> Settlement:
+    """Hand one message over, and return what the carrier's answer means for its charge.
 
     Raises
     ------
     TooLateError
-        If it is not the first, and the time to begin is over, or the worker is told to end.
+        If it is not the first, and its time to start is over, or the worker is shutting down.
     LeaseLostError
-        If somebody else has the job now; nothing was handed over.
+        If another worker has the job now; nothing was handed over.
 
     """
-    if charge is not first and (context.now() > until or context.database.closing.is_set()):
+    if charge is not first and (context.now() > start_until or context.database.closing.is_set()):
         raise TooLateError
     structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
-    about_to_hand_over = functools.partial(_note_handing_over, context, charge)
+    before_handover = functools.partial(_note_handover, context, charge)
     try:
-        receipt = carrier.deliver(parcel_of(charge), about_to_hand_over).tidied()
+        receipt = carrier.deliver(outbound_message(charge), before_handover).sanitized()
     except LeaseLostError:
-        log.warning("the lease of this attempt ended before anything was handed over")
+        log.warning("lease expired before the handover; attempt abandoned")
         raise
-    end = judge(charge, receipt, patience=context.patience, ask_again=carrier.honours_job_id, now=context.now())
-    say = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
-    say("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=end.state)
-    return end
+    settlement = settlement_for(
+        charge, receipt, policy=context.retry_policy, is_idempotent=carrier.is_idempotent, now=context.now()
+    )
+    log_attempt = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
+    log_attempt("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)
+    return settlement
 
 
-def _note_handing_over(context: Context, charge: Charge) -> None:
-    """Commit, before the carrier can accept the message, that it may have: whoever comes after a crash must know.
+def _note_handover(context: Context, charge: Charge) -> None:
+    """Commit, before the carrier can accept the message, that it may have it: a successor must know after a crash.
 
-    One transaction notes all messages that are at this point at the same time.
+    One transaction notes all messages that are handed over at the same moment.
     """
 
-    def note(handed: Sequence[Charge]) -> set[str]:
+    def note(handed_over: Sequence[Charge]) -> set[str]:
         now = context.now()
-        return context.database.transact(lambda connection: holding.mark_handed(connection, handed, now))
+        return context.database.write(lambda connection: mark_handover(connection, handed_over, now))
 
-    if charge.job_id not in context.handing.ask(charge, note):
+    if charge.job_id not in context.handovers.submit(charge, note):
         raise LeaseLostError
 
 
-def _settle(context: Context, ends: Sequence[Settlement], ended_before: int) -> list[Charge]:
-    """Write how attempts ended, after others of the same lease, in one transaction. Gives the charges as they stand."""
-    if not ends:
+def _settle(context: Context, settlements: Sequence[Settlement], settled_before: int) -> list[Charge]:
+    """Settle attempts, after others of the same lease, in one transaction. Returns the charges as they stand then."""
+    if not settlements:
         return []
     now = context.now()
-    counted = context.database.transact(
-        lambda connection: dead.settle(connection, ends, now, keep_dead=context.keeps_dead, ended_before=ended_before)
+    counted = context.database.write(
+        lambda connection: settle(
+            connection, settlements, now, keep_dead=context.keeps_dead, settled_before=settled_before
+        )
     )
-    uncounted = {end.charge.job_id for end in ends} - {end.charge.job_id for end in counted}
+    uncounted = {one.charge.job_id for one in settlements} - {one.charge.job_id for one in counted}
     for job_id in uncounted:
-        log.warning("the lease of this attempt ended before it did: its outcome was not counted", job=job_id)
-    return [*(ledger.ended(end, now) for end in counted), *_as_they_stand(context, uncounted)]
+        log.warning("lease expired before the attempt ended; outcome ignored", job=job_id)
+    return [*(settled_charge(settlement, now) for settlement in counted), *_find(context, uncounted)]
 
 
-def _hand_back(context: Context, held: Sequence[Charge]) -> list[Charge]:
-    """Let go of jobs that were not begun. Returns the charges as they stand then."""
+def _release(context: Context, held: Sequence[Charge]) -> list[Charge]:
+    """Release jobs that were not attempted. Returns the charges as they stand then."""
     if not held:
         return []
-    context.database.transact(lambda connection: holding.hand_back(connection, held, context.now()))
-    return _as_they_stand(context, [charge.job_id for charge in held])
+    context.database.write(lambda connection: release_jobs(connection, held, context.now()))
+    return _find(context, [charge.job_id for charge in held])
 
 
-def _as_they_stand(context: Context, job_ids: Collection[str]) -> list[Charge]:
+def _find(context: Context, job_ids: Collection[str]) -> list[Charge]:
     if not job_ids:
         return []
-    return list(context.database.look(lambda connection: charging.read(connection, job_ids)).values())
+    return list(context.database.read(lambda connection: find_charges(connection, job_ids)).values())
 
 
-def parcel_of(charge: Charge) -> Parcel:
-    """The message as its carrier takes it."""
-    content = charge.content or {}
+def outbound_message(charge: Charge) -> OutboundMessage:
+    """Return the message of a charge as its carrier gets it."""
+    content: Json = charge.content or {}
     if charge.kind == "sms":
         return Sms(
             job_id=charge.job_id,

@@ -1,22 +1,22 @@
-"""Queues, and which task goes to which."""
+"""The queues, and which task goes to which of them."""
 
 import enum
 from collections.abc import Mapping
 
 
 class Queue(enum.StrEnum):
-    """One queue a kind of work, so that a campaign cannot hold up a purchase or a view."""
+    """One queue for each kind of work, so that a campaign cannot hold up a purchase or a view."""
 
     EMAIL = "email"
     """Single emails, and further attempts."""
     SMS = "sms"
     """Single text messages, and further attempts."""
     BULK = "bulk"
-    """Bulk jobs: charged here, sent by the workers of their kind."""
+    """Bulk jobs, which are charged here and sent by the workers of their kind."""
     BILLING = "billing"
     """Purchases, changes of owner, users, roles and plans."""
     VIEWS = "views"
-    """What people look at."""
+    """What users look at."""
     UPKEEP = "upkeep"
     """What beat asks for."""
 

@@ -1,4 +1,4 @@
-"""What beat asks for: due attempts, attempts whose holder is dead, dead letters that are old, usage, and audits."""
+"""What beat asks for: due attempts, attempts whose worker crashed, old dead letters, usage, and audits."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,127 +7,134 @@ import structlog
 from celery import shared_task
 from sqlalchemy import Connection
 
-from models import audit as auditing
-from models import charges as charging
-from models import dead, holding, usage
-from models.charges import State
-from models.due import Due, take_due, take_due_bulks
-from models.fields import KINDS
-from models.judging import judge_death
-from models.ledger import Settlement
-from tasks.context import Context, Json
-from tasks.door import InnerDoor
-from tasks.sending import LOOK_AGAIN, enqueue_resume
+from models.messages.base import Json
+from models.messages.fields import KINDS
+from models.reports.audit import run_audit
+from models.reports.rollup import roll_up_usage
+from models.sends.charges import State, ids_with_crashes
+from models.sends.dead_letters import erase_letters
+from models.sends.due import DueJob, claim_due, claim_due_bulks
+from models.sends.leases import delete_idle, lock_expired, lock_orphaned
+from models.sends.outcomes import Settlement, settlement_after_crash
+from models.sends.settling import settle
+from tasks.base import InternalTask
+from tasks.context import Context
+from tasks.sending import REDISPATCH_AFTER, enqueue_resume
 
 log = structlog.get_logger(__name__)
 
-SWEPT_AT_ONCE = 500
-BULKS_AT_ONCE = 20
+SWEEP_BATCH = 500
+BULK_BATCH = 20
 """Bulk jobs, each of up to 500 messages."""
-LEASES_AT_ONCE = 10
+LEASE_BATCH = 10
 """Leases that are ended in one transaction, each with the jobs of a batch."""
-ERASED_AT_ONCE = 500
-ROLLED_AT_ONCE = 100_000
+ERASE_BATCH = 500
+ROLL_UP_MAX = 100_000
 """Entries that one round rolls up, in several transactions."""
 
 
 def sweep(context: Context) -> Json:
-    """End dead attempts, enqueue what is due, and erase what was kept long enough."""
-    ended = end_dead_attempts(context)
+    """End orphaned attempts, enqueue what is due, and erase dead letters whose time is over."""
+    ended = end_orphaned_attempts(context)
     now = context.now()
-    due = context.database.transact(lambda connection: take_due(connection, now, now + LOOK_AGAIN, SWEPT_AT_ONCE))
+    next_due_at = now + REDISPATCH_AFTER
+    due = context.database.write(lambda connection: claim_due(connection, now, next_due_at, SWEEP_BATCH))
     enqueue_due(context, due)
-    messages = context.database.transact(
-        lambda connection: take_due_bulks(connection, now, now + LOOK_AGAIN, BULKS_AT_ONCE)
-    )
-    _enqueue_together(context, messages)  # nobody can have died over what was never begun
-    before = now - context.keep_dead
-    erased = context.database.transact(lambda connection: dead.erase(connection, before, ERASED_AT_ONCE))
+    messages = context.database.write(lambda connection: claim_due_bulks(connection, now, next_due_at, BULK_BATCH))
+    _enqueue(context, messages)  # no worker can have crashed over a message that was never begun
+    erase_before = now - context.keep_dead
+    erased = context.database.write(lambda connection: erase_letters(connection, erase_before, ERASE_BATCH))
     return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
 
 
-def enqueue_due(context: Context, due: Sequence[Due]) -> None:
-    """Ask for the next attempts: many in one message, but of a job over which a worker has died alone.
+def enqueue_due(context: Context, due: Sequence[DueJob]) -> None:
+    """Ask for the next attempts, many in one message, but for a job over which a worker has crashed separately.
 
-    It may be what killed the worker, and would take those along that are resumed with it.
+    It may be what made the worker crash, and would affect the jobs that are resumed with it.
     """
     job_ids = [job.job_id for job in due]
-    suspects = context.database.look(lambda connection: charging.with_deaths(connection, job_ids)) if due else set()
-    _enqueue_together(context, [job for job in due if job.job_id not in suspects])
+    suspects = context.database.read(lambda connection: ids_with_crashes(connection, job_ids)) if due else set()
+    _enqueue(context, [job for job in due if job.job_id not in suspects])
     for job in due:
         if job.job_id in suspects:
             enqueue_resume(context, job.kind, {job.job_id: job.attempts})
 
 
-def _enqueue_together(context: Context, due: Sequence[Due]) -> None:
+def _enqueue(context: Context, due: Sequence[DueJob]) -> None:
     for kind in KINDS:
         enqueue_resume(context, kind, {job.job_id: job.attempts for job in due if job.kind == kind})
 
 
-def end_dead_attempts(context: Context) -> list[Settlement]:
-    """End the attempts whose lease is over: each job is tried again, set aside, or unknown."""
-    dead_now: list[Settlement] = []
-    leases_ended = LEASES_AT_ONCE
-    while leases_ended == LEASES_AT_ONCE:  # as long as there may be more
-        ended, leases_ended = context.database.transact(lambda connection: _end_dead_attempts(context, connection))
-        dead_now += ended
-    for one in dead_now:
-        say = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning
-        say("a worker died", job=one.charge.job_id, sender=one.charge.sender, payer=one.charge.payer, state=one.state)
-    return dead_now
+def end_orphaned_attempts(context: Context) -> list[Settlement]:
+    """End the attempts whose lease has expired: each job is tried again, set aside, or unknown."""
+    ended: list[Settlement] = []
+    leases_ended = LEASE_BATCH
+    while leases_ended == LEASE_BATCH:  # there may be more
+        settlements, leases_ended = context.database.write(lambda connection: _end_orphaned(context, connection))
+        ended += settlements
+    for one in ended:
+        log_crash = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning
+        log_crash(
+            "worker crashed during an attempt",
+            job=one.charge.job_id,
+            sender=one.charge.sender,
+            payer=one.charge.payer,
+            state=one.state,
+        )
+    return ended
 
 
-def _end_dead_attempts(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
+def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
     now = context.now()
-    holders = holding.lock_over(connection, now, LEASES_AT_ONCE)
-    if not holders:
+    lease_ids = lock_expired(connection, now, LEASE_BATCH)
+    if not lease_ids:
         return [], 0
     settlements = [
-        judge_death(
+        settlement_after_crash(
             charge,
-            patience=context.patience,
-            ask_again=context.carriers[charge.kind].honours_job_id,
+            policy=context.retry_policy,
+            is_idempotent=context.carriers[charge.kind].is_idempotent,
             now=now,
         )
-        for charge in holding.lock_dead(connection, holders)
+        for charge in lock_orphaned(connection, lease_ids)
     ]
-    counted = dead.settle(connection, settlements, now, keep_dead=context.keeps_dead)
-    return counted, holding.forget_leases(connection, holders)
+    counted = settle(connection, settlements, now, keep_dead=context.keeps_dead)
+    return counted, delete_idle(connection, lease_ids)
 
 
 def audit(context: Context) -> Json:
-    """Check the invariants of the money on what is new; each fault is an error in the log."""
-    patience = timedelta(seconds=context.database.wait_s)
-    found = auditing.check(context.database, context.now(), patience=patience)
-    for one in found.findings:
-        log.error("audit finding", invariant=one.invariant, subject=one.subject, difference=one.difference)
-    return found.as_json()
+    """Check the invariants of the money on what is new; each finding is logged as an error."""
+    retried_for = timedelta(seconds=context.database.wait_s)
+    report = run_audit(context.database, context.now(), retried_for=retried_for)
+    for finding in report.findings:
+        log.error("audit finding", invariant=finding.invariant, subject=finding.subject, difference=finding.difference)
+    return report.as_json()
 
 
 def roll_up(context: Context) -> Json:
-    """Roll up usage until nothing is left, or enough is done for one round."""
+    """Roll usage up until nothing is left, or enough is done for one round."""
     rolled = 0
-    while rolled < ROLLED_AT_ONCE:
-        more = context.database.transact(usage.roll_up)
+    while rolled < ROLL_UP_MAX:
+        more = context.database.write(roll_up_usage)
         if not more:
             break
         rolled += more
     return {"status": "done", "rolled": rolled}
 
 
-@shared_task(name="upkeep.sweep", base=InnerDoor, ignore_result=True)
+@shared_task(name="upkeep.sweep", base=InternalTask, ignore_result=True)
 def upkeep_sweep(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
-    """One round of upkeep."""
+    """One sweep."""
     return sweep(context)
 
 
-@shared_task(name="upkeep.roll_up", base=InnerDoor, ignore_result=True)
+@shared_task(name="upkeep.roll_up", base=InternalTask, ignore_result=True)
 def upkeep_roll_up(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
-    """One round of rolling up usage."""
+    """One round of rolling usage up."""
     return roll_up(context)
 
 
-@shared_task(name="upkeep.audit", base=InnerDoor, ignore_result=True)
+@shared_task(name="upkeep.audit", base=InternalTask, ignore_result=True)
 def upkeep_audit(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
     """One audit of what is new."""
     return audit(context)

@@ -13,7 +13,7 @@ import pytest
 from tests.servers import PostgresServer, ValkeyServer
 
 if TYPE_CHECKING:
-    from models.database import Database
+    from models.database.engine import Database
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")
@@ -45,7 +45,7 @@ def valkey_url(valkey: ValkeyServer) -> str:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: PostgresServer) -> PostgresServer:
     """Give the PostgreSQL with a migrated database to copy."""
-    from models.migrations import migrate  # noqa: PLC0415  only tests with a database need it
+    from models.database.migrations import migrate  # noqa: PLC0415  only tests with a database need it
 
     postgres.create_database(TEMPLATE)
     migrate(postgres.url(TEMPLATE))
@@ -55,7 +55,7 @@ def migrated_postgres(postgres: PostgresServer) -> PostgresServer:
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a migrated SQLite file to copy."""
-    from models.migrations import migrate  # noqa: PLC0415  only tests with a database need it
+    from models.database.migrations import migrate  # noqa: PLC0415  only tests with a database need it
 
     file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     migrate(f"sqlite:///{file}")
@@ -92,7 +92,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def database(database_url: str) -> Iterator["Database"]:
     """Give a fresh migrated database, closed after the test."""
-    from models.database import Database  # noqa: PLC0415  only tests with a database need it
+    from models.database.engine import Database  # noqa: PLC0415  only tests with a database need it
 
     database = Database(database_url)
     yield database

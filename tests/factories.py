@@ -6,12 +6,19 @@ from typing import Any
 
 from sqlalchemy import select
 
-from models import orders, sharing, users
-from models.charges import Job
-from models.database import Database
-from models.messages import Purchase, SaveRole, SaveUser, SendEmail, SendMany, SendOne, SendSms, SetOwner, read
-from models.tables import accounts
-from tasks.sending import job_of
+from models.database.engine import Database
+from models.database.schema import accounts
+from models.messages.billing import Purchase, SaveRole, SaveUser, SetOwner
+from models.messages.bulk import SendMany
+from models.messages.sends import SendEmail, SendOne, SendSms
+from models.messages.wire import parse
+from models.money.ledger import open_accounts
+from models.money.orders import place_order
+from models.sends.charges import SendJob
+from models.users.roles import upsert_role
+from models.users.sharing import set_credit_owner
+from models.users.users import upsert_user
+from tasks import sending
 from tests.fakes import NOON
 
 Json = dict[str, Any]
@@ -25,18 +32,19 @@ def save_people(database: Database, now: datetime = NOON) -> None:
 
     John and olga have billing information, peter has his own, mary has none.
     """
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         for organization in ("acme", "other"):
             rights: Any = ["view_user_list", "edit_user"]
-            users.save_role(connection, SaveRole(organization=organization, role="admin", rights=rights))
-            users.save_role(connection, SaveRole(organization=organization, role="member", rights=[]))
+            upsert_role(connection, SaveRole(organization=organization, role="admin", rights=rights))
+            upsert_role(connection, SaveRole(organization=organization, role="member", rights=[]))
         for person in (
             _person("john", role="admin", billing=BILLING),
             _person("peter", billing={"name": "Peter"}),
             _person("mary"),
             _person("olga", organization="other", role="admin", billing={"name": "Olga"}),
         ):
-            users.save_user(connection, person, now)
+            upsert_user(connection, person, now)
+            open_accounts(connection, person.user_id)
 
 
 def _person(
@@ -58,16 +66,16 @@ def buy(
     """Buy credits for the buyer's credit owner; returns the order's id."""
     order = purchase_order(order_id=order_id or f"order-of-test-{next(_numbers)}", buyer=buyer, email=email, sms=sms)
     message = Purchase.model_validate(order)
-    with database.begin() as connection:
-        orders.purchase(connection, message, message.digest("credits.purchase"), now)
+    with database.engine.begin() as connection:
+        place_order(connection, message, message.digest("credits.purchase"), now)
     return message.order_id
 
 
 def share(database: Database, user: str, owner: str, *, actor: str = "john", now: datetime = NOON) -> None:
     """Let `user` spend the credits of `owner` from now on."""
     change = SetOwner(change_id=f"change-of-test-{next(_numbers)}", actor=actor, user=user, owner=owner)
-    with database.begin() as connection:
-        sharing.set_owner(connection, change, change.digest("credits.set_owner"), now)
+    with database.engine.begin() as connection:
+        set_credit_owner(connection, change, change.digest("credits.set_owner"), now)
 
 
 def stock(database: Database, *, email: int = 0, sms: int = 0) -> Database:
@@ -80,7 +88,7 @@ def stock(database: Database, *, email: int = 0, sms: int = 0) -> Database:
 
 def balance(database: Database, owner: str, kind: str = "email") -> int:
     """Give what an owner's account holds."""
-    with database.read() as connection:
+    with database.snapshot() as connection:
         available: int = connection.execute(
             select(accounts.c.available).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
         ).scalar_one()
@@ -114,12 +122,17 @@ def purchase_order(
     }
 
 
-def ledger_job(given: Json) -> Job:
+def cost_of(message: SendOne) -> int:
+    """Give what a message costs, in credits."""
+    return message.content(message.given()).cost
+
+
+def ledger_job(given: Json) -> SendJob:
     """Give an email's or a text message's object as the ledger takes it."""
     task = "email.send" if "subject" in given else "sms.send"
-    message = read(task, given)
+    message = parse(task, given)
     assert isinstance(message, SendEmail | SendSms)
-    return job_of(task, message)
+    return sending.as_send_job(task, message)
 
 
 def messages_of(bulk: SendMany) -> list[SendOne]:
@@ -127,7 +140,7 @@ def messages_of(bulk: SendMany) -> list[SendOne]:
     messages: list[SendOne] = []
     for content in bulk.each():
         given = {name: value for name, value in content.fields.items() if name not in ("recipients", "segments")}
-        message = read(f"{bulk.kind}.send", {"sender": bulk.sender, **given})
+        message = parse(f"{bulk.kind}.send", {"sender": bulk.sender, **given})
         assert isinstance(message, SendEmail | SendSms)
         assert message.content(message.given()) == content
         messages.append(message)

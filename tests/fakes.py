@@ -1,22 +1,25 @@
-"""Stand-ins for what is outside: a carrier that records parcels, a clock that is set, a broker that only remembers."""
+"""Stand-ins for what is outside: a carrier that records messages, a clock that is set, a broker that only remembers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 from celery import Celery
 
-from models.carriers import Outcome, Parcel, Receipt
-from models.charges import Charge
-from models.database import Database
-from models.messages import SendOne
-from models.retrying import Patience
-from tasks import billing, bulk, sending, upkeep, viewing
+from models.database.engine import Database
+from models.messages.sends import SendOne
+from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.charges import Charge
+from models.sends.retry_policy import RetryPolicy
+from tasks import billing, bulk, sending, upkeep, views
 from tasks.context import Context, Json
+from worker.app import PostageApp
+from worker.cli.session import Need, Session
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-TASK_MODULES = (billing, bulk, sending, upkeep, viewing)
+TASK_MODULES = (billing, bulk, sending, upkeep, views)
 """Imported, so that the tasks exist."""
 
 ACCEPTED = Receipt(Outcome.ACCEPTED, reference="ref-1")
@@ -25,7 +28,7 @@ NOBODY = Receipt(Outcome.NEVER, "The carrier knows none of them.", recipients_re
 NOT_NOW = Receipt(Outcome.NOT_NOW, "The carrier is busy.")
 UNSURE = Receipt(Outcome.UNSURE, "The line went dead.")
 
-Scripted = Receipt | Exception | Callable[[Parcel], Receipt]
+Scripted = Receipt | Exception | Callable[[OutboundMessage], Receipt]
 
 
 class Clock:
@@ -45,26 +48,26 @@ class Clock:
 class FakeCarrier:
     """A carrier that keeps what it is given and says what it was told to say, then accepts everything.
 
-    A scripted exception is raised, before anything is handed over; a scripted function is called with the parcel, and
+    A scripted exception is raised, before anything is handed over; a scripted function is called with the message, and
     says what the carrier says.
     """
 
-    def __init__(self, *script: Scripted, honours_job_id: bool = False) -> None:
+    def __init__(self, *script: Scripted, is_idempotent: bool = False) -> None:
         self.script = list(script)
-        self.honours_job_id = honours_job_id
-        self.at_once = 1
-        self.parcels: list[Parcel] = []
+        self.is_idempotent = is_idempotent
+        self.concurrency = 1
+        self.messages: list[OutboundMessage] = []
         self.closed = False
 
-    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
-        """Keep the parcel, and follow the script."""
-        self.parcels.append(parcel)
+    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+        """Keep the message, and follow the script."""
+        self.messages.append(message)
         said = self.script.pop(0) if self.script else ACCEPTED
         if isinstance(said, Exception):
             raise said
-        if not self.honours_job_id:
-            about_to_hand_over()
-        return said if isinstance(said, Receipt) else said(parcel)
+        if not self.is_idempotent:
+            before_handover()
+        return said if isinstance(said, Receipt) else said(message)
 
     def close(self) -> None:
         """Remember that somebody said goodbye."""
@@ -72,8 +75,8 @@ class FakeCarrier:
 
     @property
     def job_ids(self) -> list[str]:
-        """The jobs of all parcels, in order."""
-        return [parcel.job_id for parcel in self.parcels]
+        """The jobs of all messages, in order."""
+        return [message.job_id for message in self.messages]
 
 
 class FakeBroker:
@@ -96,21 +99,21 @@ def make_context(
     email: FakeCarrier | None = None,
     sms: FakeCarrier | None = None,
     clock: Clock | None = None,
-    patience: Patience | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Context:
     """Give a context whose `enqueue` is a FakeBroker and whose `now` is a Clock."""
     return Context(
         database=database,
         carriers={"email": email or FakeCarrier(), "sms": sms or FakeCarrier()},
         enqueue=FakeBroker(),
-        patience=patience or Patience(),
+        retry_policy=policy or RetryPolicy(),
         now=clock or Clock(),
     )
 
 
 def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charge]:
     """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
-    jobs = [sending.job_of(task, message) for message in messages]
+    jobs = [sending.as_send_job(task, message) for message in messages]
     stand = {charge.job_id: charge for charge in chain.from_iterable(sending.send(context, jobs))}
     return [stand[job.job_id] for job in jobs]
 
@@ -143,3 +146,17 @@ def run_enqueued(context: Context) -> list[Json]:
     """Answer all that was enqueued, as free workers would; returns the answers."""
     broker: Any = context.enqueue
     return [answer(context, task, given) for task, given in broker.take()]
+
+
+class OpenSession(Session):
+    """A session of the command line with an app that exists already: its commands need no preparation."""
+
+    def __init__(self, app: PostageApp) -> None:
+        super().__init__()
+        self.configured = self.settings = app.settings
+        self.app = app
+
+    @contextmanager
+    def prepared(self, need: Need) -> Iterator[None]:
+        """Prepare nothing, and close nothing."""
+        yield

@@ -29,7 +29,7 @@ from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.embedded import dying_with_parent
+from worker.local.valkey import dying_with_parent
 
 START_S: Final = 60.0
 STOP_S: Final = 30.0

@@ -6,12 +6,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from models import views
-from models.answers import iso, status
-from models.charges import State
-from models.fields import KINDS
-from models.messages import ViewUsage
-from models.tables import accounts, charges, users
+from models.database.schema import accounts, charges, users
+from models.messages.answer import iso_time
+from models.messages.fields import KINDS
+from models.messages.views import ViewUsage
+from models.reports.views import show_usage
+from models.sends.answers import wire_status
+from models.sends.charges import State
 
 Json = dict[str, Any]
 COMPARED = ("total", "rows", "more")
@@ -27,7 +28,7 @@ def usage_of_all_charges(connection: Connection, view: ViewUsage) -> Json:
 
 def usage_shown(connection: Connection, view: ViewUsage) -> Json:
     """Give the same as the view shows it."""
-    shown = views.usage(connection, view)
+    shown = show_usage(connection, view)
     return {name: shown[name] for name in COMPARED}
 
 
@@ -56,9 +57,9 @@ def _messages(found: list[Row[Any]]) -> list[Json]:
             "user": row.sender,
             "kind": row.kind,
             "credits": row.credits - row.refunded,
-            "status": status(State(row.state), row.attempts),
+            "status": wire_status(State(row.state), row.attempts),
             "paid_by": row.owner_id,
-            "at": iso(row.created_at),
+            "at": iso_time(row.created_at),
         }
         for row in newest
     ]

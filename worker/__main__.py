@@ -1,6 +1,6 @@
 """The console script `postage`."""
 
-from worker.cli import postage
+from worker.cli.main import postage
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Logging: one line an event, for people or as JSON, with the job's id, sender and payer on every line of a job.
+"""Logging: one line an event, for people or as JSON, with the job's id, sender and payer on every line about a job.
 
-What is bound in a task (`structlog.contextvars`) is put on Celery's and libraries' lines of that thread as well.
+Fields bound in a task (`structlog.contextvars`) are also on the lines that Celery and libraries log in that thread.
 """
 
 import logging
@@ -13,9 +13,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.settings import Settings
 
 QUIET = (
-    "celery.worker.strategy",  # "received", from a thread that does not know the job; the door says more
+    "celery.worker.strategy",  # "received", from a thread that does not know the job; tasks/base.py says more
     "celery.pool",  # at DEBUG it prints the arguments
-    "celery.app.trace",  # "succeeded": the door says what was answered; failures stay
+    "celery.app.trace",  # "succeeded": tasks/base.py says what was answered; failures are still logged
     "urllib3",
     "mail.log",
     "alembic",
@@ -31,9 +31,9 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _without_nothing,
+        _drop_empty,
     ]
-    # The pretty tracebacks show local variables, which are messages and addresses.
+    # Pretty tracebacks would show local variables, which are messages and addresses.
     for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     renderer: Processor = structlog.processors.JSONRenderer() if as_json else for_people
     handler = logging.StreamHandler(stream)
@@ -55,12 +55,12 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # A line below the level is a call that does nothing.
+        # A call below the level does nothing.
         wrapper_class=structlog.make_filtering_bound_logger(root.level),
         cache_logger_on_first_use=True,
     )
 
 
-def _without_nothing(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Leave out what is not known."""
+def _drop_empty(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Leave out fields without a value."""
     return {name: value for name, value in event.items() if value is not None}

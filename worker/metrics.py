@@ -1,7 +1,7 @@
-"""What a worker counts, for Prometheus: text under /metrics on POSTAGE_METRICS_PORT, where that is set.
+"""Metrics for Prometheus, served under /metrics on POSTAGE_METRICS_PORT if that is set.
 
-A task is counted in the process that runs it. That is the worker itself with the threads pool, which Postage uses;
-children of a prefork pool would count for themselves, and nobody would see it.
+A task is counted in the process that runs it. With the threads pool, which Postage uses, that is the worker itself.
+Children of a prefork pool would count for themselves, and would not be scraped.
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import Any
 from celery import signals
 from prometheus_client import Counter, Gauge, start_http_server
 
-from models.answers import Answer
+from models.errors import OperatorError
+from models.messages.answer import Answer
 from worker.settings import Settings
 
 AUDIT = "upkeep.audit"
@@ -24,13 +25,13 @@ audit_last_run = Gauge("postage_audit_last_run_timestamp_seconds", "When this pr
 audit_findings.set(math.nan)
 
 
-class MetricsError(Exception):
-    """Metrics cannot be served; the message says why, and what to do."""
+class MetricsError(OperatorError):
+    """Metrics cannot be served."""
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[None]:
-    """Serve the metrics of this process for the length of a block, if a port is set.
+def served_metrics(settings: Settings) -> Iterator[None]:
+    """Serve the metrics of this process while the block runs, if a port is set.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def served(settings: Settings) -> Iterator[None]:
 
 @signals.task_postrun.connect
 def _count(sender: Any = None, retval: object = None, **_kwargs: object) -> None:  # noqa: ANN401  a task
-    """Count one answer; a task that will be tried again has none yet."""
+    """Count one answer. A task that will be tried again has none yet."""
     if not isinstance(retval, Answer):
         return
     jobs.labels(sender.name, str(retval.fields.get("status"))).inc()

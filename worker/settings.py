@@ -1,7 +1,6 @@
 """Every setting of Postage: one frozen, typed table, read once from POSTAGE_… environment variables."""
 
 import os
-import socket
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import quote, urlsplit
@@ -9,15 +8,17 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.errors import OperatorError
+
 PREFIX = "POSTAGE_"
 LEASE_TIMEOUTS = 6
-"""Carrier timeouts in a lease: four for one delivery, which may begin when a third of the lease is gone."""
+"""Carrier timeouts in a lease: four for one delivery, which may start when a third of the lease is over."""
 SOCKET_PATH_MAX = 100
 """Bytes. Linux allows 108 for a unix socket's path (unix(7), sun_path), macOS 104, both with the closing zero."""
 
 
-class SettingsError(Exception):
-    """A setting is wrong; the message says which, why, and what to do."""
+class SettingsError(OperatorError):
+    """A setting is wrong. The message says which, and why."""
 
 
 class Settings(BaseSettings):
@@ -84,8 +85,8 @@ class Settings(BaseSettings):
     )
 
     @classmethod
-    def read(cls) -> Self:
-        """The settings of this process.
+    def from_environment(cls) -> Self:
+        """Return the settings of this process.
 
         Raises
         ------
@@ -205,11 +206,6 @@ class Settings(BaseSettings):
 
 
 def _sentence(where: tuple[int | str, ...], message: str) -> str:
-    """What pydantic says of a setting, for somebody who sets environment variables."""
+    """Return what pydantic says of a setting, for somebody who sets environment variables."""
     words = message.removeprefix("Value error, ")
     return f"{PREFIX}{'_'.join(map(str, where)).upper()}: {words}." if where else f"{words}."
-
-
-def here() -> str:
-    """This machine's name, for worker names and greetings."""
-    return socket.gethostname()

@@ -22,18 +22,18 @@ from typing import Any, Final, Self
 from redis import Redis, RedisError
 from sqlalchemy import Select, func, select
 
-from models.charges import OPEN, State
-from models.database import Database
-from models.messages import read
-from models.migrations import migrate
-from models.tables import charges
+from models.database.engine import Database
+from models.database.migrations import migrate
+from models.database.schema import charges
+from models.messages.wire import parse
+from models.sends.charges import OPEN, State
 from tasks import billing
 from tasks.context import Context
-from tests import servers
 from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
-from worker.embedded import dying_with_parent
+from tests.servers import PostgresServer, ValkeyServer
+from worker.broker import fair_queue
+from worker.local.valkey import dying_with_parent
 from worker.settings import Settings
-from worker.taking import waiting
 
 SETTINGS: Final = {
     "smtp_timeout_s": 2,
@@ -102,8 +102,8 @@ class Rig:
         ]
         self.beat = Program("beat", ["beat", "--pidfile", ""])
         self.outside = Outside()
-        self.valkey = servers.ValkeyServer(folder / "valkey", appendonly=True, appendfsync="always")
-        self.postgres = servers.PostgresServer(folder / "postgres", durable=True)
+        self.valkey = ValkeyServer(folder / "valkey", appendonly=True, appendfsync="always")
+        self.postgres = PostgresServer(folder / "postgres", durable=True)
         self.settings: dict[str, object] = {**SETTINGS, **settings}
         self.garbage: list[bytes] = []
         """What was pushed onto queues and can never be a job."""
@@ -161,7 +161,7 @@ class Rig:
         context = Context(database=self.database, carriers={}, enqueue=lambda _task, _given: None)
 
         def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:
-            use_case(context, read(task, given, job_id="chaos"))
+            use_case(context, parse(task, given, job_id="chaos"))
 
         do(billing.save_role, "roles.save",
            {"organization": "acme", "role": "admin", "rights": ["view_user_list", "edit_user"]})  # fmt: skip
@@ -292,12 +292,12 @@ class Rig:
         return self._count(select(func.count()).select_from(charges))
 
     def _count(self, query: Select[tuple[int]]) -> int:
-        return self.database.look(lambda connection: int(connection.execute(query).scalar_one()))
+        return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def waiting(self, *queues: str) -> int:
         """How many messages are on these queues; on all if none is named."""
         redis: Any = self.redis
-        return sum(waiting(redis, queue) for queue in queues or ALL_QUEUES)
+        return sum(fair_queue.waiting_count(redis, queue) for queue in queues or ALL_QUEUES)
 
     def unacked(self) -> list[bytes]:
         """The messages in workers' hands, or in those of the dead."""

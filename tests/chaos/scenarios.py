@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.chaos import faults
-from tests.chaos.faults import Fault
+from tests.chaos import faults as inject
 from tests.chaos.outside import ALL_QUEUES, DROP_AFTER_DOT, DROP_BEFORE_DOT, HANG, HANG_EARLY, NOT_NOW, Json
 from tests.chaos.rig import Rig, looks_until
 from tests.chaos.verdict import Verdict, judge
@@ -41,7 +40,7 @@ class Storm:
     """Jobs, and what happens while they run."""
 
     jobs: Sequence[tuple[str, Json]]
-    faults: Sequence[Fault] = ()
+    faults: Sequence[inject.Fault] = ()
     count: int = 0
     """How many faults that makes, where it is not the number of `faults`."""
     ahead: int = 2_000
@@ -67,7 +66,7 @@ def _messages_of(job: Json) -> list[str]:
 
 def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
     """Workers are killed at random moments under full load."""
-    return Storm(rig.jobs(size.jobs, prefix), [faults.kill_worker] * size.faults)
+    return Storm(rig.jobs(size.jobs, prefix), [inject.kill_worker] * size.faults)
 
 
 def prefork_killed(rig: Rig, size: Size, prefix: str) -> Storm:
@@ -81,40 +80,40 @@ def bulk_killed(rig: Rig, size: Size, prefix: str) -> Storm:
     Not in turn: a worker that is started while there is no broker says so and ends, as it should.
     """
     brokers = size.faults // 2
-    kills = [faults.kill_valkey] * brokers + [faults.kill_worker] * (size.faults - brokers)
+    kills = [inject.kill_valkey] * brokers + [inject.kill_worker] * (size.faults - brokers)
     storm = Storm(rig.bulks(size.jobs, prefix), kills, ahead=500)
     # Each thread may have a batch of its own, and messages of it whose outcome is not yet written.
-    storm.unknown_most = storm.faults.count(faults.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
+    storm.unknown_most = storm.faults.count(inject.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
     return storm
 
 
 def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
     """A worker stands still for longer than lease and visibility timeout, and then goes on."""
     stopped_s = float(str(rig.settings["visibility_timeout_s"])) + 4
-    storm = Storm(rig.jobs(size.jobs, prefix), [faults.stop_worker(stopped_s)] * size.faults)
+    storm = Storm(rig.jobs(size.jobs, prefix), [inject.stop_worker(stopped_s)] * size.faults)
     storm.ahead, storm.pace = max(50, size.jobs // 4), size.jobs / (stopped_s * size.faults + 5)
     return storm
 
 
 def redis_gone(rig: Rig, size: Size, prefix: str) -> Storm:
     """The broker is killed, started again, stands still, or cuts everybody off."""
-    kinds = (faults.kill_valkey, faults.stop_valkey, faults.cut_valkey, faults.restart_valkey)
+    kinds = (inject.kill_valkey, inject.stop_valkey, inject.cut_valkey, inject.restart_valkey)
     return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
 
 
 def postgres_gone(rig: Rig, size: Size, prefix: str) -> Storm:
     """The database is killed and recovers, or is started again."""
-    kinds = (faults.kill_postgres, faults.restart_postgres)
+    kinds = (inject.kill_postgres, inject.restart_postgres)
     return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
 
 
-def _in_turn(kinds: Sequence[Fault], count: int) -> list[Fault]:
+def _in_turn(kinds: Sequence[inject.Fault], count: int) -> list[inject.Fault]:
     return [kinds[number % len(kinds)] for number in range(count)]
 
 
 def delivered_thrice(rig: Rig, size: Size, prefix: str) -> Storm:
     """Every message is delivered three times, and some queue items again as they are."""
-    return Storm(rig.jobs(size.jobs, prefix), [faults.republish] * size.faults, copies=3)
+    return Storm(rig.jobs(size.jobs, prefix), [inject.republish] * size.faults, copies=3)
 
 
 def smtp_moody(rig: Rig, size: Size, prefix: str) -> Storm:
@@ -135,11 +134,11 @@ def smtp_moody(rig: Rig, size: Size, prefix: str) -> Storm:
 def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
     """Every queue gets what can never be a job, with good jobs between."""
 
-    def push(queue: str) -> Fault:
+    def push(queue: str) -> inject.Fault:
         def fault(rig: Rig) -> int:
-            items = faults.garbage(rig.rng, queue)
+            items = inject.garbage(rig.rng, queue)
             rig.garbage.extend(items)
-            items += faults.refusable(queue)
+            items += inject.refusable(queue)
             rig.rng.shuffle(items)
             for item in items:
                 rig.redis.lpush(queue, item)

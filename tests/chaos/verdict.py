@@ -9,11 +9,12 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from models import audit as auditing
-from models.charges import State
-from models.database import Database
-from models.tables import accounts, charges, entries
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries
+from models.reports.invariants import STALE_AFTER
+from models.sends.charges import State
 from tasks.context import utc_now
+from tests.audits import audit_everything
 from tests.chaos.rig import Rig
 
 Json = dict[str, Any]
@@ -93,7 +94,7 @@ class Evidence:
 
 def collect(database: Database, bought: dict[str, int]) -> Evidence:
     """Read it all at one moment; balances are computed anew from charges, without the entries."""
-    with database.read() as connection:
+    with database.snapshot() as connection:
         rows = connection.execute(
             select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail, charges.c.bulk_id,
                    charges.c.credits)
@@ -147,11 +148,12 @@ def judge(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
     verdict.drift = evidence.drift
     verdict.states = dict(Counter(states.values()))
     verdict.unknown_taken = sum(1 for job in which["unknown"] if taken[job])
-    with rig.database.read() as connection:
+    with rig.database.snapshot() as connection:
         # As if it were later: a lease that stands long after its end is a fault here.
-        later = timedelta(0) if not quiet else auditing.STALE_AFTER
+        later = timedelta(0) if not quiet else STALE_AFTER
         verdict.audit = [
-            f"{one.invariant}: {one.subject}, {one.difference}" for one in auditing.audit(connection, utc_now() + later)
+            f"{one.invariant}: {one.subject}, {one.difference}"
+            for one in audit_everything(connection, utc_now() + later)
         ]
     programs = [*rig.workers, rig.beat]
     verdict.ended_by_itself = sum(len(program.ended) for program in programs)

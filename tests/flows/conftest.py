@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TEMPLATE
-from tests.flows.house import House
+from tests.flows.house import Deployment
 from tests.servers import PostgresServer, ValkeyServer
 
 
@@ -21,20 +21,20 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def house(
     migrated_postgres: PostgresServer, broker_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[House]:
+) -> Iterator[Deployment]:
     """Give a worker and beat that run as long as there are tests. Each test makes people of its own."""
     with (
         migrated_postgres.copy_of(TEMPLATE) as url,
-        House(tmp_path_factory.mktemp("house"), url, broker_url, beat=True) as house,
+        Deployment(tmp_path_factory.mktemp("house"), url, broker_url, beat=True) as house,
     ):
         yield house
 
 
-OpenHouse = Callable[..., House]
+OpenHouse = Callable[..., Deployment]
 
 
 @pytest.fixture
 def open_house(tmp_path: Path, postgres_url: str) -> Iterator[OpenHouse]:
     """Give a way to open a house with a database and a broker that nothing else uses: `with open_house() as house`."""
     with ValkeyServer(tmp_path / "valkey") as broker:
-        yield functools.partial(House, tmp_path / "house", postgres_url, broker.url())
+        yield functools.partial(Deployment, tmp_path / "house", postgres_url, broker.url())

@@ -15,15 +15,15 @@ from typing import Any, Final, Self, TypeVar
 from redis import Redis
 from sqlalchemy import Row, func, select
 
-from models import charges as charging
-from models.audit import Finding, audit
-from models.charges import OPEN, Charge, State
-from models.database import Database
-from models.tables import accounts, charges, entries, refusals
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries, refusals
+from models.reports.audit import Finding
+from models.sends.charges import OPEN, Charge, State, count_bulk_states, find_charges
 from tasks.context import utc_now
+from tests.audits import audit_everything
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
-from worker.embedded import dying_with_parent
-from worker.taking import waiting
+from worker.broker import fair_queue
+from worker.local.valkey import dying_with_parent
 
 DEADLINE_S: Final = 90.0
 LOOK_EVERY_S: Final = 0.03
@@ -158,7 +158,7 @@ def run(*arguments: str, cwd: Path, **settings: object) -> Ran:
     return Ran(ended.returncode, ended.stdout, ended.stderr)
 
 
-class House:
+class Deployment:
     """A worker, and beat where asked for, with a mail server and an SMS gateway; all of it ends with the block."""
 
     def __init__(
@@ -259,28 +259,28 @@ class House:
 
     def _ended(self, job_ids: Sequence[str]) -> dict[str, Charge] | None:
         self.worker.check()
-        with self.database.read() as connection:
-            found = charging.read(connection, job_ids)
+        with self.database.snapshot() as connection:
+            found = find_charges(connection, job_ids)
             if len(found) < len(set(job_ids)) or any(charge.state in OPEN for charge in found.values()):
                 return None
             bulk = [charge.job_id for charge in found.values() if charge.state is State.BULK]
-            counts = [charging.count_states(connection, job_id) for job_id in bulk]
+            counts = [count_bulk_states(connection, job_id) for job_id in bulk]
             return None if any(state in count for count in counts for state in OPEN) else found
 
     def charges(self, job_ids: Sequence[str]) -> dict[str, Charge]:
         """The charges of these jobs as they stand."""
-        with self.database.read() as connection:
-            return charging.read(connection, job_ids)
+        with self.database.snapshot() as connection:
+            return find_charges(connection, job_ids)
 
     def states(self) -> dict[str, int]:
         """How many charges there are in each state."""
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             counted = connection.execute(select(charges.c.state, func.count()).group_by(charges.c.state))
             return {state: count for state, count in counted}  # noqa: C416  a Row is a tuple
 
     def refusals(self, task_ids: Sequence[str]) -> list[Row[Any]]:
         """What was refused of these tasks."""
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             return list(connection.execute(select(refusals).where(refusals.c.task_id.in_(task_ids))))
 
     def moves(self, owner: str, kind: str = "email") -> list[tuple[str, int]]:
@@ -291,13 +291,13 @@ class House:
             .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
             .order_by(entries.c.seq)
         )
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             return [(cause, amount) for cause, amount in connection.execute(query)]
 
     def findings(self) -> list[Finding]:
         """What an audit finds."""
-        with self.database.read() as connection:
-            return list(audit(connection, utc_now()))
+        with self.database.snapshot() as connection:
+            return audit_everything(connection, utc_now())
 
     def result_keys(self, *task_ids: str) -> list[str]:
         """Those of these tasks whose result the broker keeps."""
@@ -310,5 +310,5 @@ class House:
     def idle(self) -> bool:
         """Whether no job waits on a queue or is in a worker's hands."""
         held: Any = self.redis.hvals("unacked")
-        waits = any(waiting(self.redis, queue) for queue in set(QUEUES.values()))
+        waits = any(fair_queue.waiting_count(self.redis, queue) for queue in set(QUEUES.values()))
         return not waits and all(b"upkeep." in message for message in held)

@@ -21,7 +21,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 from kombu import Producer as Publisher
 
-from worker.outbox import LoopbackController
+from worker.local.sinks import LoopbackController
 
 Json = dict[str, Any]
 
@@ -52,7 +52,7 @@ QUEUES: Final = {
 
 
 @dataclass(frozen=True)
-class Letter:
+class ReceivedMail:
     """One mail as the server got it: the envelope, and the content as a reader's program parses it."""
 
     sender: str
@@ -75,7 +75,7 @@ class MailServer:
     """A real mail server that accepts everything, except what it was told to say of a job or of a recipient."""
 
     def __init__(self) -> None:
-        self.letters: list[Letter] = []
+        self.letters: list[ReceivedMail] = []
         self.offers: Counter[str] = Counter()
         """How often each job's message came as far as the final dot."""
         self._answers: dict[str, list[str]] = {}
@@ -116,7 +116,7 @@ class MailServer:
         self._held_alone.clear()
         self._open.set()
 
-    def letters_of(self, job_id: str) -> list[Letter]:
+    def letters_of(self, job_id: str) -> list[ReceivedMail]:
         """The mails of one job that were accepted."""
         return [letter for letter in self.letters if letter.job_id == job_id]
 
@@ -129,7 +129,7 @@ class MailServer:
         return "250 2.1.5 Ok"
 
     async def handle_DATA(self, server: SMTP, session: object, envelope: Envelope) -> str:  # noqa: N802
-        letter = Letter(
+        letter = ReceivedMail(
             sender=envelope.mail_from or "",
             recipients=[str(address) for address in envelope.rcpt_tos],
             content=email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default),

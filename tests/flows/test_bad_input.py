@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from models.charges import State
+from models.sends.charges import State
 from tests.conftest import TEMPLATE
-from tests.flows.house import House, until
+from tests.flows.house import Deployment, until
 from tests.flows.outside import QUEUES, Json
 from tests.servers import PostgresServer, ValkeyServer
 
@@ -335,7 +335,7 @@ def bad_jobs(owner: str, member: str) -> list[Bad]:
     return made
 
 
-def test_every_malformed_job_is_refused_with_its_reason_and_every_good_one_is_done(house: House) -> None:
+def test_every_malformed_job_is_refused_with_its_reason_and_every_good_one_is_done(house: Deployment) -> None:
     """On all fifteen tasks; the worker is the same process afterwards."""
     owner, member = house.people(email=1000, sms=1000)
     plan = {"plan": "bad-input-plan", "name": "Small", "credits": {"email": 1, "sms": 1}, "price": 1, "currency": "EUR"}
@@ -385,14 +385,14 @@ def test_every_malformed_job_is_refused_with_its_reason_and_every_good_one_is_do
     assert house.findings() == []
 
 
-def _answered(house: House, waiting: dict[str, str]) -> dict[str, str]:
+def _answered(house: Deployment, waiting: dict[str, str]) -> dict[str, str]:
     """Take those that were refused by now out of what waits, and give the rest."""
     for row in house.refusals(list(waiting)):
         waiting.pop(row.task_id, None)
     return waiting
 
 
-def _send_good(house: House, sender: str, job_id: str, number: int) -> str:
+def _send_good(house: Deployment, sender: str, job_id: str, number: int) -> str:
     """Enqueue an email or a text message, by turns; gives its id."""
     if number // EACH % 2:
         job_id += "-text"
@@ -446,20 +446,20 @@ GARBAGE: Final = (
 @pytest.fixture(scope="module")
 def busy_house(
     migrated_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[House, str]]:
+) -> Iterator[tuple[Deployment, str]]:
     """Give a house for garbage alone, with a user who sends."""
     folder = tmp_path_factory.mktemp("busy")
     with (
         migrated_postgres.copy_of(TEMPLATE) as url,
         ValkeyServer(folder / "valkey") as broker,
-        House(folder, url, broker.url()) as house,
+        Deployment(folder, url, broker.url()) as house,
     ):
         _, member = house.people(email=2 * len(GARBAGE))
         yield house, member
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=lambda garbage: garbage.what)
-def test_a_worker_survives_a_message_that_is_no_job(busy_house: tuple[House, str], garbage: Garbage) -> None:
+def test_a_worker_survives_a_message_that_is_no_job(busy_house: tuple[Deployment, str], garbage: Garbage) -> None:
     """And goes on with the next."""
     house, member = busy_house
     house.revive(by_force=not house.idle())

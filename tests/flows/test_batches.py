@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import func, select
 
-from models.charges import State
-from models.tables import charges
+from models.database.schema import charges
+from models.sends.charges import State
 from tests.flows.conftest import OpenHouse
-from tests.flows.house import House, until
+from tests.flows.house import Deployment, until
 from tests.flows.outside import Json
 from tests.flows.test_privacy import watching
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @contextmanager
-def standing_still(house: House) -> Iterator[None]:
+def standing_still(house: Deployment) -> Iterator[None]:
     """Let jobs pile up: the worker takes none within the block."""
     os.kill(house.worker.pid, signal.SIGSTOP)
     try:
@@ -34,9 +34,9 @@ def email(sender: str, job_id: str, **fields: object) -> Json:
     return {"job_id": job_id, "sender": sender, "to": to, "subject": "Hello", "text": "Hello", **fields}
 
 
-def largest_batch(house: House) -> int:
+def largest_batch(house: Deployment) -> int:
     """How many jobs were charged in one transaction, at most: those have one time."""
-    with house.database.read() as connection:
+    with house.database.snapshot() as connection:
         counts = connection.execute(select(func.count(charges.c.job_id)).group_by(charges.c.created_at)).scalars()
         return max(counts)
 

@@ -21,8 +21,8 @@ import urllib3
 import yaml
 from celery import Celery
 
-from models.database import Database
-from models.migrations import check_migrated
+from models.database.engine import Database
+from models.database.migrations import check_migrated
 from tasks.queues import Queue
 from tests.servers import PostgresServer, ValkeyServer, _free_port
 from worker.settings import PREFIX, Settings
@@ -137,7 +137,7 @@ def test_settings_are_known_and_fit_together(name: str, monkeypatch: pytest.Monk
     for variable, value in OURS[name]["environment"].items():
         monkeypatch.setenv(variable, value)
 
-    assert Settings.read().database_url == OURS[name]["environment"]["POSTAGE_DATABASE_URL"]
+    assert Settings.from_environment().database_url == OURS[name]["environment"]["POSTAGE_DATABASE_URL"]
 
 
 def test_waiting_jobs_are_kept_on_disk_and_never_evicted() -> None:

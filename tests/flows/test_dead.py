@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope
 
-from models.charges import State
+from models.sends.charges import State
 from tests.flows.conftest import OpenHouse
-from tests.flows.house import House, Ran, run, until
+from tests.flows.house import Deployment, Ran, run, until
 from tests.flows.outside import Json
-from worker.outbox import LoopbackController
-from worker.taking import QUARANTINE
+from worker.broker import fair_queue
+from worker.local.sinks import LoopbackController
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -55,12 +55,12 @@ def deadly() -> Iterator[DeadlyServer]:
     server.close()
 
 
-def postage(house: House, *arguments: str) -> Ran:
+def postage(house: Deployment, *arguments: str) -> Ran:
     """Run a command with the settings of the house."""
     return run(*arguments, cwd=house.folder, **house.settings)
 
 
-def dead(house: House, *arguments: str) -> list[Json]:
+def dead(house: Deployment, *arguments: str) -> list[Json]:
     """Give the rows of `postage dead`."""
     rows: list[Json] = json.loads(postage(house, "dead", *arguments, "--json").out)["rows"]
     return rows
@@ -86,7 +86,7 @@ def test_a_job_that_kills_its_worker_each_time_is_set_aside(open_house: OpenHous
         ended = house.wait_until_final("poison", "good-0", "good-1", "good-2")
 
         poison = ended.pop("poison")
-        assert (poison.state, poison.reason, poison.deaths) == (State.FAILED, "carrier_unavailable", 3)
+        assert (poison.state, poison.reason, poison.crashes) == (State.FAILED, "carrier_unavailable", 3)
         assert "may be what kills them" in (poison.detail or "")
         assert {charge.state for charge in ended.values()} == {State.SENT}
         assert deadly.taken == ["ada@customer.example"] * 3
@@ -106,7 +106,7 @@ def test_the_dead_are_replayed_to_a_real_worker(open_house: OpenHouse) -> None:
         house.send("email.send", {**job(member, "refused", "ada@customer.example"), "bcc": "eve@customer.example"})
         house.wait_until_final("refused")
         house.producer.app.send_task("email.fly", args=[job(member, "fly", "bob@customer.example")], queue="email")
-        until(lambda: house.redis.llen(QUARANTINE) == 1, "the unknown task is quarantined")
+        until(lambda: house.redis.llen(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined")
 
         listed = dead(house, "list")
         outcomes = dead(house, "replay", "--all")
@@ -120,7 +120,7 @@ def test_the_dead_are_replayed_to_a_real_worker(open_house: OpenHouse) -> None:
         [letter] = house.mail.letters_of("refused:r1")
         assert sorted(letter.recipients) == ["ada@customer.example", "eve@customer.example"]
         assert house.remaining(owner)["email"] == 8
-        until(lambda: house.redis.llen(QUARANTINE) == 1, "the unknown task is quarantined again")
+        until(lambda: house.redis.llen(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined again")
         assert house.worker.said.count("quarantined") == 2
         assert "bob@customer.example" not in house.worker.said
         assert house.findings() == []

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from models.charges import State
-from models.messages import Purchase, SendEmail
-from tasks.client import Job, enqueue, producer_app
-from tests.flows.house import House, Ran, run
+from models.messages.billing import Purchase
+from models.messages.sends import SendEmail
+from models.sends.charges import State
+from tasks.client import JobLike, enqueue, producer_app
+from tests.flows.house import Deployment, Ran, run
 from tests.flows.outside import Json
 
 pytestmark = pytest.mark.timeout(240)
@@ -23,10 +24,10 @@ def as_line(task: str, job: Json) -> str:
     return json.dumps({"task": task, "job": job}) + "\n"
 
 
-def test_jobs_enqueued_twice_are_charged_and_sent_once(house: House, broker_url: str) -> None:
+def test_jobs_enqueued_twice_are_charged_and_sent_once(house: Deployment, broker_url: str) -> None:
     """Half of them first by themselves, as if the broker had gone away; and once more by plain `send_task`."""
     owner, member = house.people(email=40)
-    jobs: list[Job] = [email(member, f"client-{number}") for number in range(40)]
+    jobs: list[JobLike] = [email(member, f"client-{number}") for number in range(40)]
 
     with producer_app(broker_url) as app:
         enqueue(app, jobs[:20])
@@ -40,7 +41,7 @@ def test_jobs_enqueued_twice_are_charged_and_sent_once(house: House, broker_url:
     assert sent == Counter(f"client-{number}" for number in range(40))
 
 
-def test_the_answer_of_a_purchase_is_found_under_the_id_that_enqueue_gives(house: House, broker_url: str) -> None:
+def test_the_answer_of_a_purchase_is_found_under_the_id_that_enqueue_gives(house: Deployment, broker_url: str) -> None:
     owner, _ = house.people()
     order = Purchase(order_id="client-order", buyer=owner, credits={"email": 3}, amount=100, currency="EUR")
 
@@ -54,7 +55,7 @@ def test_the_answer_of_a_purchase_is_found_under_the_id_that_enqueue_gives(house
 # -- postage enqueue --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_enqueued_and_worked_off(house: House, broker_url: str, tmp_path: Path, sqlite_url: str) -> None:
+def test_a_file_is_enqueued_and_worked_off(house: Deployment, broker_url: str, tmp_path: Path, sqlite_url: str) -> None:
     _, member = house.people(email=30)
     file = tmp_path / "jobs.jsonl"
     jobs = [email(member, f"file-{number}").model_dump(mode="json", exclude_unset=True) for number in range(30)]

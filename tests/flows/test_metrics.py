@@ -10,9 +10,9 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.tables import accounts
+from models.database.schema import accounts
 from tests.flows.conftest import OpenHouse
-from tests.flows.house import House, run, until
+from tests.flows.house import Deployment, run, until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,9 +39,9 @@ def metrics(port: int) -> dict[tuple[str, ...], float]:
     }
 
 
-def break_a_balance(house: House, owner: str) -> None:
+def break_a_balance(house: Deployment, owner: str) -> None:
     """Change a balance without an entry, as no code of ours does."""
-    with house.database.begin() as connection:
+    with house.database.engine.begin() as connection:
         connection.execute(accounts.update().where(accounts.c.owner_id == owner).values(available=99))
 
 

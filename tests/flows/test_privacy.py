@@ -10,12 +10,12 @@ import pytest
 from celery import Celery
 from sqlalchemy import text
 
-from tests.flows.house import House, until
+from tests.flows.house import Deployment, until
 from tests.flows.outside import Json
 
 pytestmark = pytest.mark.timeout(180)
 
-OpenHouse = Callable[..., House]
+OpenHouse = Callable[..., Deployment]
 
 SECRETS = {
     "address": "quokka.address@customer.example",
@@ -82,14 +82,14 @@ def found(where: object) -> list[str]:
     return [line[:800] for line in lines if any(mark in line for mark in MARKS)]
 
 
-def inspect(house: House, *task_ids: str) -> list[Any]:
+def inspect(house: Deployment, *task_ids: str) -> list[Any]:
     """All that remote control tells of tasks."""
     commands = ("active", "reserved", "scheduled", "revoked", "stats")
     replies = [house.producer.control(command) for command in commands]
     return [*replies, house.producer.control("query_task", ids=list(task_ids))]
 
 
-def send_texts_and_bulk(house: House, sms: Json) -> None:
+def send_texts_and_bulk(house: Deployment, sms: Json) -> None:
     """Text messages, and a bulk job of either kind."""
     for name in ("text", "text-later", "text-never"):
         house.send("sms.send", {**sms, "job_id": name})
@@ -100,7 +100,7 @@ def send_texts_and_bulk(house: House, sms: Json) -> None:
     house.send("sms.send_many", {**texts, "recipients": [{"to": SECRETS["number"]}]})
 
 
-def send_bad(house: House, email: Json, sms: Json) -> list[str]:
+def send_bad(house: Deployment, email: Json, sms: Json) -> list[str]:
     """Jobs that are refused, with what is private in every corner of them; returns their task ids."""
     return [
         house.send("email.send", {**email, "job_id": "bad", "colour": SECRETS["text"]}),
@@ -196,7 +196,7 @@ def _with_active(replies: list[Any]) -> list[Any] | None:
     return replies if replies[0] and len(replies[0]) >= 2 else None
 
 
-def _final_message(house: House, viewer: str, job_id: str) -> Json:
+def _final_message(house: Deployment, viewer: str, job_id: str) -> Json:
     house.wait_until_final(job_id)
     return house.message(viewer, job_id)
 
@@ -230,12 +230,12 @@ def test_nothing_private_is_logged_of_a_job_that_meets_a_fault(open_house: OpenH
     with open_house(log_level="DEBUG", log_format=form) as house:
         _, member = house.people(email=20)
         with watching(house.producer.app) as events:
-            with house.database.begin() as connection:
+            with house.database.engine.begin() as connection:
                 connection.execute(text("ALTER TABLE entries RENAME TO entries_away"))
             task_id = house.send("email.send", {**EMAIL, "sender": member, "job_id": "faulty"})
             until(lambda: _kinds(events, task_id) >= {"task-retried"}, "the job is to be tried again")
             scheduled = [house.producer.control("scheduled"), house.producer.control("reserved")]
-            with house.database.begin() as connection:
+            with house.database.engine.begin() as connection:
                 connection.execute(text("ALTER TABLE entries_away RENAME TO entries"))
             house.wait_until_final("faulty")
             until(lambda: _kinds(events, task_id) >= {"task-succeeded"}, "its end is told")

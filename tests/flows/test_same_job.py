@@ -4,21 +4,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.charges import State
-from tests.flows.house import House
+from models.sends.charges import State
+from tests.flows.house import Deployment
 
 pytestmark = [pytest.mark.xdist_group("house"), pytest.mark.timeout(180)]
 
 TIMES = 50
 
 
-def enqueue_all(house: House, task: str, job: dict[str, object]) -> list[str]:
+def enqueue_all(house: Deployment, task: str, job: dict[str, object]) -> list[str]:
     """Enqueue the job from eight threads, with a task id of its own each time; returns those ids."""
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(lambda _: house.send(task, job), range(TIMES)))
 
 
-def test_an_email_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_once(house: House) -> None:
+def test_an_email_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_once(house: Deployment) -> None:
     """By eight threads of the worker, while the first attempt is held by a slow server."""
     owner, member = house.people(email=TIMES + 10)
     job = {"job_id": "same-mail", "sender": member, "to": "ada@customer.example", "subject": "Hello", "text": "Hello"}
@@ -39,7 +39,7 @@ def test_an_email_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_once(
     assert house.refusals(task_ids) == []
 
 
-def test_a_text_message_that_is_enqueued_fifty_times_at_once_is_posted_and_charged_once(house: House) -> None:
+def test_a_text_message_that_is_enqueued_fifty_times_at_once_is_posted_and_charged_once(house: Deployment) -> None:
     """The gateway is not even asked again."""
     owner, member = house.people(sms=TIMES + 10)
     job = {"job_id": "same-text", "sender": member, "to": "+4915112345678", "text": "Hello"}
@@ -53,7 +53,7 @@ def test_a_text_message_that_is_enqueued_fifty_times_at_once_is_posted_and_charg
     assert house.remaining(owner)["sms"] == TIMES + 9
 
 
-def test_a_bulk_job_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_once(house: House) -> None:
+def test_a_bulk_job_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_once(house: Deployment) -> None:
     """Each of its messages."""
     owner, member = house.people(email=TIMES + 10)
     recipients = [{"to": f"reader{place}@customer.example"} for place in range(5)]
@@ -68,7 +68,7 @@ def test_a_bulk_job_that_is_enqueued_fifty_times_at_once_is_sent_and_charged_onc
     assert house.remaining(owner)["email"] == TIMES + 5
 
 
-def test_a_purchase_that_is_enqueued_fifty_times_at_once_is_credited_once(house: House) -> None:
+def test_a_purchase_that_is_enqueued_fifty_times_at_once_is_credited_once(house: Deployment) -> None:
     """Whatever the credits, they come once."""
     owner, member = house.people(email=1)
     bought = {"credits": {"email": 7}, "amount": 700, "currency": "EUR"}

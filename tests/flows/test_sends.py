@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from models.charges import State
-from tests.flows.house import House, until
+from models.sends.charges import State
+from tests.flows.house import Deployment, until
 from tests.flows.outside import DROP
 
 pytestmark = [pytest.mark.xdist_group("house"), pytest.mark.timeout(180)]
@@ -22,7 +22,7 @@ def address(name: str) -> str:
     return f"{name}.{next(_numbers)}@customer.example"
 
 
-def test_an_email_reaches_everybody_and_says_what_the_job_said(house: House) -> None:
+def test_an_email_reaches_everybody_and_says_what_the_job_said(house: Deployment) -> None:
     """Header, bodies and envelope, as the receiver's program reads them."""
     owner, member = house.people(email=10)
     to, cc, bcc = [address("anna"), address("ben")], address("carl"), address("dora")
@@ -63,7 +63,7 @@ def test_an_email_reaches_everybody_and_says_what_the_job_said(house: House) -> 
     assert house.remaining(member) == {"email": 6, "sms": 0}
 
 
-def test_a_text_message_reaches_the_gateway_with_its_job_id_as_key(house: House) -> None:
+def test_a_text_message_reaches_the_gateway_with_its_job_id_as_key(house: Deployment) -> None:
     """Two segments of UCS-2 cost two credits."""
     owner, member = house.people(sms=5)
     text = "Schöne Grüße 👋 aus Köln! Wir treffen uns am Montag um zehn Uhr im großen Saal, wie immer."
@@ -81,7 +81,7 @@ def test_a_text_message_reaches_the_gateway_with_its_job_id_as_key(house: House)
     assert house.remaining(member) == {"email": 0, "sms": 3}
 
 
-def test_a_mail_server_that_says_not_now_gets_the_mail_later_and_it_is_charged_once(house: House) -> None:
+def test_a_mail_server_that_says_not_now_gets_the_mail_later_and_it_is_charged_once(house: Deployment) -> None:
     """While it waits, the job says `retrying`."""
     owner, member = house.people(email=5)
     job_id = new_id("mail")
@@ -102,13 +102,13 @@ def test_a_mail_server_that_says_not_now_gets_the_mail_later_and_it_is_charged_o
     assert house.remaining(owner)["email"] == 4
 
 
-def _said_between(house: House, job_id: str) -> str | None:
+def _said_between(house: Deployment, job_id: str) -> str | None:
     """What a job that has had an attempt says while it is not final."""
     charge = house.charges([job_id]).get(job_id)
     return "retrying" if charge and charge.state is State.WAITING and charge.attempts else None
 
 
-def test_a_waiting_job_says_retrying_to_who_asks(house: House) -> None:
+def test_a_waiting_job_says_retrying_to_who_asks(house: Deployment) -> None:
     """And is still charged."""
     owner, member = house.people(email=5)
     job_id = new_id("mail")
@@ -132,7 +132,7 @@ def test_a_waiting_job_says_retrying_to_who_asks(house: House) -> None:
     assert house.remaining(owner)["email"] == 4
 
 
-def test_a_mail_that_is_refused_for_good_gives_the_credits_back(house: House) -> None:
+def test_a_mail_that_is_refused_for_good_gives_the_credits_back(house: Deployment) -> None:
     """To the pool that paid."""
     owner, member = house.people(email=5)
     job_id = new_id("mail")
@@ -157,7 +157,7 @@ def test_a_mail_that_is_refused_for_good_gives_the_credits_back(house: House) ->
     assert house.remaining(owner)["email"] == 5
 
 
-def test_one_refused_recipient_of_three_gets_their_credit_back_and_is_named(house: House) -> None:
+def test_one_refused_recipient_of_three_gets_their_credit_back_and_is_named(house: Deployment) -> None:
     """The other two get the mail, once."""
     owner, member = house.people(email=5)
     good, gone, fine = address("good"), address("gone"), address("fine")
@@ -178,7 +178,7 @@ def test_one_refused_recipient_of_three_gets_their_credit_back_and_is_named(hous
     assert house.ask("views.usage", {"viewer": owner})["total"] == {"email": 2, "sms": 0}
 
 
-def test_a_mail_whose_every_recipient_is_refused_has_failed(house: House) -> None:
+def test_a_mail_whose_every_recipient_is_refused_has_failed(house: Deployment) -> None:
     """All credits go back."""
     owner, member = house.people(email=5)
     gone = [address("gone"), address("gone")]
@@ -196,7 +196,7 @@ def test_a_mail_whose_every_recipient_is_refused_has_failed(house: House) -> Non
     assert house.remaining(owner)["email"] == 5
 
 
-def test_a_line_that_breaks_after_the_final_dot_leaves_the_job_unknown_and_charged(house: House) -> None:
+def test_a_line_that_breaks_after_the_final_dot_leaves_the_job_unknown_and_charged(house: Deployment) -> None:
     """The server may have taken it, so it is never sent again by itself: not by a sweep, not by a replay."""
     owner, member = house.people(email=5)
     job_id = new_id("mail")
@@ -220,12 +220,12 @@ def test_a_line_that_breaks_after_the_final_dot_leaves_the_job_unknown_and_charg
     assert [move for move in house.moves(owner) if job_id in move[0]] == [(f"charge:{job_id}", -1)]
 
 
-def _is(house: House, job_id: str, state: State) -> bool:
+def _is(house: Deployment, job_id: str, state: State) -> bool:
     charge = house.charges([job_id]).get(job_id)
     return charge is not None and charge.state is state
 
 
-def test_a_gateway_that_says_not_now_is_asked_again_under_the_same_key(house: House) -> None:
+def test_a_gateway_that_says_not_now_is_asked_again_under_the_same_key(house: Deployment) -> None:
     """One charge, and only one message is accepted."""
     owner, member = house.people(sms=5)
     job_id = new_id("text")
@@ -244,7 +244,7 @@ def test_a_gateway_that_says_not_now_is_asked_again_under_the_same_key(house: Ho
     assert [move for move in house.moves(owner, "sms") if job_id in move[0]] == [(f"charge:{job_id}", -1)]
 
 
-def test_a_text_message_that_the_gateway_refuses_gives_the_credits_back(house: House) -> None:
+def test_a_text_message_that_the_gateway_refuses_gives_the_credits_back(house: Deployment) -> None:
     """And is not offered again."""
     owner, member = house.people(sms=5)
     job_id = new_id("text")
@@ -261,7 +261,7 @@ def test_a_text_message_that_the_gateway_refuses_gives_the_credits_back(house: H
 
 
 @pytest.mark.parametrize("kind", ["email", "sms"])
-def test_a_job_whose_attempts_are_used_up_has_failed_and_gives_the_credits_back(house: House, kind: str) -> None:
+def test_a_job_whose_attempts_are_used_up_has_failed_and_gives_the_credits_back(house: Deployment, kind: str) -> None:
     """The house makes four attempts."""
     owner, member = house.people(email=5, sms=5)
     job_id = new_id(kind)
@@ -282,7 +282,7 @@ def test_a_job_whose_attempts_are_used_up_has_failed_and_gives_the_credits_back(
     assert house.remaining(owner) == {"email": 5, "sms": 5}
 
 
-def test_a_job_without_an_id_gets_the_id_of_its_task(house: House) -> None:
+def test_a_job_without_an_id_gets_the_id_of_its_task(house: Deployment) -> None:
     """Sent twice under one task id it is one job."""
     _, member = house.people(email=5)
     job = {"sender": member, "to": address("a"), "subject": "Hello", "text": "Hello"}
@@ -297,7 +297,7 @@ def test_a_job_without_an_id_gets_the_id_of_its_task(house: House) -> None:
     assert (said["job_id"], said["status"], said["credits"]) == (task_id, "sent", 1)
 
 
-def test_the_same_id_with_another_content_is_refused_and_changes_nothing(house: House) -> None:
+def test_the_same_id_with_another_content_is_refused_and_changes_nothing(house: Deployment) -> None:
     """The first job stands."""
     owner, member = house.people(email=5)
     job = {"job_id": new_id("mail"), "sender": member, "to": address("a"), "subject": "Hello", "text": "Hello"}
@@ -312,7 +312,7 @@ def test_the_same_id_with_another_content_is_refused_and_changes_nothing(house: 
     assert house.remaining(owner)["email"] == 4
 
 
-def test_a_job_that_costs_too_much_is_refused_for_good(house: House) -> None:
+def test_a_job_that_costs_too_much_is_refused_for_good(house: Deployment) -> None:
     """A later purchase does not bring it back; a job with another id goes."""
     owner, member = house.people(email=1)
     job = {
@@ -339,7 +339,7 @@ def test_a_job_that_costs_too_much_is_refused_for_good(house: House) -> None:
     assert house.remaining(owner)["email"] == 4
 
 
-def test_purchases_and_views_answer_an_outside_producer(house: House) -> None:
+def test_purchases_and_views_answer_an_outside_producer(house: Deployment) -> None:
     """Through the result backend, as plain JSON."""
     owner, member = house.people(email=2, sms=1)
     plan = {"plan": new_id("plan"), "name": "Small", "credits": {"email": 3}, "price": 990, "currency": "EUR"}
@@ -364,7 +364,7 @@ def test_purchases_and_views_answer_an_outside_producer(house: House) -> None:
     assert (refused["status"], refused["reason"]) == ("refused", "not_permitted")
 
 
-def test_send_tasks_leave_no_result_in_the_broker(house: House) -> None:
+def test_send_tasks_leave_no_result_in_the_broker(house: Deployment) -> None:
     """Neither sent nor refused ones; purchases and views do, for their producer to read."""
     owner, member = house.people(email=5, sms=5)
     mail = {"sender": member, "to": address("a"), "subject": "Hello", "text": "Hello"}
@@ -388,7 +388,7 @@ def test_send_tasks_leave_no_result_in_the_broker(house: House) -> None:
     assert house.result_keys(view) == [view]
 
 
-def test_a_bulk_job_fills_in_every_mail_of_fifty(house: House) -> None:
+def test_a_bulk_job_fills_in_every_mail_of_fifty(house: Deployment) -> None:
     """Each recipient gets one of their own, with their values, escaped in the HTML."""
     owner, member = house.people(email=60)
     job_id = new_id("campaign")
@@ -424,7 +424,7 @@ def test_a_bulk_job_fills_in_every_mail_of_fifty(house: House) -> None:
     assert house.remaining(owner)["email"] == 10
 
 
-def test_a_bulk_job_of_text_messages_is_charged_by_segment(house: House) -> None:
+def test_a_bulk_job_of_text_messages_is_charged_by_segment(house: Deployment) -> None:
     """Each message by itself, for values make them longer."""
     owner, member = house.people(sms=10)
     job_id = new_id("campaign")
@@ -446,7 +446,7 @@ def test_a_bulk_job_of_text_messages_is_charged_by_segment(house: House) -> None
     assert house.remaining(owner)["sms"] == 7
 
 
-def test_a_bulk_job_that_costs_too_much_is_refused_whole_and_says_how_many_would_fit(house: House) -> None:
+def test_a_bulk_job_that_costs_too_much_is_refused_whole_and_says_how_many_would_fit(house: Deployment) -> None:
     """Nobody gets anything, and nothing is charged."""
     owner, member = house.people(email=4)
     job_id = new_id("campaign")
@@ -465,7 +465,7 @@ def test_a_bulk_job_that_costs_too_much_is_refused_whole_and_says_how_many_would
     assert house.remaining(owner)["email"] == 4
 
 
-def test_the_house_s_money_adds_up(house: House) -> None:
+def test_the_house_s_money_adds_up(house: Deployment) -> None:
     """After whatever other tests did in it, every invariant holds, and nothing of a final message is kept."""
     owner, member = house.people(email=1)
     job_id = new_id("mail")

@@ -7,7 +7,7 @@ from redis import Redis
 
 from tests.flows.house import Ran, run
 from tests.servers import ValkeyServer
-from worker.house import exclusive
+from worker.local.stack import exclusive
 
 SECRET = "s3cret-word"
 NO_DATABASE = f"postgresql://postage:{SECRET}@127.0.0.1:1/money"
@@ -66,7 +66,7 @@ def test_a_second_up_on_the_same_folder_is_told_what_to_do(tmp_path: Path) -> No
     with exclusive(tmp_path / "var" / "up.lock"):
         said = refused("up", cwd=tmp_path)
 
-    assert said.startswith(f"`postage up` runs already on the folder {tmp_path / 'var'}: end that one first")
+    assert said.startswith(f"Another `postage up` already runs on the folder {tmp_path / 'var'}: end it first")
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from models import views
-from models.audit import audit
-from models.database import Database
-from models.messages import View, ViewUsage
+from models.database.engine import Database
+from models.messages.views import View, ViewUsage
+from models.reports.views import show_orders, show_overview, show_usage
 from tasks.context import Json, utc_now
+from tests.audits import audit_everything
 from tests.flows.house import DEADLINE_S, Program, Ran, run, until
 
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(300)]
@@ -60,16 +60,16 @@ class Told:
 
 def books(folder: Path) -> Json:
     """What is left, what was spent and what was bought in both pools, and what an audit finds."""
-    with closing(Database(f"sqlite:///{folder}/var/postage.db")) as database, database.read() as connection:
+    with closing(Database(f"sqlite:///{folder}/var/postage.db")) as database, database.snapshot() as connection:
         pools = {
             owner: {
-                "overview": views.overview(connection, View(viewer=owner)),
-                "usage": views.usage(connection, ViewUsage(viewer=owner, by="message")),
-                "orders": views.order_history(connection, View(viewer=owner)),
+                "overview": show_overview(connection, View(viewer=owner)),
+                "usage": show_usage(connection, ViewUsage(viewer=owner, by="message")),
+                "orders": show_orders(connection, View(viewer=owner)),
             }
             for owner in ("john", "peter")
         }
-        return {**pools, "findings": list(audit(connection, utc_now()))}
+        return {**pools, "findings": audit_everything(connection, utc_now())}
 
 
 def outbox(folder: Path) -> list[Path]:
@@ -250,7 +250,7 @@ def serving(folder: Path, ended_by: signal.Signals) -> Iterator[Program]:
     """`postage up` that serves on, until it is ended; then it must have ended cleanly."""
     up = Program(folder, "up", ["up"], {}, FLOWER_UNAUTHENTICATED_API="true")
     try:
-        until(lambda: up.check() or "Serving on" in up.said, "it serves")
+        until(lambda: up.check() or "Ctrl-C ends it" in up.said, "it serves")
         yield up
     finally:
         code = up.end(ended_by)
@@ -291,7 +291,7 @@ def test_while_it_serves_people_send_by_command_and_flower_shows_names_only(stag
     assert (texted.code, json.loads(texted.out)["status"], json.loads(texted.out)["paid_by"]) == (0, "sent", "john")
     assert len(outbox(stage)) == before + 2
     assert refused.code == 1
-    assert "runs already" in refused.err
+    assert "already runs" in refused.err
     assert "Traceback" not in refused.err
     assert len(status["workers"]) == 1
 

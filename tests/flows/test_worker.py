@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from models.charges import State
+from models.sends.charges import State
 from tasks.queues import Queue
-from tests.flows.house import House, run, until
+from tests.flows.house import Deployment, run, until
 from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(180)
 
-OpenHouse = Callable[..., House]
+OpenHouse = Callable[..., Deployment]
 
 
 @pytest.fixture

@@ -12,16 +12,23 @@ import pytest
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.dialects import sqlite
 
-from models import audit as auditing
-from models import ledger
-from models.audit import MARGIN, STALE_AFTER, Audit, Finding, audit, check, invariants, scope_since_marks
-from models.carriers import Outcome, Receipt
-from models.database import Database
-from models.invariants import WHOLE
-from models.retrying import Patience
-from models.tables import accounts, charges, entries
-from tasks.upkeep import audit as audit_task
-from tasks.upkeep import roll_up, sweep
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries
+from models.reports.audit import (
+    MARGIN,
+    AuditReport,
+    Finding,
+    _audit,
+    run_audit,
+    scope_since_marks,
+)
+from models.reports.audit_scope import WHOLE_HISTORY
+from models.reports.invariants import STALE_AFTER
+from models.sends.carrier import Outcome, Receipt
+from models.sends.charging import charge_jobs
+from models.sends.retry_policy import RetryPolicy
+from tasks import upkeep
+from tests.audits import all_invariants, audit_everything
 from tests.conftest import TEMPLATE, gather
 from tests.factories import buy, email_job, ledger_job, purchase_order, save_people, share, sms_job
 from tests.fakes import (
@@ -84,10 +91,10 @@ def keep_busy(url: str) -> None:
     clock = Clock()
     partial = Receipt(Outcome.ACCEPTED, refused={"a@b.test": "550"}, deferred={"c@d.test": "451"})
     email = FakeCarrier(ACCEPTED, NEVER, partial, NOT_NOW, NOBODY, UNSURE)
-    sms = FakeCarrier(NOT_NOW, UNSURE, ACCEPTED, NOT_NOW, NEVER, honours_job_id=True)
-    context = make_context(database, email, sms, clock, Patience(attempts_max=3))
+    sms = FakeCarrier(NOT_NOW, UNSURE, ACCEPTED, NOT_NOW, NEVER, is_idempotent=True)
+    context = make_context(database, email, sms, clock, RetryPolicy(attempts_max=3))
     buy(database, "peter", email=3, sms=1)
-    assert check(database, NOON, patience=PATIENCE).findings == []
+    assert run_audit(database, NOON, retried_for=PATIENCE).findings == []
     answer(context, "credits.purchase", purchase_order("order-1", "john", email=30, sms=20))
     share(database, "peter", "john")
     for number in range(8):
@@ -108,16 +115,16 @@ def keep_busy(url: str) -> None:
     for _ in range(4):
         run_enqueued(context)
         clock.forward(timedelta(hours=1))
-        sweep(context)
+        upkeep.sweep(context)
     run_enqueued(context)
-    roll_up(context)
+    upkeep.roll_up(context)
     answer(context, "email.send", email_job("waits"))
     database.close()
 
 
 def found(database: Database, now: Any = NOON) -> list[Finding]:
-    with database.read() as connection:
-        return list(audit(connection, now))
+    with database.snapshot() as connection:
+        return audit_everything(connection, now)
 
 
 def test_a_busy_story_leaves_nothing_to_find(busy: Database) -> None:
@@ -125,7 +132,7 @@ def test_a_busy_story_leaves_nothing_to_find(busy: Database) -> None:
 
 
 def test_a_busy_story_really_was_busy(busy: Database) -> None:
-    with busy.read() as connection:
+    with busy.snapshot() as connection:
         states = set(connection.execute(text("SELECT DISTINCT state FROM charges")).scalars())
         refunds = connection.execute(text("SELECT count(*) FROM entries WHERE cause LIKE 'refund:%'")).scalar_one()
 
@@ -241,10 +248,10 @@ CASES = {
     ],
     "What is being sent is held under a lease": [
         (
-            "UPDATE charges SET state = 'sending', lease_until = '2026-01-05 20:00:00', holder = 'h' "
+            "UPDATE charges SET state = 'sending', lease_until = '2026-01-05 20:00:00', lease_id = 'h' "
             "WHERE job_id = 'waits'"
         ),
-        "UPDATE charges SET state = 'sending', lease_until = NULL, holder = NULL WHERE job_id = 'waits'",
+        "UPDATE charges SET state = 'sending', lease_until = NULL, lease_id = NULL WHERE job_id = 'waits'",
     ],
     "An account's days of usage add up to its entries, as far as they were rolled up": [
         "UPDATE usage_days SET credits = credits + 1 WHERE sender = 'peter'",
@@ -275,13 +282,13 @@ def form(request: pytest.FixtureRequest) -> str:
 def found_by(connection: Connection, form: str) -> list[Finding]:
     """Give what an audit of this form finds, in the transaction of the damage."""
     if form == "without marks":
-        return list(audit(connection, EVENING))
-    scope = scope_since_marks(connection, PATIENCE) if form == "incremental" else WHOLE
+        return audit_everything(connection, EVENING)
+    scope = scope_since_marks(connection, PATIENCE) if form == "incremental" else WHOLE_HISTORY
     assert scope.marked is (form == "incremental")
     return [
         Finding(invariant.name, *(str(part) for part in (row[0], row[1:])))
-        for invariant in invariants(EVENING, scope)
-        for row in connection.execute(invariant.exceptions)
+        for invariant in all_invariants(EVENING, scope)
+        for row in connection.execute(invariant.violations)
     ]
 
 
@@ -308,7 +315,7 @@ def test_what_is_broken_is_named(busy: Database, form: str) -> None:
 
 
 def test_every_invariant_is_broken_by_some_test() -> None:
-    assert [invariant.name for invariant in invariants(NOON)] == list(CASES)
+    assert [invariant.name for invariant in all_invariants(NOON)] == list(CASES)
 
 
 def test_a_finding_says_where_and_what(busy: Database) -> None:
@@ -327,7 +334,7 @@ def test_a_lease_that_is_over_for_a_while_is_the_sweeper_s_affair_at_first(datab
     context = make_context(database, email=FakeCarrier(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
         answer(context, "email.send", email_job())
-    ends = NOON + context.patience.lease
+    ends = NOON + context.retry_policy.lease
 
     assert found(database, ends + STALE_AFTER) == []
     assert [finding.subject for finding in found(database, ends + STALE_AFTER + timedelta(seconds=1))] == ["job-1"]
@@ -338,7 +345,7 @@ def test_a_lease_that_is_over_for_a_while_is_the_sweeper_s_affair_at_first(datab
 
 def marks(database: Database) -> dict[str, tuple[int, int]]:
     """Give how far each account has been checked."""
-    with database.read() as connection:
+    with database.snapshot() as connection:
         rows = connection.execute(
             text(
                 "SELECT owner_id, kind, audit_marks.seq, balance FROM audit_marks "
@@ -348,8 +355,8 @@ def marks(database: Database) -> dict[str, tuple[int, int]]:
         return {f"{owner}/{kind}": (seq, balance) for owner, kind, seq, balance in rows}
 
 
-def looked(database: Database, now: datetime = NOON, *, whole: bool = False) -> Audit:
-    return check(database, now, patience=PATIENCE, whole=whole)
+def looked(database: Database, now: datetime = NOON, *, whole: bool = False) -> AuditReport:
+    return run_audit(database, now, retried_for=PATIENCE, whole=whole)
 
 
 def test_a_clean_audit_marks_how_far_each_account_was_checked(busy: Database) -> None:
@@ -358,7 +365,7 @@ def test_a_clean_audit_marks_how_far_each_account_was_checked(busy: Database) ->
 
     assert before == {"peter/email": (1, 3), "peter/sms": (1, 1)}
     assert audited.findings == []
-    with busy.read() as connection:
+    with busy.snapshot() as connection:
         rows = connection.execute(text("SELECT owner_id, kind, seq, available FROM accounts WHERE seq > 0"))
         assert marks(busy) == {f"{owner}/{kind}": (seq, available) for owner, kind, seq, available in rows}
 
@@ -397,7 +404,7 @@ def test_a_full_audit_that_finds_nothing_marks_everything_anew(busy: Database) -
     again = looked(busy, EVENING + timedelta(days=1))
 
     assert (full.findings, full.since) == ([], None)
-    with busy.read() as connection:
+    with busy.snapshot() as connection:
         assert full.examined["entries"] == connection.execute(text("SELECT count(*) FROM entries")).scalar_one() > 20
     assert marks(busy)["peter/email"][0] > 1
     assert again.since == EVENING - PATIENCE - MARGIN
@@ -430,8 +437,8 @@ def test_a_charge_that_appears_late_is_within_the_overlap(database: Database) ->
     buy(database, "john", email=5)
     began = NOON
     looked(database, began + PATIENCE + MARGIN)
-    with database.begin() as connection:
-        ledger.charge(connection, [ledger_job(email_job("late"))], holder="h", now=began, lease_until=EVENING)
+    with database.engine.begin() as connection:
+        charge_jobs(connection, [ledger_job(email_job("late"))], lease_id="h", now=began, lease_until=EVENING)
     with unguarded(database) as connection:  # a charge without an entry: no account moves
         connection.exec_driver_sql("DELETE FROM entries WHERE cause = 'charge:late'")
         connection.exec_driver_sql(
@@ -447,7 +454,7 @@ def test_an_uncommitted_charge_is_checked_by_the_next_audit(postgres_url: str) -
     save_people(database)
     buy(database, "john", email=5)
     with database.engine.connect() as slow, slow.begin():
-        ledger.charge(slow, [ledger_job(email_job("slow"))], holder="h", now=NOON, lease_until=EVENING)
+        charge_jobs(slow, [ledger_job(email_job("slow"))], lease_id="h", now=NOON, lease_until=EVENING)
         during = looked(database)
     after = looked(database, NOON + timedelta(days=1))
     database.close()
@@ -467,9 +474,9 @@ def test_audits_and_charges_side_by_side_find_nothing(database: Database) -> Non
         try:
             for number in range(start, start + 50):
                 job = ledger_job(email_job(f"j{number}"))
-                database.transact(
-                    lambda connection, job=job: ledger.charge(  # type: ignore[misc]
-                        connection, [job], holder=job.job_id, now=NOON, lease_until=EVENING
+                database.write(
+                    lambda connection, job=job: charge_jobs(  # type: ignore[misc]
+                        connection, [job], lease_id=job.job_id, now=NOON, lease_until=EVENING
                     )
                 )
         except BaseException as fault:  # noqa: BLE001  shown by the assertion
@@ -492,7 +499,7 @@ def test_audits_and_charges_side_by_side_find_nothing(database: Database) -> Non
 def test_usage_that_is_rolled_up_after_an_audit_is_checked_by_the_next(busy: Database) -> None:
     """Though no account has moved in between."""
     looked(busy, EVENING)
-    roll_up(make_context(busy))
+    upkeep.roll_up(make_context(busy))
     with unguarded(busy) as connection:
         connection.exec_driver_sql("UPDATE usage_days SET credits = credits + 1 WHERE sender = 'john'")
 
@@ -504,11 +511,11 @@ def test_usage_that_is_rolled_up_after_an_audit_is_checked_by_the_next(busy: Dat
 
 def test_the_task_logs_each_finding_and_answers_with_all(busy: Database) -> None:
     context = make_context(busy, clock=Clock(EVENING))
-    clean = audit_task(context)
+    clean = upkeep.audit(context)
     with unguarded(busy) as connection:
         connection.exec_driver_sql("UPDATE accounts SET available = 5 WHERE owner_id = 'mary' AND kind = 'sms'")
 
-    failed = audit_task(context)
+    failed = upkeep.audit(context)
 
     assert (clean["status"], clean["findings"]) == ("done", [])
     assert failed["status"] == "failed"
@@ -536,14 +543,14 @@ def write_history(database: Database, count: int) -> None:
     numbers = range(1, count + 1)
     mine = (accounts.c.owner_id == "john") & (accounts.c.kind == "email")
     sent = {"task": "email.send", "kind": "email", "sender": "john", "digest": "d", "credits": 1, "refunded": 0,
-            "state": "sent", "attempts": 1, "deaths": 0, "created_at": NOON, "final_at": NOON}  # fmt: skip
-    with database.begin() as connection:
+            "state": "sent", "attempts": 1, "crashes": 0, "created_at": NOON, "final_at": NOON}  # fmt: skip
+    with database.engine.begin() as connection:
         account = connection.execute(select(accounts.c.id).where(mine)).scalar_one()
         connection.execute(insert(charges), [{**sent, "job_id": f"job-{n}", "account_id": account} for n in numbers])
         spent = [{"seq": n + 1, "balance_after": count - n, "cause": f"charge:job-{n}"} for n in numbers]
         connection.execute(insert(entries), [{**one, "account_id": account, "amount": -1, "at": NOON} for one in spent])
         connection.execute(update(accounts).where(mine).values(seq=count + 1, available=0))
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
 
 
@@ -571,8 +578,8 @@ def test_postgresql_reads_only_rows_that_are_new(postgres_url: str) -> None:
     answer(make_context(database, clock=Clock(EVENING)), "email.send", email_job("new"))
     database.engine.dispose()  # a new session has not counted anything yet
 
-    with database.begin() as connection:
-        audited = auditing._check(connection, EVENING, PATIENCE, whole=False)
+    with database.engine.begin() as connection:
+        audited = _audit(connection, EVENING, PATIENCE, whole=False)
         after = rows_read(connection)
     database.close()
 
@@ -597,12 +604,12 @@ def test_sqlite_searches_history_and_does_not_scan_it(sqlite_url: str) -> None:
     buy(database, "john", email=HISTORY)
     write_history(database, HISTORY)
     looked(database, AFTERNOON)
-    with database.read() as connection:
+    with database.snapshot() as connection:
         scope = scope_since_marks(connection, PATIENCE)
         plans = [
             (invariant.name, row[3])
-            for invariant in invariants(EVENING, scope)
-            for row in connection.exec_driver_sql("EXPLAIN QUERY PLAN " + as_text(invariant.exceptions))
+            for invariant in all_invariants(EVENING, scope)
+            for row in connection.exec_driver_sql("EXPLAIN QUERY PLAN " + as_text(invariant.violations))
         ]
     database.close()
 

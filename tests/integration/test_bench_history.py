@@ -2,11 +2,11 @@
 
 from sqlalchemy import inspect, text
 
-from models.audit import audit
-from models.database import Database
+from bench.history import fill
+from bench.rig import make_people
+from models.database.engine import Database
 from tasks.context import utc_now
-from tests.bench import history
-from tests.bench.rig import make_people
+from tests.audits import audit_everything
 
 
 def shape_of(database: Database) -> list[object]:
@@ -25,10 +25,10 @@ def test_the_audit_finds_nothing_in_it_and_every_index_is_back(postgres_url: str
         make_people(database, owners=3)
         before = shape_of(database)
 
-        history.fill(postgres_url, 1_000, say=lambda _words: None)
+        fill(postgres_url, 1_000, say=lambda _words: None)
 
-        with database.read() as connection:
-            assert list(audit(connection, utc_now())) == []
+        with database.snapshot() as connection:
+            assert audit_everything(connection, utc_now()) == []
             paid = text("SELECT count(*) FROM charges JOIN accounts ON accounts.id = account_id WHERE owner_id = 'hot'")
             assert connection.execute(paid).scalar_one() == 501
         assert shape_of(database) == before

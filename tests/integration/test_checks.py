@@ -9,9 +9,17 @@ import pytest
 from redis import Redis
 
 from tests.servers import PostgresServer, ValkeyServer
-from worker.checks import CLOCKS_APART_MAX, NotReadyError, Verdict, broker_name, database_name, examine, require_ready
-from worker.embedded import EmbeddedBroker
-from worker.house import UpError, exclusive
+from worker.local.stack import StackError, exclusive
+from worker.local.valkey import EmbeddedBroker
+from worker.preflight import (
+    CLOCKS_APART_MAX,
+    NotReadyError,
+    Verdict,
+    broker_name,
+    database_name,
+    examine,
+    require_ready,
+)
 from worker.settings import Settings
 
 SECRET = "s3cret-word"
@@ -247,7 +255,7 @@ def test_a_broker_is_named_without_who_uses_it(url: str, name: str) -> None:
 def test_a_second_postage_up_on_a_folder_is_told_what_to_do(tmp_path: Path) -> None:
     with (
         exclusive(tmp_path / "up.lock"),
-        pytest.raises(UpError, match="runs already on the folder") as refused,
+        pytest.raises(StackError, match="already runs on the folder") as refused,
         exclusive(tmp_path / "up.lock"),
     ):
         pass

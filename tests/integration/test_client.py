@@ -16,11 +16,12 @@ from kombu import Connection, Consumer, Message, Queue
 from redis import Redis
 from redis.client import Pipeline
 
-from models.messages import SaveRole, SendEmail, SendSms
-from tasks.client import JOBS_AT_ONCE, BrokerAwayError, InvalidJobError, Job, enqueue, producer_app
-from tasks.naming import summary
+from models.messages.billing import SaveRole
+from models.messages.sends import SendEmail, SendSms
+from tasks.client import JOBS_BATCH, BrokerAwayError, InvalidJobError, JobLike, enqueue, producer_app
+from tasks.job_ids import redacted_args
 from tests.servers import ValkeyServer
-from worker.transport import Transport
+from worker.broker.transport import Transport
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/producers.md").read_text()
 Json = dict[str, Any]
@@ -67,7 +68,7 @@ def test_a_message_is_field_by_field_what_send_task_makes(app: Celery, redis: Re
     """Nothing but the ids that are new for every message differs."""
     job = {"job_id": "job-0", "sender": "mary", "to": ["a@b.example"], "subject": "Hello", "text": "Hello"}
 
-    app.send_task("email.send", args=[job], argsrepr=summary([job]), ignore_result=True)
+    app.send_task("email.send", args=[job], argsrepr=redacted_args([job]), ignore_result=True)
     [task_id] = enqueue(app, [email()])
     alone, together = waiting(redis)
 
@@ -101,7 +102,7 @@ def test_the_consumer_of_a_worker_reads_what_was_published(app: Celery, valkey_u
 
 
 def test_every_job_goes_on_its_queue_in_order(app: Celery, redis: Redis) -> None:
-    jobs: list[Job] = [
+    jobs: list[JobLike] = [
         email(1),
         SendSms(job_id="sms", sender="mary", to="+4915112345678", text="Hello"),
         SaveRole(organization="acme", role="boss", rights=[]),
@@ -152,13 +153,13 @@ def test_jobs_of_a_generator_are_published_while_it_goes_on(app: Celery, redis: 
     unpublished = []
 
     def jobs() -> Iterator[SendEmail]:
-        for number in range(3 * JOBS_AT_ONCE):
+        for number in range(3 * JOBS_BATCH):
             unpublished.append(number - redis.llen("email"))
             yield email(number)
 
     enqueue(app, jobs())
 
-    assert max(unpublished) == JOBS_AT_ONCE - 1
+    assert max(unpublished) == JOBS_BATCH - 1
 
 
 # -- refusals and failures --------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_a_bad_job_anywhere_in_a_list_keeps_all_of_it_from_being_published(app: 
 
 
 def test_a_bad_job_of_a_generator_keeps_its_batch_from_being_published(app: Celery, redis: Redis) -> None:
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[JobLike]:
         yield from emails(700)
         yield "email.send", {"job_id": "x"}
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.database import Database
+from models.database.engine import Database
 
 DONE_S = 60
 
@@ -18,7 +18,7 @@ DONE_S = 60
 @pytest.fixture
 def database(postgres_url: str) -> Iterator[Database]:
     with closing(Database(postgres_url, pool_size=4, wait_s=DONE_S)) as database:
-        with database.begin() as connection:
+        with database.engine.begin() as connection:
             connection.execute(text("CREATE TABLE counters (id int PRIMARY KEY, value int NOT NULL)"))
             connection.execute(text("INSERT INTO counters VALUES (1, 0), (2, 0)"))
         yield database
@@ -35,7 +35,7 @@ def add(connection: Connection, counter: int) -> None:
 
 
 def counted(database: Database) -> list[int]:
-    return database.look(
+    return database.read(
         lambda connection: list(connection.execute(text("SELECT value FROM counters ORDER BY id")).scalars())
     )
 
@@ -57,7 +57,7 @@ def test_of_two_transactions_in_a_deadlock_both_happen_once(database: Database) 
                 both_hold_one.wait(DONE_S)
             add(connection, second)
 
-        database.transact(work)
+        database.write(work)
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(move, (1, 2), (2, 1)))
@@ -74,11 +74,11 @@ def test_a_lost_race_of_serializable_transactions_is_run_again(database: Databas
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         seen.append(connection.execute(text("SELECT value FROM counters WHERE id = 1")).scalar_one())
         if len(seen) == 1:
-            with database.begin() as other:
+            with database.engine.begin() as other:
                 add(other, 1)
         add(connection, 1)
 
-    database.transact(work)
+    database.write(work)
 
     assert seen == [0, 1]
     assert counted(database) == [2, 0]
@@ -100,7 +100,7 @@ def test_a_connection_that_is_cut_in_the_middle_is_replaced_and_nothing_is_half_
                 other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
         add(connection, 2)
 
-    database.transact(work)
+    database.write(work)
 
     assert (tries, counted(database)) == (2, [1, 1])
 
@@ -116,7 +116,7 @@ def test_a_standby_that_is_not_yet_promoted_is_waited_for(database: Database) ->
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         add(connection, 1)
 
-    database.transact(work)
+    database.write(work)
 
     assert (tries, counted(database)) == (3, [1, 0])
 
@@ -128,13 +128,13 @@ def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, datab
         other.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 1")
         other.execute("GRANT ALL ON counters TO crowded")
         url = postgres_url.replace("postgres@", "crowded@")
-        holder = psycopg.connect(url)
-        timer = threading.Timer(0.5, holder.close)
+        lease_id = psycopg.connect(url)
+        timer = threading.Timer(0.5, lease_id.close)
         with closing(Database(url, pool_size=1, wait_s=DONE_S)) as crowded:
             with pytest.raises(psycopg.OperationalError, match="too many connections"):
                 psycopg.connect(url)
             timer.start()
-            crowded.transact(lambda connection: add(connection, 1))
+            crowded.write(lambda connection: add(connection, 1))
         timer.join()
         other.execute("DROP OWNED BY crowded")
         other.execute("DROP ROLE crowded")
@@ -154,7 +154,7 @@ def test_a_statement_that_is_cancelled_for_being_slow_is_run_again(database: Dat
             connection.exec_driver_sql("SET LOCAL statement_timeout = '50ms'")
             connection.exec_driver_sql("SELECT pg_sleep(10)")
 
-    database.transact(work)
+    database.write(work)
 
     assert (tries, counted(database)) == (2, [1, 0])
 
@@ -169,7 +169,7 @@ def test_what_would_fail_again_is_not_run_again(database: Database) -> None:
         connection.execute(text("INSERT INTO counters VALUES (1, 0)"))
 
     with pytest.raises(DBAPIError):
-        database.transact(work)
+        database.write(work)
 
     assert tries == 1
 
@@ -186,6 +186,6 @@ def test_patience_ends(postgres_url: str, database: Database) -> None:
         closing(Database(postgres_url, pool_size=1, wait_s=0.3)) as impatient,
         pytest.raises(DBAPIError, match="statement timeout"),
     ):
-        impatient.transact(work)
+        impatient.write(work)
 
     assert counted(database) == [0, 0]

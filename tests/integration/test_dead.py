@@ -9,30 +9,40 @@ from typing import Any, cast
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
 from celery.exceptions import Reject, Retry
 from click.testing import CliRunner, Result
 from redis import Redis
 from sqlalchemy import func, select
 
-from models import charges as charging
-from models import dead
-from models.audit import audit
-from models.charges import State
-from models.database import Database
-from models.messages import read
-from models.retrying import Patience
-from models.tables import charges, dead_letters, refusals
+from models.database.engine import Database
+from models.database.schema import charges, dead_letters, refusals
+from models.messages.wire import parse
+from models.sends.charges import State, find_charges
+from models.sends.dead_letters import find_letter, mark_replayed, replay_of
+from models.sends.retry_policy import RetryPolicy
+from tasks import upkeep
+from tasks.base import FAULT_RETRIES
 from tasks.context import Context, Json
-from tasks.door import FAULT_RETRIES
-from tasks.upkeep import sweep
+from tests.audits import audit_everything
 from tests.factories import BILLING, balance, buy, email_job, purchase_order, sms_job, stock
-from tests.fakes import NEVER, NOON, NOT_NOW, Clock, FakeBroker, FakeCarrier, answer, later, make_context, run_enqueued
+from tests.fakes import (
+    NEVER,
+    NOON,
+    NOT_NOW,
+    Clock,
+    FakeBroker,
+    FakeCarrier,
+    OpenSession,
+    answer,
+    later,
+    make_context,
+    run_enqueued,
+)
 from worker.app import create_app
-from worker.deciding import PRIVATE
-from worker.deciding import dead as command
+from worker.broker import fair_queue
+from worker.cli.dead import PRIVATE
+from worker.cli.dead import dead as command
 from worker.settings import Settings
-from worker.taking import QUARANTINE
 
 LATER = timedelta(hours=1)
 WEEK = timedelta(days=7)
@@ -49,7 +59,7 @@ def context_of(database: Database, *script: Any, **options: Any) -> Context:
 
 
 def letters(database: Database) -> list[Any]:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         return list(connection.execute(select(dead_letters).order_by(dead_letters.c.id)))
 
 
@@ -61,17 +71,17 @@ def only_letter(database: Database) -> Any:
 def replay(context: Context, letter_id: int | None = None) -> str:
     """Replay a letter as the command does; the only one if none is named. Returns the id it has then."""
     letter_id = only_letter(context.database).id if letter_id is None else letter_id
-    letter = context.database.look(lambda connection: dead.read(connection, letter_id))
+    letter = context.database.read(lambda connection: find_letter(connection, letter_id))
     assert letter is not None
-    key, job = dead.replay(letter)
+    key, job = replay_of(letter)
     context.enqueue(letter.fields["task"], job)
-    context.database.transact(lambda connection: dead.mark_replayed(connection, letter, key, context.now()))
+    context.database.write(lambda connection: mark_replayed(connection, letter, key, context.now()))
     return key
 
 
 def is_in_order(database: Database) -> bool:
-    with database.read() as connection:
-        return list(audit(connection, NOON)) == []
+    with database.snapshot() as connection:
+        return audit_everything(connection, NOON) == []
 
 
 # -- refused ----------------------------------------------------------------------------------------------------------
@@ -177,12 +187,12 @@ def test_a_job_that_dies_again_while_its_replay_is_noted_is_not_called_replayed(
     context = context_of(stocked)
     clock: Any = context.now
     answer(context, "credits.purchase", purchase_order(buyer="anna", email=3))
-    letter = stocked.look(lambda connection: dead.read(connection, only_letter(stocked).id))
+    letter = stocked.read(lambda connection: find_letter(connection, only_letter(stocked).id))
     assert letter is not None
     clock.forward(LATER)
     answer(context, "credits.purchase", purchase_order(buyer="anna", email=3))
 
-    stocked.transact(lambda connection: dead.mark_replayed(connection, letter, "order-1", clock.now))
+    stocked.write(lambda connection: mark_replayed(connection, letter, "order-1", clock.now))
 
     assert only_letter(stocked).replayed_at is None
 
@@ -209,13 +219,13 @@ def test_a_failed_job_is_kept_as_it_was_asked_for(stocked: Database, task: str, 
     key = job.get("job_id", "task-1")
     assert (letter.status, letter.task, letter.key, letter.person) == ("failed", task, key, "john")
     assert (letter.reason, letter.detail) == ("carrier_refused", NEVER.detail)
-    assert read(task, letter.job).digest(task) == read(task, job, job_id="task-1").digest(task)
-    with stocked.read() as connection:
+    assert parse(task, letter.job).digest(task) == parse(task, job, job_id="task-1").digest(task)
+    with stocked.snapshot() as connection:
         assert connection.execute(select(charges.c.content)).scalar_one() is None
 
 
 def test_a_job_that_failed_after_several_attempts_is_kept_with_all_its_recipients(stocked: Database) -> None:
-    context = context_of(stocked, NOT_NOW, NOT_NOW, patience=Patience(attempts_max=2))
+    context = context_of(stocked, NOT_NOW, NOT_NOW, policy=RetryPolicy(attempts_max=2))
     job = email_job(to=["ada@example.test", "bob@example.test"])
     answer(context, "email.send", job)
     assert letters(stocked) == []
@@ -245,8 +255,8 @@ def test_each_failed_message_of_a_bulk_job_is_kept_as_a_message_of_its_own(stock
 
 
 def charge_state(database: Database, job_id: str) -> State:
-    with database.read() as connection:
-        return charging.read(connection, [job_id])[job_id].state
+    with database.snapshot() as connection:
+        return find_charges(connection, [job_id])[job_id].state
 
 
 def test_a_poison_job_is_kept_when_it_is_set_aside(stocked: Database) -> None:
@@ -278,12 +288,12 @@ def test_a_job_over_which_a_worker_died_is_resumed_alone(stocked: Database) -> N
     context = context_of(stocked, *[NOT_NOW] * 5)
     for number in range(5):
         answer(context, "email.send", email_job(f"job-{number}"), f"task-{number}")
-    with stocked.begin() as connection:
-        connection.execute(charges.update().where(charges.c.job_id.in_(["job-1", "job-3"])).values(deaths=1))
+    with stocked.engine.begin() as connection:
+        connection.execute(charges.update().where(charges.c.job_id.in_(["job-1", "job-3"])).values(crashes=1))
     clock: Any = context.now
     clock.forward(LATER)
 
-    sweep(context)
+    upkeep.sweep(context)
 
     broker = cast("FakeBroker", context.enqueue)
     groups = sorted(sorted(given["attempts"]) for _, given in broker.take())
@@ -295,7 +305,7 @@ def test_an_end_that_does_not_count_leaves_no_letter(stocked: Database) -> None:
 
     def sleep_through_the_sweep(_: object) -> Any:
         clock.forward(LATER)
-        sweep(make_context(stocked, clock=clock))
+        upkeep.sweep(make_context(stocked, clock=clock))
         return NEVER
 
     answer(context_of(stocked, sleep_through_the_sweep, clock=clock), "email.send", email_job())
@@ -368,11 +378,11 @@ def test_a_job_whose_retry_the_broker_does_not_take_stays_on_its_queue(stocked: 
 
 def test_a_view_that_fails_is_given_up_as_before(stocked: Database) -> None:
     class Mute:
-        def look(self, _: object) -> None:
+        def read(self, _: object) -> None:
             raise ConnectionResetError
 
-        def transact(self, work: Callable[[Any], object]) -> object:
-            return stocked.transact(work)
+        def write(self, work: Callable[[Any], object]) -> object:
+            return stocked.write(work)
 
     context = replace(context_of(stocked), database=cast("Database", Mute()))
 
@@ -405,9 +415,9 @@ def test_letters_are_erased_when_their_time_is_over(stocked: Database) -> None:
     answer(context, "email.send", email_job("young", sender="nobody"))
 
     clock.now = NOON + WEEK - timedelta(seconds=1)
-    before = sweep(context)["erased"]
+    before = upkeep.sweep(context)["erased"]
     clock.now = NOON + WEEK
-    at = sweep(context)["erased"]
+    at = upkeep.sweep(context)["erased"]
 
     assert (before, at) == (0, 1)
     assert only_letter(stocked).key == "young"
@@ -418,7 +428,7 @@ def test_where_nothing_is_kept_no_letter_is_written_and_those_that_are_there_are
     answer(context, "email.send", email_job("before", sender="nobody"))
     context = replace(context, keep_dead=timedelta(0))
 
-    sweep(context)
+    upkeep.sweep(context)
     answer(context, "email.send", email_job("failed"))
     answer(context, "email.send", email_job("refused", sender="nobody"))
     answer(context, "email.send", {"job_id": "invalid"})
@@ -427,7 +437,7 @@ def test_where_nothing_is_kept_no_letter_is_written_and_those_that_are_there_are
                            FAULT_RETRIES)  # fmt: skip
 
     assert letters(stocked) == []
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(func.count()).select_from(refusals)).scalar_one() == 1
 
 
@@ -488,7 +498,7 @@ Run = Callable[..., Result]
 def run(stocked: Database, database_url: str, valkey_url: str) -> Iterator[Run]:
     """Give `postage dead`, run in this process with a real broker."""
     app = create_app(Settings(database_url=database_url, broker_url=valkey_url))
-    obj = CLIContext(app=app, no_color=True, workdir=None, quiet=False)
+    obj = OpenSession(app)
 
     def run(*arguments: str) -> Result:
         return CliRunner(env={"COLUMNS": "250"}).invoke(command, arguments, obj=obj)
@@ -608,7 +618,7 @@ def test_without_a_broker_the_letters_are_listed_and_a_replay_is_refused_in_a_se
     three_dead: Database, database_url: str
 ) -> None:
     app = create_app(Settings(database_url=database_url, broker_url="redis://127.0.0.1:1/0"))
-    obj = CLIContext(app=app, no_color=True, workdir=None, quiet=False)
+    obj = OpenSession(app)
 
     listed = CliRunner().invoke(command, ["list", "--json"], obj=obj)
     replayed = CliRunner().invoke(command, ["replay", str(letters(three_dead)[0].id)], obj=obj)
@@ -635,7 +645,7 @@ def quarantine(redis: Redis, task: str = "email.fly", queue: str = "email", key:
         message = json.loads(item)
         message["properties"]["delivery_info"]["routing_key"] = key
         item = json.dumps(message).encode()
-    redis.lpush(QUARANTINE, item)
+    redis.lpush(fair_queue.QUARANTINE, item)
     return item
 
 
@@ -651,7 +661,7 @@ def quarantined(run: Run) -> list[Json]:
 
 def test_quarantined_items_are_listed_without_what_they_say(run: Run, redis: Redis) -> None:
     item = quarantine(redis)
-    redis.lpush(QUARANTINE, b"\xff\x00 no message of ada@example.test")
+    redis.lpush(fair_queue.QUARANTINE, b"\xff\x00 no message of ada@example.test")
 
     listed, shown = run("list", "--json"), run("list")
 
@@ -665,7 +675,7 @@ def test_quarantined_items_are_listed_without_what_they_say(run: Run, redis: Red
 
 
 def test_a_quarantined_item_is_shown_raw_and_harmless_for_a_terminal(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, b"\xff \x1b[31m red \xd8")
+    redis.lpush(fair_queue.QUARANTINE, b"\xff \x1b[31m red \xd8")
     [row] = quarantined(run)
 
     shown = run("show", row["id"])
@@ -685,45 +695,45 @@ def test_a_quarantined_item_goes_back_as_it_was_to_the_queue_it_was_for(run: Run
     assert "as email." in ended.stdout
     assert "There is no item" in again.stdout
     assert redis.lrange("email", 0, -1) == [item]
-    assert redis.lrange(QUARANTINE, 0, -1) == [other]
+    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [other]
 
 
 @pytest.mark.parametrize("raw", [b"garbage", b"[]", b'{"properties": 7}', b"[" * 100_000])
 def test_what_does_not_say_where_it_belongs_stays(run: Run, redis: Redis, raw: bytes) -> None:
-    redis.lpush(QUARANTINE, raw)
+    redis.lpush(fair_queue.QUARANTINE, raw)
     [row] = quarantined(run)
 
     ended = run("replay", row["id"])
 
     assert ended.exit_code == 1
     assert "does not say for which of our queues" in ended.stdout
-    assert redis.lrange(QUARANTINE, 0, -1) == [raw]
+    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [raw]
 
 
-@pytest.mark.parametrize("key", ["unacked", "nonsense", QUARANTINE, "celery"])
+@pytest.mark.parametrize("key", ["unacked", "nonsense", fair_queue.QUARANTINE, "celery"])
 def test_an_item_for_no_queue_of_ours_stays(run: Run, redis: Redis, key: str) -> None:
     quarantine(redis, key=key)
     [row] = quarantined(run)
 
     assert run("replay", row["id"]).exit_code == 1
-    assert redis.llen(QUARANTINE) == 1
+    assert redis.llen(fair_queue.QUARANTINE) == 1
 
 
 def test_all_of_the_quarantine_goes_back_but_what_cannot(run: Run, redis: Redis) -> None:
     for queue in ("email", "sms", "billing"):
         quarantine(redis, queue=queue)
-    redis.lpush(QUARANTINE, b"garbage")
+    redis.lpush(fair_queue.QUARANTINE, b"garbage")
 
     ended = run("replay", "--all", "--json")
 
     assert ended.exit_code == 1
     assert [row["replayed_as"] for row in said(ended)["rows"]] == [None, "billing", "sms", "email"]
-    assert redis.lrange(QUARANTINE, 0, -1) == [b"garbage"]
+    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [b"garbage"]
     assert [redis.llen(queue) for queue in ("email", "sms", "billing")] == [1, 1, 1]
 
 
 def test_a_long_quarantine_has_pages(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, *(f"item {number}" for number in range(150)))
+    redis.lpush(fair_queue.QUARANTINE, *(f"item {number}" for number in range(150)))
 
     first = said(run("list", "--kind", "quarantined", "--json"))
     second = said(run("list", "--kind", "quarantined", "--page", "2", "--json"))

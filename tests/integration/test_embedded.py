@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from worker import embedded
-from worker.embedded import EmbeddedBroker, EmbeddedError, embedded_broker
+from worker.local.valkey import EmbeddedBroker, EmbeddedError, _ask, _binary, embedded_broker
 from worker.settings import Settings
 
 OTHER_PROCESS = """
 import sys
 from pathlib import Path
-from worker.embedded import EmbeddedBroker
+from worker.local.valkey import EmbeddedBroker
 from worker.settings import Settings
 
 with EmbeddedBroker(Settings(var=Path(sys.argv[1]))) as broker:
@@ -67,7 +66,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def nobody_listens(settings: Settings) -> bool:
-    return embedded._ask(settings.embedded_socket, b"PING") == b""
+    return _ask(settings.embedded_socket, b"PING") == b""
 
 
 def test_a_broker_answers_on_a_private_socket_and_on_no_port(settings: Settings) -> None:
@@ -174,7 +173,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server(settings: Settings) ->
 
 def test_a_server_started_by_hand_on_the_socket_is_used_and_left_alone(settings: Settings) -> None:
     settings.embedded_socket.parent.mkdir(parents=True)
-    command = [str(embedded._binary()), "--port", "0", "--unixsocket", str(settings.embedded_socket), "--save", ""]
+    command = [str(_binary()), "--port", "0", "--unixsocket", str(settings.embedded_socket), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=settings.var) as by_hand:
         try:
             wait_until(lambda: not nobody_listens(settings))

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from models import charges as charging
-from models import holding, ledger
-from models.audit import audit
-from models.charges import Charge, Job, State
-from models.database import Database
-from models.due import take_due, take_due_bulks
-from models.ledger import Settlement
-from models.messages import Content
-from models.tables import accounts, charges, entries, leases
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries, leases
+from models.messages.sends import Content
+from models.sends import settling
+from models.sends.charges import Charge, SendJob, State, find_charges, ids_with_crashes, restart
+from models.sends.charging import charge_bulk_job, charge_jobs
+from models.sends.due import claim_due, claim_due_bulks
+from models.sends.leases import claim_jobs, delete_idle, lock_expired, lock_orphaned, mark_handover, release_jobs
+from models.sends.outcomes import Settlement
+from tests.audits import audit_everything
 from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
 from tests.fakes import NOON
 
@@ -29,49 +30,49 @@ def stocked(database: Database) -> Database:
     return stock(database, email=10, sms=5)
 
 
-def charge(database: Database, *jobs: Job, holder: str = "first") -> list[Charge]:
-    return database.transact(
-        lambda connection: ledger.charge(connection, jobs, holder=holder, now=NOON, lease_until=LEASE)
+def charge(database: Database, *jobs: SendJob, lease_id: str = "first") -> list[Charge]:
+    return database.write(
+        lambda connection: charge_jobs(connection, jobs, lease_id=lease_id, now=NOON, lease_until=LEASE)
     )
 
 
 def claim(
-    database: Database, attempts: dict[str, int], holder: str = "second", until: datetime = LEASE
+    database: Database, attempts: dict[str, int], lease_id: str = "second", until: datetime = LEASE
 ) -> list[Charge]:
-    return database.transact(lambda connection: holding.claim(connection, attempts, holder=holder, lease_until=until))
+    return database.write(lambda connection: claim_jobs(connection, attempts, lease_id=lease_id, lease_until=until))
 
 
 def mark_handed(database: Database, held: Charge, now: datetime = NOON) -> bool:
-    return held.job_id in database.transact(lambda connection: holding.mark_handed(connection, [held], now))
+    return held.job_id in database.write(lambda connection: mark_handover(connection, [held], now))
 
 
 def hand_back(database: Database, *held: Charge) -> None:
-    database.transact(lambda connection: holding.hand_back(connection, held, NOON))
+    database.write(lambda connection: release_jobs(connection, held, NOON))
 
 
 def lock_dead(database: Database, now: datetime, limit: int = 9) -> list[str]:
     def lock(connection: Connection) -> list[Charge]:
-        return holding.lock_dead(connection, holding.lock_over(connection, now, limit))
+        return lock_orphaned(connection, lock_expired(connection, now, limit))
 
-    return [one.job_id for one in database.transact(lock)]
+    return [one.job_id for one in database.write(lock)]
 
 
 def leases_kept(database: Database) -> list[str]:
-    with database.read() as connection:
-        return sorted(connection.execute(select(leases.c.holder)).scalars())
+    with database.snapshot() as connection:
+        return sorted(connection.execute(select(leases.c.lease_id)).scalars())
 
 
 def stands(database: Database, job_id: str = "job-1") -> Charge:
     """Give the charge as it is stored."""
-    with database.read() as connection:
-        return charging.read(connection, [job_id])[job_id]
+    with database.snapshot() as connection:
+        return find_charges(connection, [job_id])[job_id]
 
 
 def settle(database: Database, *settlements: Settlement) -> list[Settlement]:
-    return database.transact(lambda connection: ledger.settle(connection, settlements, NOON))
+    return database.write(lambda connection: settling.settle(connection, settlements, NOON, keep_dead=False))
 
 
-def email(job_id: str = "job-1", credits_: int = 1, **fields: Any) -> Job:
+def email(job_id: str = "job-1", credits_: int = 1, **fields: Any) -> SendJob:
     return replace(ledger_job(email_job(job_id, **fields)), credits=credits_)
 
 
@@ -82,38 +83,38 @@ def entries_of(database: Database, owner: str, kind: str = "email") -> Sequence[
         .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
         .order_by(entries.c.seq)
     )
-    with database.read() as connection:
+    with database.snapshot() as connection:
         return [tuple(row) for row in connection.execute(query)]
 
 
 def findings(database: Database) -> list[Any]:
-    with database.read() as connection:
-        return list(audit(connection, NOON))
+    with database.snapshot() as connection:
+        return audit_everything(connection, NOON)
 
 
 def test_a_charge_writes_an_entry_and_the_balance_it_leaves(stocked: Database) -> None:
     [made] = charge(stocked, email(credits_=3, sender="peter"))
 
-    assert (made.fresh, made.state, made.payer, made.sender) == (True, State.SENDING, "john", "peter")
+    assert (made.is_new, made.state, made.payer, made.sender) == (True, State.SENDING, "john", "peter")
     assert (made.credits, made.refunded, made.attempts) == (3, 0, 1)
-    assert (made.holder, made.deaths, made.handed_at) == ("first", 0, None)
+    assert (made.lease_id, made.crashes, made.handover_started_at) == ("first", 0, None)
     assert entries_of(stocked, "john")[1:] == [(2, -3, 7, "charge:job-1")]
     assert balance(stocked, "john") == 7
     assert findings(stocked) == []
 
 
 def test_a_fresh_charge_equals_what_is_read_back(stocked: Database) -> None:
-    """Whoever made a charge works with what the next holder would find."""
+    """Whoever made a charge works with what the next lease_id would find."""
     [made] = charge(stocked, email())
 
-    assert stands(stocked) == replace(made, fresh=False)
+    assert stands(stocked) == replace(made, is_new=False)
 
 
 def test_a_refused_charge_equals_what_is_read_back(stocked: Database) -> None:
     made = charge(stocked, email("dear", 11), email("strange", sender="nobody"))
 
-    with stocked.read() as connection:
-        found = charging.read(connection, ["dear", "strange"])
+    with stocked.snapshot() as connection:
+        found = find_charges(connection, ["dear", "strange"])
     read_back = [
         replace(found[one.job_id], sender_name=one.sender_name, sender_address=one.sender_address) for one in made
     ]
@@ -141,7 +142,7 @@ def test_what_fits_into_a_batch_is_decided_in_job_order(stocked: Database) -> No
     made = charge(stocked, *batch)
 
     assert [one.job_id for one in made] == ["z", "y", "x", "w", "v"]
-    assert [one.fresh for one in made] == [True, False, True, False, True]
+    assert [one.is_new for one in made] == [True, False, True, False, True]
     assert balance(stocked, "john") == 0
     causes = [cause for *_, cause in entries_of(stocked, "john")[1:]]
     assert causes == ["charge:z", "charge:x", "charge:v"]
@@ -169,7 +170,7 @@ def test_a_batch_charges_each_sender_s_own_owner(stocked: Database) -> None:
 def test_an_id_twice_in_one_batch_is_charged_once_and_delivered_by_its_first_place(stocked: Database) -> None:
     made = charge(stocked, email("a", 2), email("b", 1), email("a", 2))
 
-    assert [(one.job_id, one.fresh) for one in made] == [("a", True), ("b", True), ("a", False)]
+    assert [(one.job_id, one.is_new) for one in made] == [("a", True), ("b", True), ("a", False)]
     assert balance(stocked, "john") == 7
 
 
@@ -184,10 +185,10 @@ def test_an_id_twice_in_one_batch_shows_the_digest_of_the_first(stocked: Databas
 def test_a_known_id_comes_back_as_it_stands_and_changes_nothing(stocked: Database) -> None:
     charge(stocked, email("old", 2))
 
-    known, new = charge(stocked, email("old", 2), email("new", 1), holder="second")
+    known, new = charge(stocked, email("old", 2), email("new", 1), lease_id="second")
 
-    assert (known.fresh, known.state, known.payer, known.credits) == (False, State.SENDING, "john", 2)
-    assert (known.holder, new.holder, new.fresh) == ("first", "second", True)
+    assert (known.is_new, known.state, known.payer, known.credits) == (False, State.SENDING, "john", 2)
+    assert (known.lease_id, new.lease_id, new.is_new) == ("first", "second", True)
     assert balance(stocked, "john") == 7
 
 
@@ -198,8 +199,8 @@ def test_a_charge_that_is_run_again_by_its_holder_finds_what_it_charged(stocked:
 
     again = charge(stocked, *batch)
 
-    assert [one.fresh for one in again] == [one.fresh for one in made] == [True, False, True, False, False]
-    assert [stands(stocked, one.job_id) for one in again] == [replace(one, fresh=False) for one in again]
+    assert [one.is_new for one in again] == [one.is_new for one in made] == [True, False, True, False, False]
+    assert [stands(stocked, one.job_id) for one in again] == [replace(one, is_new=False) for one in again]
     assert [one.attempts for one in again] == [one.attempts for one in made]
     assert [entry[1] for entry in entries_of(stocked, "john")] == [10, -2, -1]
     assert findings(stocked) == []
@@ -209,27 +210,27 @@ def test_a_charge_that_is_run_again_does_not_find_what_is_its_own_no_more(stocke
     sent, swept, waits = charge(stocked, email("sent"), email("swept"), email("waits"))
     settle(stocked, Settlement(charge=sent, state=State.SENT))
     for one in (swept, waits):
-        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, death=True))
+        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, crashed=True))
     claim(stocked, {"swept": 1})
 
     again = charge(stocked, email("sent"), email("swept"), email("waits"))
 
     assert [one.state for one in again] == [State.SENT, State.SENDING, State.WAITING]
-    assert [one.fresh for one in again] == [False, False, False]
+    assert [one.is_new for one in again] == [False, False, False]
     assert balance(stocked, "john") == 7
 
 
 def test_a_transaction_that_is_rolled_back_leaves_neither_charge_nor_entry(stocked: Database) -> None:
     def charge_and_die(connection: Any) -> None:
-        ledger.charge(connection, [email()], holder="first", now=NOON, lease_until=LEASE)
+        charge_jobs(connection, [email()], lease_id="first", now=NOON, lease_until=LEASE)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        stocked.transact(charge_and_die)
+        stocked.write(charge_and_die)
 
     assert balance(stocked, "john") == 10
     assert len(entries_of(stocked, "john")) == 1
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(charges)).all() == []
 
 
@@ -306,22 +307,22 @@ def test_many_attempts_are_settled_in_one_batch(stocked: Database) -> None:
     assert findings(stocked) == []
 
 
-def bulk(credits_each: int, count: int, job_id: str = "bulk", sender: str = "john") -> tuple[Job, list[Content]]:
+def bulk(credits_each: int, count: int, job_id: str = "bulk", sender: str = "john") -> tuple[SendJob, list[Content]]:
     messages = [Content({"to": [f"{number}@example.test"]}, credits_each) for number in range(count)]
     return replace(email(job_id, credits_each * count, sender=sender), content={}), messages
 
 
-def charge_bulk(database: Database, whole: Job, messages: list[Content]) -> Charge:
-    return database.transact(lambda connection: ledger.charge_bulk(connection, whole, messages, now=NOON, due_at=LEASE))
+def charge_bulk(database: Database, whole: SendJob, messages: list[Content]) -> Charge:
+    return database.write(lambda connection: charge_bulk_job(connection, whole, messages, now=NOON, due_at=LEASE))
 
 
 def test_a_bulk_job_moves_its_credits_by_one_entry(stocked: Database) -> None:
     made = charge_bulk(stocked, *bulk(2, 3, sender="peter"))
 
-    assert (made.fresh, made.state, made.payer, made.credits) == (True, State.BULK, "john", 6)
+    assert (made.is_new, made.state, made.payer, made.credits) == (True, State.BULK, "john", 6)
     assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk")]
-    with stocked.read() as connection:
-        messages = charging.read(connection, ["bulk/0", "bulk/1", "bulk/2"]).values()
+    with stocked.snapshot() as connection:
+        messages = find_charges(connection, ["bulk/0", "bulk/1", "bulk/2"]).values()
     assert len(messages) == 3
     assert {(one.state, one.payer, one.credits, one.bulk_id) for one in messages} == {
         (State.WAITING, "john", 2, "bulk")
@@ -347,9 +348,7 @@ def test_a_bulk_job_is_due_as_long_as_one_of_its_messages_was_never_begun(stocke
     def due(now: datetime) -> list[tuple[str, str, int]]:
         return [
             tuple(one)
-            for one in stocked.transact(
-                lambda connection: take_due_bulks(connection, now, now + timedelta(minutes=1), 9)
-            )
+            for one in stocked.write(lambda connection: claim_due_bulks(connection, now, now + timedelta(minutes=1), 9))
         ]
 
     early = due(NOON)
@@ -358,9 +357,9 @@ def test_a_bulk_job_is_due_as_long_as_one_of_its_messages_was_never_begun(stocke
     held = claim(stocked, {"bulk/0": 0, "bulk/2": 0})
     settle(stocked, Settlement(charge=held[0], state=State.WAITING, due_at=look_again))
     rest = due(look_again)
-    claim(stocked, {"bulk/1": 0}, holder="third")
+    claim(stocked, {"bulk/1": 0}, lease_id="third")
     nothing = due(look_again + timedelta(hours=1))
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         [due_at] = connection.execute(select(charges.c.due_at).where(charges.c.job_id == "bulk")).scalars()
 
     assert (early, at_once_again, nothing, due_at) == ([], [], [], None)
@@ -373,7 +372,7 @@ def test_the_messages_of_a_bulk_job_wait_and_can_be_claimed(stocked: Database) -
 
     held = claim(stocked, {"bulk/2": 0, "bulk/0": 0, "bulk": 0})
 
-    assert [(one.job_id, one.state, one.attempts, one.holder) for one in held] == [
+    assert [(one.job_id, one.state, one.attempts, one.lease_id) for one in held] == [
         ("bulk/0", State.SENDING, 1, "second"),
         ("bulk/2", State.SENDING, 1, "second"),
     ]
@@ -382,10 +381,10 @@ def test_the_messages_of_a_bulk_job_wait_and_can_be_claimed(stocked: Database) -
 def test_a_bulk_job_that_does_not_fit_leaves_the_balance_and_only_its_own_refusal(stocked: Database) -> None:
     made = charge_bulk(stocked, *bulk(3, 4))
 
-    assert (made.fresh, made.state, made.reason, made.payer) == (False, State.REFUSED, "insufficient_credits", None)
+    assert (made.is_new, made.state, made.reason, made.payer) == (False, State.REFUSED, "insufficient_credits", None)
     assert "3 of its 4 messages would fit" in (made.detail or "")
     assert len(entries_of(stocked, "john")) == 1
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(charges.c.job_id, charges.c.state)).all() == [("bulk", "refused")]
 
 
@@ -394,7 +393,7 @@ def test_a_known_bulk_job_comes_back_as_it_stands(stocked: Database) -> None:
 
     again = charge_bulk(stocked, *bulk(1, 3))
 
-    assert (again.fresh, again.state) == (False, State.BULK)
+    assert (again.is_new, again.state) == (False, State.BULK)
     assert balance(stocked, "john") == 7
 
 
@@ -404,10 +403,10 @@ def test_jobs_are_taken_up_longest_due_first_and_then_left_alone_for_a_while(sto
     settle(stocked, *(Settlement(charge=one, state=State.WAITING, due_at=due[one.job_id]) for one in held))
     look_again = NOON + timedelta(minutes=8)
 
-    with stocked.begin() as connection:
-        one = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=1)
-        rest = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
-        nothing = take_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
+    with stocked.engine.begin() as connection:
+        one = claim_due(connection, NOON + timedelta(minutes=5), look_again, limit=1)
+        rest = claim_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
+        nothing = claim_due(connection, NOON + timedelta(minutes=5), look_again, limit=9)
 
     assert (one, rest, nothing) == ([("email", "b", 1)], [("email", "a", 1)], [])
 
@@ -429,7 +428,7 @@ def test_a_claim_that_is_run_again_by_its_holder_finds_what_it_claimed(stocked: 
     again = claim(stocked, {"a": 1, "b": 1, "sent": 1})
 
     assert again == held[:2]
-    assert [(one.attempts, one.fresh) for one in again] == [(2, True), (2, True)]
+    assert [(one.attempts, one.is_new) for one in again] == [(2, True), (2, True)]
 
 
 def test_a_claim_that_is_run_again_finds_those_of_its_jobs_only(stocked: Database) -> None:
@@ -445,7 +444,7 @@ def test_what_somebody_holds_is_claimed_by_nobody_else(stocked: Database) -> Non
 
     assert [one.job_id for one in claim(stocked, {"a": 1, "b": 1}, "third")] == ["b"]
     assert claim(stocked, {"a": 2}, "third") == []
-    assert (stands(stocked, "a").holder, stands(stocked, "a").attempts) == ("second", 2)
+    assert (stands(stocked, "a").lease_id, stands(stocked, "a").attempts) == ("second", 2)
 
 
 def test_what_was_asked_for_twice_is_claimed_once(stocked: Database) -> None:
@@ -464,7 +463,7 @@ def test_what_is_handed_back_waits_and_the_attempt_does_not_count(stocked: Datab
     hand_back(stocked, held)
 
     after = stands(stocked, "a")
-    assert (after.state, after.attempts, after.deaths, after.due_at) == (State.WAITING, 1, 0, NOON)
+    assert (after.state, after.attempts, after.crashes, after.due_at) == (State.WAITING, 1, 0, NOON)
     assert [one.job_id for one in claim(stocked, {"a": 1}, "third")] == ["a"]
 
 
@@ -476,9 +475,9 @@ def lose_to_the_next_claim(database: Database, held: Charge) -> None:
 
 def lose_to_a_person(database: Database, held: Charge) -> None:
     """Let the job begin anew, as a person may: the attempts are counted from one again."""
-    settle(database, Settlement(charge=held, state=State.UNKNOWN, in_doubt=True, death=True))
-    with database.begin() as connection:
-        charging.begin_anew(connection, held, held.content or {}, NOON)
+    settle(database, Settlement(charge=held, state=State.UNKNOWN, in_doubt=True, crashed=True))
+    with database.engine.begin() as connection:
+        restart(connection, held, held.content or {}, NOON)
 
 
 def lose_to_a_person_and_the_next_claim(database: Database, held: Charge) -> None:
@@ -510,7 +509,7 @@ def test_a_job_that_begins_anew_has_no_holder_no_deaths_and_no_doubt(stocked: Da
     anew = stands(stocked)
 
     assert (anew.state, anew.attempts, anew.due_at) == (State.WAITING, 0, NOON)
-    assert (anew.holder, anew.deaths, anew.handed_at) == (None, 0, None)
+    assert (anew.lease_id, anew.crashes, anew.handover_started_at) == (None, 0, None)
 
 
 # -- what was handed over ---------------------------------------------------------------------------------------------
@@ -521,7 +520,7 @@ def test_a_handing_over_is_noted_once_and_by_who_holds_the_job(stocked: Database
 
     assert mark_handed(stocked, held)
     assert mark_handed(stocked, held, NOON + timedelta(minutes=1))
-    assert stands(stocked).handed_at == NOON
+    assert stands(stocked).handover_started_at == NOON
 
 
 def test_a_settled_attempt_cannot_be_handed_over(stocked: Database) -> None:
@@ -529,7 +528,7 @@ def test_a_settled_attempt_cannot_be_handed_over(stocked: Database) -> None:
     settle(stocked, Settlement(charge=held, state=State.WAITING, due_at=NOON))
 
     assert not mark_handed(stocked, held)
-    assert stands(stocked).handed_at is None
+    assert stands(stocked).handover_started_at is None
 
 
 @pytest.mark.parametrize("state", [State.SENT, State.FAILED, State.WAITING])
@@ -541,7 +540,7 @@ def test_a_settlement_without_a_doubt_forgets_the_handing_over(stocked: Database
     due_at = NOON if state is State.WAITING else None
     settle(stocked, Settlement(charge=held, state=state, refund=refund, due_at=due_at))
 
-    assert (stands(stocked).state, stands(stocked).handed_at) == (state, None)
+    assert (stands(stocked).state, stands(stocked).handover_started_at) == (state, None)
 
 
 def test_a_doubt_is_as_old_as_the_first_attempt_that_left_it(stocked: Database) -> None:
@@ -549,35 +548,38 @@ def test_a_doubt_is_as_old_as_the_first_attempt_that_left_it(stocked: Database) 
     settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, in_doubt=True))
     [second] = claim(stocked, {"job-1": 1})
 
-    stocked.transact(
-        lambda connection: ledger.settle(
-            connection, [Settlement(charge=second, state=State.UNKNOWN, in_doubt=True)], NOON + timedelta(minutes=1)
+    stocked.write(
+        lambda connection: settling.settle(
+            connection,
+            [Settlement(charge=second, state=State.UNKNOWN, in_doubt=True)],
+            NOON + timedelta(minutes=1),
+            keep_dead=False,
         )
     )
 
-    assert (second.handed_at, stands(stocked).handed_at) == (NOON, NOON)
+    assert (second.handover_started_at, stands(stocked).handover_started_at) == (NOON, NOON)
 
 
-# -- deaths -----------------------------------------------------------------------------------------------------------
+# -- crashes -----------------------------------------------------------------------------------------------------------
 
 
 def test_deaths_are_counted_apart_from_attempts(stocked: Database) -> None:
     [first] = charge(stocked, email())
-    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, death=True))
+    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, crashed=True))
     [second] = claim(stocked, {"job-1": 1})
     settle(stocked, Settlement(charge=second, state=State.WAITING, due_at=NOON))
     [third] = claim(stocked, {"job-1": 2})
 
-    settle(stocked, Settlement(charge=third, state=State.FAILED, refund=1, death=True))
+    settle(stocked, Settlement(charge=third, state=State.FAILED, refund=1, crashed=True))
 
-    assert [one.deaths for one in (first, second, third)] == [0, 1, 1]
-    assert (stands(stocked).attempts, stands(stocked).deaths) == (3, 2)
+    assert [one.crashes for one in (first, second, third)] == [0, 1, 1]
+    assert (stands(stocked).attempts, stands(stocked).crashes) == (3, 2)
 
 
 def test_those_whose_lease_is_over_are_dead_and_nobody_else(stocked: Database) -> None:
-    charge(stocked, email("held"), email("held-too"), holder="a")
+    charge(stocked, email("held"), email("held-too"), lease_id="a")
     waiting(stocked, "waits", "held-longer")
-    claim(stocked, {"held-longer": 1}, holder="b", until=LEASE + timedelta(minutes=1))
+    claim(stocked, {"held-longer": 1}, lease_id="b", until=LEASE + timedelta(minutes=1))
 
     assert lock_dead(stocked, LEASE - timedelta(seconds=1)) == []
     assert lock_dead(stocked, LEASE) == ["held", "held-too"]
@@ -587,9 +589,9 @@ def test_those_whose_lease_is_over_are_dead_and_nobody_else(stocked: Database) -
 
 def test_a_job_that_another_holds_meanwhile_is_not_dead(stocked: Database) -> None:
     waiting(stocked, "job-1")
-    [first] = claim(stocked, {"job-1": 1}, holder="a")
+    [first] = claim(stocked, {"job-1": 1}, lease_id="a")
     hand_back(stocked, first)
-    claim(stocked, {"job-1": 1}, holder="b", until=LEASE + timedelta(minutes=1))
+    claim(stocked, {"job-1": 1}, lease_id="b", until=LEASE + timedelta(minutes=1))
 
     assert lock_dead(stocked, LEASE) == []
     assert lock_dead(stocked, LEASE + timedelta(minutes=1)) == ["job-1"]
@@ -599,7 +601,7 @@ def test_a_job_that_another_holds_meanwhile_is_not_dead(stocked: Database) -> No
 
 
 def test_a_lease_is_forgotten_with_the_end_of_all_its_jobs(stocked: Database) -> None:
-    held = charge(stocked, email("a"), email("b"), holder="h")
+    held = charge(stocked, email("a"), email("b"), lease_id="h")
     assert leases_kept(stocked) == ["h"]
 
     settle(stocked, *(Settlement(charge=one, state=State.SENT) for one in held))
@@ -609,49 +611,51 @@ def test_a_lease_is_forgotten_with_the_end_of_all_its_jobs(stocked: Database) ->
 
 def test_a_lease_is_forgotten_with_the_last_of_its_jobs(stocked: Database) -> None:
     kept = []
-    for number, one in enumerate(charge(stocked, email("a"), email("b"), holder="h")):
+    for number, one in enumerate(charge(stocked, email("a"), email("b"), lease_id="h")):
         end = Settlement(charge=one, state=State.SENT)
-        stocked.transact(lambda c, end=end, number=number: ledger.settle(c, [end], NOON, ended_before=number))  # type: ignore[misc]
+        stocked.write(
+            lambda c, end=end, number=number: settling.settle(c, [end], NOON, keep_dead=False, settled_before=number)
+        )  # type: ignore[misc]
         kept.append(leases_kept(stocked))
 
     assert kept == [["h"], []]
 
 
 def test_a_lease_of_which_nobody_counts_the_ends_is_kept_until_it_is_over(stocked: Database) -> None:
-    for one in charge(stocked, email("a"), email("b"), holder="h"):
+    for one in charge(stocked, email("a"), email("b"), lease_id="h"):
         settle(stocked, Settlement(charge=one, state=State.SENT))
     assert leases_kept(stocked) == ["h"]
 
     assert lock_dead(stocked, LEASE) == []
-    assert stocked.transact(lambda connection: holding.forget_leases(connection, ["h"])) == 1
+    assert stocked.write(lambda connection: delete_idle(connection, ["h"])) == 1
     assert leases_kept(stocked) == []
 
 
 def test_a_lease_is_not_forgotten_while_anything_is_held_under_it(stocked: Database) -> None:
-    held = charge(stocked, email("a"), email("b"), email("c"), holder="h")
+    held = charge(stocked, email("a"), email("b"), email("c"), lease_id="h")
     settle(stocked, Settlement(charge=held[0], state=State.SENT))
     settle(stocked, Settlement(charge=held[1], state=State.UNKNOWN, in_doubt=True))
 
-    assert stocked.transact(lambda connection: holding.forget_leases(connection, ["h"])) == 0
+    assert stocked.write(lambda connection: delete_idle(connection, ["h"])) == 0
     assert (leases_kept(stocked), lock_dead(stocked, LEASE)) == (["h"], ["c"])
 
 
 def test_a_job_that_its_holder_is_about_to_end_keeps_its_lease(postgres_url: str) -> None:
     database = stock(Database(postgres_url), email=10)
-    held = charge(database, email("a"), email("b"), holder="h")
+    held = charge(database, email("a"), email("b"), lease_id="h")
 
-    with database.begin() as slow:
-        ledger.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON)
-        with database.begin() as sweeping:
-            assert [one.job_id for one in holding.lock_dead(sweeping, ["h"])] == ["b"]
-            assert holding.forget_leases(sweeping, ["h"]) == 0
+    with database.engine.begin() as slow:
+        settling.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON, keep_dead=False)
+        with database.engine.begin() as sweeping:
+            assert [one.job_id for one in lock_orphaned(sweeping, ["h"])] == ["b"]
+            assert delete_idle(sweeping, ["h"]) == 0
     database.close()
 
 
 def test_the_jobs_over_which_a_worker_died_are_known(stocked: Database) -> None:
     waiting(stocked, "a", "b", "c")
     for one in claim(stocked, {"a": 1, "c": 1}):
-        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, death=True))
+        settle(stocked, Settlement(charge=one, state=State.WAITING, due_at=NOON, crashed=True))
 
-    with stocked.read() as connection:
-        assert charging.with_deaths(connection, ["a", "b", "nobody"]) == {"a"}
+    with stocked.snapshot() as connection:
+        assert ids_with_crashes(connection, ["a", "b", "nobody"]) == {"a"}

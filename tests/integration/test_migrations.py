@@ -14,11 +14,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import OperationalError
 
-from models import holding, unknown
-from models.database import Database
+from models.database.engine import Database
+from models.database.migrations import check_migrated, migrate
+from models.database.schema import APPEND_ONLY, charges, decisions, metadata
 from models.errors import DatabaseBehindError
-from models.migrations import check_migrated, migrate
-from models.tables import APPEND_ONLY, charges, decisions, metadata
+from models.sends.leases import lock_expired, lock_orphaned
+from models.sends.unknown import unknown_ids
 from tests.factories import balance, buy, save_people
 from tests.fakes import NOON
 from tests.servers import PostgresServer
@@ -60,18 +61,18 @@ def checks(connection: Connection) -> dict[str, dict[str, str]]:
 
 
 def test_the_migrated_schema_is_the_one_in_the_code(database: Database) -> None:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         options = {"compare_type": True, "compare_server_default": True}
 
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
 def test_the_migrated_schema_checks_what_the_code_says_it_checks(database: Database, unmigrated: Database) -> None:
-    with unmigrated.begin() as connection:
+    with unmigrated.engine.begin() as connection:
         metadata.create_all(connection)
         in_code = checks(connection)
 
-    with database.read() as connection:
+    with database.snapshot() as connection:
         assert checks(connection) == in_code
 
 
@@ -90,7 +91,7 @@ def test_an_empty_database_becomes_whole(empty_url: str) -> None:
 
     database = Database(empty_url)
     check_migrated(database)
-    with database.read() as connection:
+    with database.snapshot() as connection:
         tables = set(inspect(connection).get_table_names())
     database.close()
     assert tables == {*metadata.tables, "alembic_version"}
@@ -118,23 +119,23 @@ BEFORE_LEASES = """
 def test_what_was_held_unknown_or_refunded_is_found_after_leases_moved(empty_url: str) -> None:
     migrate(empty_url, "0002")
     database = Database(empty_url)
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         for statement in BEFORE_LEASES.split(";"):
             connection.exec_driver_sql(statement)
 
     migrate(empty_url)
 
-    with database.begin() as connection:
-        [holder] = holding.lock_over(connection, NOON + timedelta(minutes=5), 9)
-        held = [one.job_id for one in holding.lock_dead(connection, [holder])]
-    with database.read() as connection:
-        unknown_now = unknown.all_ids(connection)
+    with database.engine.begin() as connection:
+        [lease_id] = lock_expired(connection, NOON + timedelta(minutes=5), 9)
+        held = [one.job_id for one in lock_orphaned(connection, [lease_id])]
+    with database.snapshot() as connection:
+        unknown_now = unknown_ids(connection)
         refunded_at = connection.execute(
             select(charges.c.refunded_at).where(charges.c.refunded_at.is_not(None))
         ).scalar_one()
         decided = connection.execute(select(decisions.c.job_id)).scalar_one()
     database.close()
-    assert (holder, held) == ("h", ["held-1", "held-2"])
+    assert (lease_id, held) == ("h", ["held-1", "held-2"])
     assert unknown_now == ["parked"]
     assert (refunded_at, decided) == (NOON + timedelta(minutes=2), "back")
 
@@ -165,7 +166,7 @@ def test_a_read_only_sqlite_file_is_not_waited_for(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE theirs (id int)")
     database = Database(f"sqlite:///file:{file}?mode=ro&uri=true")
 
-    with closing(database), pytest.raises(OperationalError, match="readonly"), database.begin():
+    with closing(database), pytest.raises(OperationalError, match="readonly"), database.engine.begin():
         pass
 
 
@@ -182,7 +183,7 @@ def test_an_empty_database_is_behind_and_the_sentence_says_what_to_do(empty_url:
 
 
 def test_a_database_at_an_unheard_of_migration_is_not_taken(database: Database) -> None:
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
 
     with pytest.raises(DatabaseBehindError, match="9999"):

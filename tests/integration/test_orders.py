@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from models.audit import audit
-from models.database import Database
-from models.tables import entries, orders
+from models.database.engine import Database
+from models.database.schema import entries, orders
 from tasks.context import Context, Json
+from tests.audits import audit_everything
 from tests.factories import BILLING, balance, email_job, purchase_order, save_people, share
 from tests.fakes import NOON, Clock, answer, make_context
 
@@ -41,7 +41,7 @@ def balances(context: Context, owner: str) -> tuple[int, int]:
 
 
 def stored(context: Context) -> list[Any]:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return list(connection.execute(select(orders).order_by(orders.c.order_id)))
 
 
@@ -53,9 +53,9 @@ def test_a_purchase_by_count_adds_its_credits(context: Context) -> None:
     assert (said["amount"], said["currency"]) == (1000, "EUR")
     assert (said["buyer"], said["owner"]) == ("john", "john")
     assert balances(context, "john") == (100, 10)
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         causes = set(connection.execute(select(entries.c.cause)).scalars())
-        assert list(audit(connection, NOON)) == []
+        assert audit_everything(connection, NOON) == []
     assert causes == {"purchase:order-1:email", "purchase:order-1:sms"}
 
 
@@ -63,7 +63,7 @@ def test_a_purchase_of_one_kind_moves_only_that_kind(context: Context) -> None:
     purchase(context, purchase_order(buyer="john", sms=10))
 
     assert balances(context, "john") == (0, 10)
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         assert connection.execute(select(entries.c.cause)).scalars().all() == ["purchase:order-1:sms"]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from models.carriers import Carrier, Email, Outcome, Parcel, Receipt, Sms
+from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Receipt, Sms
 from worker.carriers import open_email, open_sms
-from worker.outbox import MAIL_MAX, MailReceiver, SmsReceiver
+from worker.local.sinks import MAIL_MAX, MailSink, SmsSink
 
 LETTER = Email(
     job_id="job:1/0",
@@ -35,17 +35,17 @@ LETTER = Email(
 TEXT = Sms(job_id="job:1/0", to="+12025550123", sender_id=None, text="Grüße", segments=1)
 
 
-def deliver(carrier: Carrier, parcel: Parcel) -> Receipt:
-    """Hand `parcel` over, and write nothing down before."""
-    return carrier.deliver(parcel, lambda: None)
+def deliver(carrier: Carrier, message: OutboundMessage) -> Receipt:
+    """Hand `message` over, and write nothing down before."""
+    return carrier.deliver(message, lambda: None)
 
 
-def mail(receiver: MailReceiver, *letters: Email) -> list[Receipt]:
+def mail(receiver: MailSink, *letters: Email) -> list[Receipt]:
     with closing(open_email(receiver.url, 20)) as carrier:
         return [deliver(carrier, letter) for letter in letters]
 
 
-def text(receiver: SmsReceiver, *texts: Sms) -> list[Receipt]:
+def text(receiver: SmsSink, *texts: Sms) -> list[Receipt]:
     with closing(open_sms(receiver.url, 20)) as carrier:
         return [deliver(carrier, sms) for sms in texts]
 
@@ -60,7 +60,7 @@ def texts(folder: Path) -> list[Path]:
 
 def test_each_mail_is_kept_as_a_file(tmp_path: Path) -> None:
     """Its name tells when it came and for which job, and its first lines who was on the envelope."""
-    with MailReceiver(tmp_path) as receiver:
+    with MailSink(tmp_path) as receiver:
         (receipt,) = mail(receiver, LETTER)
 
     (path,) = mails(tmp_path)
@@ -75,7 +75,7 @@ def test_each_mail_is_kept_as_a_file(tmp_path: Path) -> None:
 def test_a_mail_that_comes_twice_is_kept_twice(tmp_path: Path) -> None:
     """Duplicates are there to be seen, in the order they came in."""
     letters = [replace(LETTER, job_id=job_id) for job_id in ("job-2", "job-1", "job-2")]
-    with MailReceiver(tmp_path) as receiver:
+    with MailSink(tmp_path) as receiver:
         mail(receiver, *letters)
 
     assert [path.name.split("Z-")[1][:5] for path in mails(tmp_path)] == ["job-2", "job-1", "job-2"]
@@ -83,7 +83,7 @@ def test_a_mail_that_comes_twice_is_kept_twice(tmp_path: Path) -> None:
 
 def test_mails_with_addresses_beyond_ascii_are_taken(tmp_path: Path) -> None:
     """The receiver knows SMTPUTF8 (RFC 6531)."""
-    with MailReceiver(tmp_path) as receiver:
+    with MailSink(tmp_path) as receiver:
         (receipt,) = mail(receiver, replace(LETTER, to=("jörg@example.org",), recipients=("jörg@example.org",)))
 
     assert receipt.outcome is Outcome.ACCEPTED
@@ -92,7 +92,7 @@ def test_mails_with_addresses_beyond_ascii_are_taken(tmp_path: Path) -> None:
 
 def test_large_mails_are_taken_up_to_the_limit(tmp_path: Path) -> None:
     """Two million characters of html fit, more than 32 MiB do not."""
-    with MailReceiver(tmp_path) as receiver, smtplib.SMTP("127.0.0.1", receiver.port, timeout=20) as line:
+    with MailSink(tmp_path) as receiver, smtplib.SMTP("127.0.0.1", receiver.port, timeout=20) as line:
         (receipt,) = mail(receiver, replace(LETTER, html="<p>ü</p>" * 250_000))
         line.ehlo()
         code, _ = line.mail("ada@example.org", [f"SIZE={MAIL_MAX + 1}"])
@@ -107,7 +107,7 @@ def test_no_message_id_leads_out_of_the_folder(tmp_path: Path, name: str) -> Non
     """A file's name is made from it, whoever made it."""
     head = f"Message-ID: {name}\r\n\r\n.\r\n".encode()
     with (
-        MailReceiver(tmp_path) as receiver,
+        MailSink(tmp_path) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port)) as line,
         line.makefile("rwb") as talk,
     ):
@@ -119,8 +119,8 @@ def test_no_message_id_leads_out_of_the_folder(tmp_path: Path, name: str) -> Non
     assert [path.parent for path in tmp_path.rglob("*.eml")] == [tmp_path / "mail"]
 
 
-@pytest.mark.parametrize("kind", [MailReceiver, SmsReceiver])
-def test_a_receiver_can_begin_again_on_its_port(tmp_path: Path, kind: type[MailReceiver] | type[SmsReceiver]) -> None:
+@pytest.mark.parametrize("kind", [MailSink, SmsSink])
+def test_a_receiver_can_begin_again_on_its_port(tmp_path: Path, kind: type[MailSink] | type[SmsSink]) -> None:
     """The end is clean: nobody listens any more, and the port is free for the next."""
     with kind(tmp_path) as receiver:
         port = receiver.port
@@ -134,12 +134,12 @@ def test_a_receiver_can_begin_again_on_its_port(tmp_path: Path, kind: type[MailR
 
 def test_a_worker_that_stays_connected_is_served_by_the_next_receiver(tmp_path: Path) -> None:
     """The end of a receiver ends its connections, and the carriers notice."""
-    with MailReceiver(tmp_path) as mail_receiver, SmsReceiver(tmp_path) as sms_receiver:
+    with MailSink(tmp_path) as mail_receiver, SmsSink(tmp_path) as sms_receiver:
         ports = mail_receiver.port, sms_receiver.port
         by_mail, by_sms = open_email(mail_receiver.url, 20), open_sms(sms_receiver.url, 20)
         deliver(by_mail, LETTER)
         deliver(by_sms, TEXT)
-    with closing(by_mail), closing(by_sms), MailReceiver(tmp_path, ports[0]), SmsReceiver(tmp_path, ports[1]):
+    with closing(by_mail), closing(by_sms), MailSink(tmp_path, ports[0]), SmsSink(tmp_path, ports[1]):
         assert deliver(by_mail, LETTER).outcome is Outcome.ACCEPTED
         assert deliver(by_sms, replace(TEXT, job_id="job-2")).outcome is Outcome.ACCEPTED
 
@@ -148,7 +148,7 @@ def test_a_worker_that_stays_connected_is_served_by_the_next_receiver(tmp_path: 
 
 def test_each_text_is_kept_as_a_file(tmp_path: Path) -> None:
     """All that was posted, and the id it got."""
-    with SmsReceiver(tmp_path) as receiver:
+    with SmsSink(tmp_path) as receiver:
         (receipt,) = text(receiver, TEXT)
 
     (path,) = texts(tmp_path)
@@ -168,9 +168,9 @@ def test_each_text_is_kept_as_a_file(tmp_path: Path) -> None:
 
 def test_a_text_that_comes_twice_is_kept_once(tmp_path: Path) -> None:
     """The same key gets the first answer, from a receiver that was started again too."""
-    with SmsReceiver(tmp_path) as receiver:
+    with SmsSink(tmp_path) as receiver:
         first, second = text(receiver, TEXT, TEXT)
-    with SmsReceiver(tmp_path) as again:
+    with SmsSink(tmp_path) as again:
         (third,) = text(again, TEXT)
 
     assert first == second == third
@@ -180,7 +180,7 @@ def test_a_text_that_comes_twice_is_kept_once(tmp_path: Path) -> None:
 def test_a_text_that_comes_many_times_at_once_is_kept_once(tmp_path: Path) -> None:
     """Nobody overtakes the first."""
     with (
-        SmsReceiver(tmp_path) as receiver,
+        SmsSink(tmp_path) as receiver,
         closing(open_sms(receiver.url, 20)) as carrier,
         ThreadPoolExecutor(8) as threads,
     ):
@@ -192,7 +192,7 @@ def test_a_text_that_comes_many_times_at_once_is_kept_once(tmp_path: Path) -> No
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[http.client.HTTPConnection]:
-    with SmsReceiver(tmp_path) as receiver:
+    with SmsSink(tmp_path) as receiver:
         connection = http.client.HTTPConnection("127.0.0.1", receiver.port, timeout=20)
         with closing(connection):
             yield connection
@@ -232,7 +232,7 @@ def test_other_files_in_the_folder_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "sms").mkdir()
     for number, content in enumerate(["{}", "[]", "no json", '{"idempotency_key": null, "reference": "x"}']):
         (tmp_path / "sms" / f"{number}.json").write_text(content)
-    with SmsReceiver(tmp_path) as receiver:
+    with SmsSink(tmp_path) as receiver:
         (receipt,) = text(receiver, TEXT)
 
     assert receipt.outcome is Outcome.ACCEPTED

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from models.database import Database
-from models.tables import accounts, charges, entries, orders, owner_changes, plans, refusals, users
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries, orders, owner_changes, plans, refusals, users
 from tests.factories import BILLING, buy, save_people, share
 from tests.fakes import NOON, answer, make_context
 
@@ -24,7 +24,7 @@ def stocked(database: Database) -> Database:
 
 
 def account(database: Database, owner: str = "john", kind: str = "email") -> int:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         found: int = connection.execute(
             select(accounts.c.id).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
         ).scalar_one()
@@ -33,7 +33,7 @@ def account(database: Database, owner: str = "john", kind: str = "email") -> int
 
 def refused(database: Database, statement: Any) -> str:
     """Give the words in which the database refuses `statement`."""
-    with pytest.raises(DatabaseError) as refusal, database.begin() as connection:
+    with pytest.raises(DatabaseError) as refusal, database.engine.begin() as connection:
         connection.execute(statement)
     return str(refusal.value.orig)
 
@@ -57,7 +57,7 @@ def charge(database: Database, **fields: Any) -> Any:
         "refunded": 0,
         "state": "sent",
         "attempts": 1,
-        "deaths": 0,
+        "crashes": 0,
         "created_at": NOON,
         "final_at": NOON,
     }
@@ -80,7 +80,7 @@ def user(**fields: Any) -> Any:
 
 
 def test_the_rows_that_these_tests_spoil_are_in_order_by_themselves(stocked: Database) -> None:
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         for statement in (entry(stocked), charge(stocked), user()):
             connection.execute(statement)
 
@@ -129,7 +129,7 @@ def test_a_senseless_entry_is_refused(stocked: Database, fields: dict[str, Any],
 
 
 def test_a_second_entry_with_the_same_cause_is_refused(stocked: Database) -> None:
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         connection.execute(entry(stocked, cause="charge:job-1"))
 
     said = refused(stocked, entry(stocked, account_id=account(stocked, "mary"), seq=1, cause="charge:job-1"))
@@ -138,7 +138,7 @@ def test_a_second_entry_with_the_same_cause_is_refused(stocked: Database) -> Non
 
 
 def test_two_entries_with_the_same_number_in_an_account_are_refused(stocked: Database) -> None:
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         connection.execute(entry(stocked))
 
     assert "unique" in refused(stocked, entry(stocked, cause="y")).lower()
@@ -146,20 +146,20 @@ def test_two_entries_with_the_same_number_in_an_account_are_refused(stocked: Dat
 
 @pytest.mark.parametrize("table", [entries, owner_changes, refusals], ids=lambda table: table.name)
 def test_history_cannot_be_rewritten_or_removed(stocked: Database, table: Any) -> None:
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         before = connection.execute(select(table)).all()
 
     said = [refused(stocked, update(table).values(at=NOON + timedelta(days=1))), refused(stocked, delete(table))]
 
     assert before != []
     assert all("append-only" in words for words in said)
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(table)).all() == before
 
 
 def test_history_cannot_be_replaced(stocked: Database) -> None:
     """SQLite's REPLACE and PostgreSQL's TRUNCATE are ways around a trigger on DELETE."""
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         before = connection.execute(select(entries)).all()
     way_around = "TRUNCATE entries"
     if stocked.is_sqlite:
@@ -168,10 +168,10 @@ def test_history_cannot_be_replaced(stocked: Database) -> None:
             "SELECT account_id, seq, 99, 99, cause, at FROM entries"
         )
 
-    with pytest.raises(DatabaseError), stocked.begin() as connection:
+    with pytest.raises(DatabaseError), stocked.engine.begin() as connection:
         connection.exec_driver_sql(way_around)
 
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(entries)).all() == before
 
 
@@ -233,8 +233,14 @@ def test_a_user_whose_credits_are_used_cannot_be_removed(stocked: Database) -> N
 
 
 WAITING = {"state": "waiting", "due_at": NOON, "final_at": None, "content": {"to": "x"}}
-SENDING = {"state": "sending", "lease_until": NOON, "holder": "0" * 32, "final_at": None, "content": {"to": "x"}}
-UNKNOWN = {"state": "unknown", "handed_at": NOON, "unknown_since": NOON, "final_at": None, "content": {"to": "x"}}
+SENDING = {"state": "sending", "lease_until": NOON, "lease_id": "0" * 32, "final_at": None, "content": {"to": "x"}}
+UNKNOWN = {
+    "state": "unknown",
+    "handover_started_at": NOON,
+    "unknown_since": NOON,
+    "final_at": None,
+    "content": {"to": "x"},
+}
 FAILED = {"state": "failed", "refunded": 3, "refunded_at": NOON}
 REFUSED = {"state": "refused", "account_id": None}
 BULK = {"state": "bulk", "account_id": None, "final_at": None}
@@ -245,11 +251,11 @@ BULK = {"state": "bulk", "account_id": None, "final_at": None}
     [
         {},
         {"refunded": 3, "refunded_at": NOON},
-        {"deaths": 2, "holder": "0" * 32},
+        {"crashes": 2, "lease_id": "0" * 32},
         WAITING,
-        {**WAITING, "handed_at": NOON, "deaths": 1, "holder": "0" * 32},
+        {**WAITING, "handover_started_at": NOON, "crashes": 1, "lease_id": "0" * 32},
         SENDING,
-        {**SENDING, "handed_at": NOON, "deaths": 1},
+        {**SENDING, "handover_started_at": NOON, "crashes": 1},
         UNKNOWN,
         FAILED,
         REFUSED,
@@ -259,7 +265,7 @@ BULK = {"state": "bulk", "account_id": None, "final_at": None}
     ],
 )
 def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[str, Any]) -> None:
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         connection.execute(charge(stocked, **fields))
 
 
@@ -295,10 +301,10 @@ def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[s
         ({**SENDING, "final_at": NOON}, "final_has_its_time"),
         ({**WAITING, "content": None}, "content_while_open"),
         ({"content": {"to": "x"}}, "content_while_open"),
-        ({"handed_at": NOON}, "doubt_while_open"),
-        ({**FAILED, "handed_at": NOON}, "doubt_while_open"),
-        ({**REFUSED, "handed_at": NOON}, "doubt_while_open"),
-        ({**BULK, "handed_at": NOON}, "doubt_while_open"),
+        ({"handover_started_at": NOON}, "doubt_while_open"),
+        ({**FAILED, "handover_started_at": NOON}, "doubt_while_open"),
+        ({**REFUSED, "handover_started_at": NOON}, "doubt_while_open"),
+        ({**BULK, "handover_started_at": NOON}, "doubt_while_open"),
     ],
 )
 def test_a_charge_that_contradicts_itself_is_refused(
@@ -315,7 +321,7 @@ def _checks_of_charges() -> list[Any]:
 
 def test_a_doubt_cannot_outlive_the_job(stocked: Database) -> None:
     """However it ends, what became of it is known then."""
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         connection.execute(charge(stocked, **UNKNOWN))
 
     forgetful = update(charges).values(state="sent", final_at=NOON, content=None, unknown_since=None)
@@ -324,11 +330,11 @@ def test_a_doubt_cannot_outlive_the_job(stocked: Database) -> None:
 
 
 def test_a_charge_that_does_not_count_its_deaths_is_refused(stocked: Database) -> None:
-    assert "deaths" in refused(stocked, charge(stocked, deaths=None))
+    assert "crashes" in refused(stocked, charge(stocked, crashes=None))
 
 
 def test_a_charge_under_a_known_id_is_refused(stocked: Database) -> None:
-    with stocked.begin() as connection:
+    with stocked.engine.begin() as connection:
         connection.execute(charge(stocked))
 
     assert "unique" in refused(stocked, charge(stocked)).lower()
@@ -353,7 +359,7 @@ def test_an_order_without_credits_is_refused(stocked: Database) -> None:
 
 
 def test_an_order_without_billing_information_is_refused(stocked: Database) -> None:
-    with pytest.raises(IntegrityError), stocked.begin() as connection:
+    with pytest.raises(IntegrityError), stocked.engine.begin() as connection:
         connection.execute(update(orders).values(billing=None))
 
 
@@ -369,7 +375,7 @@ def test_a_row_that_is_too_long_for_its_column_is_no_way_to_hide(stocked: Databa
     """SQLite ignores the length of a VARCHAR, so the wire contract is what keeps both databases alike."""
     statement = user(id="x" * 65, credit_owner_id="x" * 65)
     if stocked.is_sqlite:
-        with stocked.begin() as connection:
+        with stocked.engine.begin() as connection:
             connection.execute(statement)
     else:
         assert "too long" in refused(stocked, statement)

@@ -8,15 +8,15 @@ import pytest
 import structlog
 from sqlalchemy import select
 
-from models.audit import audit
-from models.carriers import Email, Outcome, Parcel, Receipt, Sms
-from models.database import Database
-from models.judging import DEATHS_MAX
-from models.messages import SendEmail
-from models.retrying import Patience
-from models.tables import charges, dead_letters, entries, refusals
+from models.database.engine import Database
+from models.database.schema import charges, dead_letters, entries, refusals
+from models.messages.sends import SendEmail
+from models.sends.carrier import Email, OutboundMessage, Outcome, Receipt, Sms
+from models.sends.outcomes import CRASHES_MAX
+from models.sends.retry_policy import RetryPolicy
+from tasks import upkeep
 from tasks.context import Context, Json
-from tasks.upkeep import sweep
+from tests.audits import audit_everything
 from tests.factories import balance, buy, email_job, share, sms_job, stock
 from tests.fakes import (
     ACCEPTED,
@@ -40,7 +40,7 @@ DEAD = ZeroDivisionError("the worker is dead")
 """Scripted, it is raised before anything is handed over."""
 
 
-def dead_after_handing_over(_: Parcel) -> Receipt:
+def dead_after_handing_over(_: OutboundMessage) -> Receipt:
     """Take the message, and let nobody know."""
     raise DEAD
 
@@ -53,11 +53,11 @@ class SlowCarrier(FakeCarrier):
         self.wait = wait
         self.taken: list[str] = []
 
-    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
+    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
         """Wait, then keep the job's id only if it may be handed over."""
         self.wait()
-        receipt = super().deliver(parcel, about_to_hand_over)
-        self.taken.append(parcel.job_id)
+        receipt = super().deliver(message, before_handover)
+        self.taken.append(message.job_id)
         return receipt
 
 
@@ -92,13 +92,13 @@ def message(context: Context, job_id: str = "job-1", viewer: str = "john") -> Js
 
 
 def row(database: Database, job_id: str = "job-1") -> Any:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         return connection.execute(select(charges).where(charges.c.job_id == job_id)).one_or_none()
 
 
 def findings(database: Database) -> list[Any]:
-    with database.read() as connection:
-        return list(audit(connection, NOON))
+    with database.snapshot() as connection:
+        return audit_everything(connection, NOON)
 
 
 def test_an_email_is_handed_over_and_costs_its_owner_one_credit_a_recipient(stocked: Database) -> None:
@@ -143,7 +143,7 @@ def test_the_carrier_gets_all_that_the_job_said_and_who_sent_it(stocked: Databas
         reply_to="desk@example.test",
         headers={"X-Campaign": "spring"},
     )
-    assert carrier.parcels == [expected]
+    assert carrier.messages == [expected]
 
 
 def test_a_text_message_costs_one_credit_a_segment(stocked: Database) -> None:
@@ -152,27 +152,27 @@ def test_a_text_message_costs_one_credit_a_segment(stocked: Database) -> None:
 
     said = answer(context, "sms.send", sms_job(text="x" * 161, **{"from": "Acme"}))
 
-    assert carrier.parcels == [Sms("job-1", "+31612345678", "Acme", "x" * 161, 2)]
+    assert carrier.messages == [Sms("job-1", "+31612345678", "Acme", "x" * 161, 2)]
     assert (said["status"], said["credits"], said["kind"]) == ("sent", 2, "sms")
     assert (balance(stocked, "john", "sms"), balance(stocked, "john", "email")) == (8, 10)
 
 
-@pytest.mark.parametrize("honours_job_id", [False, True])
+@pytest.mark.parametrize("is_idempotent", [False, True])
 def test_no_connection_is_held_and_what_a_crash_would_leave_is_committed_while_the_carrier_is_called(
-    stocked: Database, *, honours_job_id: bool
+    stocked: Database, *, is_idempotent: bool
 ) -> None:
     """That the carrier may have the message needs no note where it may be asked again."""
     seen: list[tuple[int, str, bool]] = []
 
-    def look(_: Parcel) -> Receipt:
+    def look(_: OutboundMessage) -> Receipt:
         pool: Any = stocked.engine.pool
-        seen.append((pool.checkedout(), row(stocked).state, row(stocked).handed_at == NOON))
+        seen.append((pool.checkedout(), row(stocked).state, row(stocked).handover_started_at == NOON))
         return ACCEPTED
 
-    answer(make_context(stocked, email=FakeCarrier(look, honours_job_id=honours_job_id)), "email.send", email_job())
+    answer(make_context(stocked, email=FakeCarrier(look, is_idempotent=is_idempotent)), "email.send", email_job())
 
-    assert seen == [(0, "sending", not honours_job_id)]
-    assert row(stocked).handed_at is None
+    assert seen == [(0, "sending", not is_idempotent)]
+    assert row(stocked).handover_started_at is None
 
 
 def test_what_the_carrier_says_never_to_fails_and_the_credits_go_back(stocked: Database) -> None:
@@ -197,7 +197,7 @@ def test_an_email_that_all_recipients_are_refused_for_fails(stocked: Database) -
 
 
 def test_a_refund_goes_to_who_paid_even_if_the_owner_changed_while_the_carrier_was_asked(stocked: Database) -> None:
-    def move_peter_away(_: Parcel) -> Receipt:
+    def move_peter_away(_: OutboundMessage) -> Receipt:
         share(stocked, "peter", "mary")
         return NEVER
 
@@ -241,7 +241,7 @@ def test_recipients_that_are_put_off_alone_are_asked_again(stocked: Database) ->
     later(context)
 
     assert (first["status"], first["credits"]) == ("retrying", 3)
-    emails = [parcel for parcel in carrier.parcels if isinstance(parcel, Email)]
+    emails = [message for message in carrier.messages if isinstance(message, Email)]
     assert [email.recipients for email in emails] == [tuple(THREE), (THREE[2],)]
     assert [email.to for email in emails] == [tuple(THREE)] * 2
     final = message(context)
@@ -252,7 +252,7 @@ def test_recipients_that_are_put_off_alone_are_asked_again(stocked: Database) ->
 
 def test_a_recipient_put_off_until_the_attempts_are_used_up_gets_the_credit_back(stocked: Database) -> None:
     partial = Receipt(Outcome.ACCEPTED, deferred={THREE[2]: "451 later"})
-    context = make_context(stocked, email=FakeCarrier(partial, NOT_NOW), patience=Patience(attempts_max=2))
+    context = make_context(stocked, email=FakeCarrier(partial, NOT_NOW), policy=RetryPolicy(attempts_max=2))
     answer(context, "email.send", email_job(to=THREE))
 
     later(context)
@@ -295,7 +295,7 @@ def test_nothing_is_tried_again_before_it_is_due(stocked: Database) -> None:
 
 def test_a_job_whose_attempts_are_used_up_fails_and_gives_the_credits_back(stocked: Database) -> None:
     carrier = FakeCarrier(*[NOT_NOW] * 5)
-    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=3))
+    context = make_context(stocked, sms=carrier, policy=RetryPolicy(attempts_max=3))
     answer(context, "sms.send", sms_job())
 
     for _ in range(5):
@@ -304,7 +304,7 @@ def test_a_job_whose_attempts_are_used_up_fails_and_gives_the_credits_back(stock
     final = message(context)
     assert (final["status"], final["reason"], final["attempts"]) == ("failed", "carrier_unavailable", 3)
     assert final["credits"] == 0
-    assert len(carrier.parcels) == 3
+    assert len(carrier.messages) == 3
     assert balance(stocked, "john", "sms") == 10
     assert findings(stocked) == []
 
@@ -318,13 +318,13 @@ def test_an_unsure_outcome_is_parked_still_charged_and_never_sent_again(stocked:
 
     assert (said["status"], said["credits"], said["detail"]) == ("unknown", 1, "The line went dead.")
     assert message(context)["status"] == "unknown"
-    assert len(carrier.parcels) == 1
+    assert len(carrier.messages) == 1
     assert balance(stocked, "john") == 9
     assert row(stocked).content is not None
 
 
 def test_a_carrier_that_honours_the_job_id_is_asked_again_after_an_unsure_outcome(stocked: Database) -> None:
-    carrier = FakeCarrier(UNSURE, honours_job_id=True)
+    carrier = FakeCarrier(UNSURE, is_idempotent=True)
     context = make_context(stocked, sms=carrier)
 
     first = answer(context, "sms.send", sms_job())
@@ -336,8 +336,8 @@ def test_a_carrier_that_honours_the_job_id_is_asked_again_after_an_unsure_outcom
 
 
 def test_what_was_once_unsure_is_not_refunded_when_the_attempts_are_used_up(stocked: Database) -> None:
-    carrier = FakeCarrier(UNSURE, NOT_NOW, honours_job_id=True)
-    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=2))
+    carrier = FakeCarrier(UNSURE, NOT_NOW, is_idempotent=True)
+    context = make_context(stocked, sms=carrier, policy=RetryPolicy(attempts_max=2))
     answer(context, "sms.send", sms_job())
 
     later(context)
@@ -356,7 +356,7 @@ def test_a_carrier_that_raises_leaves_the_charge_held_and_the_fault_loud(stocked
     assert balance(stocked, "john") == 9
     again = answer(context, "email.send", email_job())
     assert (again["status"], again["credits"]) == ("sending", 1)
-    assert len(carrier.parcels) == 1
+    assert len(carrier.messages) == 1
 
 
 def test_an_attempt_whose_holder_died_ends_with_its_lease_and_is_made_again(stocked: Database) -> None:
@@ -365,16 +365,16 @@ def test_an_attempt_whose_holder_died_ends_with_its_lease_and_is_made_again(stoc
     context = make_context(stocked, email=carrier, clock=clock)
     die(context, "email.send", email_job())
 
-    clock.forward(context.patience.lease - timedelta(seconds=1))
-    early = sweep(context)
+    clock.forward(context.retry_policy.lease - timedelta(seconds=1))
+    early = upkeep.sweep(context)
     clock.forward(timedelta(seconds=2))
-    late = sweep(context)
+    late = upkeep.sweep(context)
 
     assert (early["ended"], late["ended"], late["resumed"]) == (0, 1, 0)
     waiting = message(context)
     assert (waiting["status"], waiting["reason"], waiting["credits"]) == ("retrying", None, 1)
     assert "The worker died" in waiting["detail"]
-    assert (row(stocked).deaths, row(stocked).handed_at) == (1, None)
+    assert (row(stocked).crashes, row(stocked).handover_started_at) == (1, None)
 
     later(context)
 
@@ -392,9 +392,9 @@ def test_the_next_attempt_after_a_death_waits_as_long_as_after_a_refusal(stocked
 
     clock: Any = context.now
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
 
-    assert timedelta() < row(stocked).due_at - clock.now <= context.patience.wait(1, draw=1)
+    assert timedelta() < row(stocked).due_at - clock.now <= context.retry_policy.delay(1, draw=1)
 
 
 def test_an_email_whose_holder_died_after_handing_it_over_is_unknown_and_never_sent_again(stocked: Database) -> None:
@@ -408,8 +408,8 @@ def test_an_email_whose_holder_died_after_handing_it_over_is_unknown_and_never_s
     final = message(context)
     assert (final["status"], final["reason"], final["credits"]) == ("unknown", None, 1)
     assert "may have taken the message" in final["detail"]
-    assert (row(stocked).deaths, row(stocked).handed_at) == (1, NOON)
-    assert len(carrier.parcels) == 1
+    assert (row(stocked).crashes, row(stocked).handover_started_at) == (1, NOON)
+    assert len(carrier.messages) == 1
     assert balance(stocked, "john") == 9
     assert findings(stocked) == []
 
@@ -451,7 +451,7 @@ def test_recipients_that_were_reached_are_not_asked_again_after_a_death(stocked:
     later(context)
     later(context)
 
-    emails = [parcel for parcel in carrier.parcels if isinstance(parcel, Email)]
+    emails = [message for message in carrier.messages if isinstance(message, Email)]
     assert [email.recipients for email in emails] == [tuple(THREE), (THREE[2],), (THREE[2],)]
     final = message(context)
     assert (final["status"], final["credits"], list(final["recipients_refused"])) == ("sent", 2, [THREE[1]])
@@ -462,7 +462,7 @@ def test_recipients_that_were_reached_are_not_asked_again_after_a_death(stocked:
 def test_an_attempt_whose_holder_died_is_made_again_with_a_carrier_that_honours_the_job_id(
     stocked: Database, dies: Any
 ) -> None:
-    carrier = FakeCarrier(dies, honours_job_id=True)
+    carrier = FakeCarrier(dies, is_idempotent=True)
     context = make_context(stocked, sms=carrier)
     die(context, "sms.send", sms_job())
 
@@ -470,16 +470,16 @@ def test_an_attempt_whose_holder_died_is_made_again_with_a_carrier_that_honours_
     while_waiting = row(stocked)
     later(context)
 
-    assert (while_waiting.state, while_waiting.deaths) == ("waiting", 1)
-    assert while_waiting.handed_at is not None
+    assert (while_waiting.state, while_waiting.crashes) == ("waiting", 1)
+    assert while_waiting.handover_started_at is not None
     assert (message(context)["status"], message(context)["attempts"]) == ("sent", 2)
     assert carrier.job_ids == ["job-1", "job-1"]
     assert balance(stocked, "john", "sms") == 9
 
 
 def test_dead_attempts_end_unknown_when_no_attempt_is_left_and_the_carrier_may_have_it(stocked: Database) -> None:
-    carrier = FakeCarrier(DEAD, honours_job_id=True)
-    context = make_context(stocked, sms=carrier, patience=Patience(attempts_max=1))
+    carrier = FakeCarrier(DEAD, is_idempotent=True)
+    context = make_context(stocked, sms=carrier, policy=RetryPolicy(attempts_max=1))
     die(context, "sms.send", sms_job())
 
     later(context)
@@ -489,7 +489,7 @@ def test_dead_attempts_end_unknown_when_no_attempt_is_left_and_the_carrier_may_h
 
 
 def test_dead_attempts_fail_when_no_attempt_is_left_and_nothing_was_handed_over(stocked: Database) -> None:
-    context = make_context(stocked, email=FakeCarrier(DEAD), patience=Patience(attempts_max=1))
+    context = make_context(stocked, email=FakeCarrier(DEAD), policy=RetryPolicy(attempts_max=1))
     die(context, "email.send", email_job())
 
     later(context)
@@ -501,10 +501,10 @@ def test_dead_attempts_fail_when_no_attempt_is_left_and_nothing_was_handed_over(
 
 def test_a_job_over_which_too_many_workers_died_is_set_aside_and_its_credits_go_back(stocked: Database) -> None:
     """It may be what kills them: it is kept, so that it can be sent again when that is mended."""
-    carrier = FakeCarrier(*[DEAD] * (DEATHS_MAX + 1))
+    carrier = FakeCarrier(*[DEAD] * (CRASHES_MAX + 1))
     context = make_context(stocked, email=carrier)
     die(context, "email.send", email_job(to=THREE))
-    for _ in range(DEATHS_MAX - 1):
+    for _ in range(CRASHES_MAX - 1):
         later(context)
         die_later(context)
 
@@ -513,31 +513,31 @@ def test_a_job_over_which_too_many_workers_died_is_set_aside_and_its_credits_go_
 
     final = message(context)
     assert (final["status"], final["reason"], final["credits"]) == ("failed", "carrier_unavailable", 0)
-    assert f"{DEATHS_MAX} workers died" in final["detail"]
-    assert (row(stocked).deaths, row(stocked).content) == (DEATHS_MAX, None)
-    assert len(carrier.parcels) == DEATHS_MAX
+    assert f"{CRASHES_MAX} workers died" in final["detail"]
+    assert (row(stocked).crashes, row(stocked).content) == (CRASHES_MAX, None)
+    assert len(carrier.messages) == CRASHES_MAX
     assert balance(stocked, "john") == 10
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         [letter] = connection.execute(select(dead_letters)).all()
     assert (letter.key, letter.status, letter.job["to"]) == ("job-1", "failed", THREE)
     assert findings(stocked) == []
 
 
 def test_a_carrier_that_honours_the_job_id_may_have_what_too_many_workers_died_over(stocked: Database) -> None:
-    carrier = FakeCarrier(*[DEAD] * (DEATHS_MAX + 1), honours_job_id=True)
+    carrier = FakeCarrier(*[DEAD] * (CRASHES_MAX + 1), is_idempotent=True)
     context = make_context(stocked, sms=carrier)
     die(context, "sms.send", sms_job())
-    for _ in range(DEATHS_MAX - 1):
+    for _ in range(CRASHES_MAX - 1):
         later(context)
         die_later(context)
 
     for _ in range(3):
         later(context)
 
-    assert (message(context)["status"], row(stocked).deaths) == ("unknown", DEATHS_MAX)
-    assert len(carrier.parcels) == DEATHS_MAX
+    assert (message(context)["status"], row(stocked).crashes) == ("unknown", CRASHES_MAX)
+    assert len(carrier.messages) == CRASHES_MAX
     assert balance(stocked, "john", "sms") == 9
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(dead_letters)).all() == []
 
 
@@ -551,7 +551,7 @@ def test_a_death_is_said_louder_where_a_person_must_look(stocked: Database, dies
     with structlog.testing.capture_logs() as said:
         later(context)
 
-    [line] = [line for line in said if line["event"] == "a worker died"]
+    [line] = [line for line in said if line["event"] == "worker crashed during an attempt"]
     assert (line["log_level"], line["state"]) == (level, state)
     assert (line["job"], line["sender"], line["payer"]) == ("job-1", "peter", "john")
 
@@ -568,7 +568,7 @@ def test_a_job_over_which_a_worker_died_is_resumed_alone_from_then_on(stocked: D
     groups = []
     for _ in range(2):
         clock.forward(LATER)
-        sweep(context)  # the first time it ends the dead attempt, which so is not due before the second
+        upkeep.sweep(context)  # the first time it ends the dead attempt, which so is not due before the second
         groups.append([sorted(given["attempts"]) for _, given in broker.take()])
 
     assert groups == [[["bulk-1/1", "bulk-1/2"]], [["bulk-1/1", "bulk-1/2"], ["bulk-1/0"]]]
@@ -591,7 +591,7 @@ def test_a_worker_that_was_too_slow_to_hand_an_email_over_does_not_do_it_any_mor
 
     assert (said["status"], said["attempts"]) == ("sent", 2)
     assert (slow.taken, quick.job_ids) == ([], ["job-1"])
-    assert (row(stocked).deaths, row(stocked).handed_at) == (1, None)
+    assert (row(stocked).crashes, row(stocked).handover_started_at) == (1, None)
     assert balance(stocked, "john") == 9
     assert findings(stocked) == []
 
@@ -604,7 +604,7 @@ def test_a_worker_that_was_too_slow_does_not_hand_over_what_waits_for_its_next_a
     said = answer(context, "email.send", email_job())
 
     assert (said["status"], slow.taken) == ("retrying", [])
-    assert row(stocked).handed_at is None
+    assert row(stocked).handover_started_at is None
 
 
 def test_a_lease_that_is_over_but_not_ended_is_still_held(stocked: Database) -> None:
@@ -620,9 +620,9 @@ def test_a_lease_that_is_over_but_not_ended_is_still_held(stocked: Database) -> 
 def test_an_attempt_that_ends_after_its_lease_has_no_say_any_more(stocked: Database) -> None:
     clock = Clock()
 
-    def sleep_through_the_sweep(_: Parcel) -> Receipt:
+    def sleep_through_the_sweep(_: OutboundMessage) -> Receipt:
         clock.forward(LATER)
-        sweep(make_context(stocked, clock=clock))
+        upkeep.sweep(make_context(stocked, clock=clock))
         return NEVER
 
     context = make_context(stocked, email=FakeCarrier(sleep_through_the_sweep), clock=clock)
@@ -630,7 +630,7 @@ def test_an_attempt_that_ends_after_its_lease_has_no_say_any_more(stocked: Datab
     said = answer(context, "email.send", email_job())
 
     assert (said["status"], said["credits"]) == ("unknown", 1)
-    assert row(stocked).handed_at == NOON
+    assert row(stocked).handover_started_at == NOON
     assert balance(stocked, "john") == 9
     assert findings(stocked) == []
 
@@ -643,7 +643,7 @@ def test_a_replay_gets_the_first_answer_and_changes_nothing(stocked: Database) -
     again = answer(context, "email.send", dict(reversed(email_job().items())), "task-2")
 
     assert again == first
-    assert len(carrier.parcels) == 1
+    assert len(carrier.messages) == 1
     assert balance(stocked, "john") == 9
 
 
@@ -668,7 +668,7 @@ def test_the_same_id_with_other_content_is_a_conflicting_job(stocked: Database) 
     assert (said["job_id"], said["status"], said["reason"]) == ("job-1", "refused", "conflicting_job")
     assert (said["credits"], said["paid_by"]) == (0, None)
     assert message(context) == first
-    assert len(carrier.parcels) == 1
+    assert len(carrier.messages) == 1
     assert balance(stocked, "john") == 9
 
 
@@ -745,7 +745,7 @@ def test_an_invalid_job_takes_no_key_and_leaves_its_record(stocked: Database) ->
 
     assert (refused["job_id"], refused["status"], refused["reason"]) == ("job-1", "refused", "invalid_job")
     assert mended["status"] == "sent"
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         [record] = connection.execute(select(refusals)).all()
     assert (record.task, record.task_id, record.key) == ("email.send", "task-1", "job-1")
     assert (record.person, record.reason) == ("john", "invalid_job")
@@ -759,7 +759,7 @@ def test_garbage_is_refused_and_recorded(stocked: Database, given: object) -> No
     said = answer(context, "email.send", given)
 
     assert (said["job_id"], said["status"], said["reason"]) == ("task-1", "refused", "invalid_job")
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(refusals.c.reason)).scalars().all() == ["invalid_job"]
 
 
@@ -770,7 +770,7 @@ def test_a_refusal_is_recorded_whatever_the_producer_named_its_task(stocked: Dat
     said = answer(make_context(stocked), "email.send", {"wrong": 1}, task_id)
 
     assert (said["status"], said["reason"]) == ("refused", "invalid_job")
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(refusals.c.reason)).scalars().all() == ["invalid_job"]
 
 
@@ -832,10 +832,10 @@ def test_what_the_lease_gives_no_time_for_is_handed_back_and_the_attempt_does_no
     for job_id in ("a", "b"):
         answer(context, "sms.send", sms_job(job_id))
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
 
-    def take_long(_: Parcel) -> Receipt:
-        clock.forward(context.patience.lease / 2 + timedelta(seconds=1))
+    def take_long(_: OutboundMessage) -> Receipt:
+        clock.forward(context.retry_policy.lease / 2 + timedelta(seconds=1))
         return ACCEPTED
 
     waiting.script = [take_long]
@@ -854,7 +854,7 @@ def test_a_job_that_is_resumed_twice_is_sent_once(stocked: Database) -> None:
     context = make_context(stocked, sms=carrier, clock=clock)
     answer(context, "sms.send", sms_job())
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
     broker: Any = context.enqueue
     [enqueued] = broker.take()
 
@@ -862,7 +862,7 @@ def test_a_job_that_is_resumed_twice_is_sent_once(stocked: Database) -> None:
 
     assert first == {"status": "done", "sent": 1}
     assert second == {"status": "done"}
-    assert len(carrier.parcels) == 2
+    assert len(carrier.messages) == 2
 
 
 def test_a_due_job_is_enqueued_again_only_when_nobody_took_it_up_for_a_while(stocked: Database) -> None:
@@ -874,7 +874,7 @@ def test_a_due_job_is_enqueued_again_only_when_nobody_took_it_up_for_a_while(sto
     clock.forward(LATER)
     rounds = []
     for _ in range(3):
-        sweep(context)
+        upkeep.sweep(context)
         rounds.append(broker.take())
         clock.forward(timedelta(seconds=31))
 
@@ -889,11 +889,11 @@ def test_a_job_enqueued_twice_while_the_queue_was_long_is_tried_once_when_its_tu
     answer(context, "sms.send", sms_job())
     for _ in range(5):
         clock.forward(timedelta(seconds=61))
-        sweep(context)
+        upkeep.sweep(context)
 
     run_enqueued(context)
 
-    assert len(carrier.parcels) == 2
+    assert len(carrier.messages) == 2
 
 
 @pytest.mark.parametrize(
@@ -912,7 +912,7 @@ def test_a_bug_with_one_message_does_not_strand_those_behind_it(
         later(context)
 
     rows = [row(stocked, f"bulk-1/{number}") for number in range(3)]
-    assert [(one.state, one.attempts, one.deaths) for one in rows] == [ends, ("sent", 1, 0), ("sent", 1, 0)]
+    assert [(one.state, one.attempts, one.crashes) for one in rows] == [ends, ("sent", 1, 0), ("sent", 1, 0)]
 
 
 def bulk(job_id: str = "bulk-1", count: int = 3, **fields: Any) -> Json:
@@ -929,12 +929,12 @@ def test_a_bulk_job_is_charged_at_once_and_its_messages_are_sent_by_resume(stock
 
     assert (first["job_id"], first["status"], first["paid_by"], first["credits"]) == ("bulk-1", "sending", "john", 3)
     assert balance(stocked, "john") == 7
-    assert carrier.parcels == []
+    assert carrier.messages == []
 
     run_enqueued(context)
 
     assert carrier.job_ids == ["bulk-1/0", "bulk-1/1", "bulk-1/2"]
-    texts = [(parcel.subject, parcel.text) for parcel in carrier.parcels if isinstance(parcel, Email)]
+    texts = [(message.subject, message.text) for message in carrier.messages if isinstance(message, Email)]
     assert texts == [("Hello N0", "Dear N0"), ("Hello N1", "Dear N1"), ("Hello N2", "Dear N2")]
     final = message(context, "bulk-1")
     assert (final["status"], final["messages"], final["credits"]) == ("sent", {"sent": 3}, 3)
@@ -955,7 +955,7 @@ def test_a_bulk_job_is_charged_as_a_whole_or_not_at_all_and_says_how_many_would_
     assert again == first
     assert balance(stocked, "john") == 10
     assert run_enqueued(context) == []
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(charges.c.job_id)).scalars().all() == ["bulk-1"]
         assert len(connection.execute(select(entries)).all()) == 2
     assert findings(stocked) == []
@@ -1022,7 +1022,7 @@ def test_bulk_messages_that_nobody_took_up_are_enqueued_by_the_sweeper(stocked: 
 
     later(context)
 
-    assert len(carrier.parcels) == 3
+    assert len(carrier.messages) == 3
     assert message(context, "bulk-1")["status"] == "sent"
 
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from models.database import Database
+from models.database.engine import Database
 from tests.servers import PostgresServer, ServerError, ValkeyServer
 
 OTHER_PROCESS = """
@@ -134,7 +134,7 @@ def test_valkey_is_empty_for_each_test_that_asks_for_its_url(valkey: ValkeyServe
 
 @pytest.mark.parametrize("time", ["first", "second"])
 def test_each_test_gets_a_fresh_migrated_database(database: Database, time: str) -> None:
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
         connection.execute(text("CREATE TABLE left_behind (number integer)"))
 

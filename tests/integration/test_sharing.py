@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from models.database import Database
-from models.tables import owner_changes, refusals, users
+from models.database.engine import Database
+from models.database.schema import owner_changes, refusals, users
 from tasks.context import Context, Json
 from tests.factories import balance, buy, email_job, save_people, share
 from tests.fakes import answer, make_context
@@ -25,18 +25,18 @@ def set_owner(context: Context, user: str, owner: str, actor: str = "john", chan
 
 
 def owners(context: Context) -> dict[str, str]:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return {row.id: row.credit_owner_id for row in connection.execute(select(users))}
 
 
 def changes(context: Context) -> list[Any]:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         query = select(owner_changes).order_by(owner_changes.c.change_id)
         return [(row.actor_id, row.user_id, row.old_owner_id, row.new_owner_id) for row in connection.execute(query)]
 
 
 def refused(context: Context) -> list[Any]:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return [tuple(row) for row in connection.execute(select(refusals.c.task, refusals.c.key, refusals.c.reason))]
 
 
@@ -211,7 +211,7 @@ def test_saving_a_user_again_changes_who_they_are_and_neither_owner_nor_credits(
     said = answer(context, "users.save", known)
 
     assert (said["status"], said["user_id"]) == ("done", "peter")
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         saved = connection.execute(select(users).where(users.c.id == "peter")).one()
     assert (saved.name, saved.email, saved.role) == ("Pete", "pete@acme.test", "admin")
     assert (saved.credit_owner_id, saved.billing) == ("john", {"name": "Peter"})

@@ -19,12 +19,13 @@ import pytest
 from aiosmtpd.smtp import AuthResult, LoginPassword
 from structlog.testing import capture_logs
 
-from models.carriers import Email, Outcome, Receipt, Sms
+from models.sends.carrier import Email, Outcome, Receipt, Sms
 from worker.carriers import open_email
-from worker.carriers.conversation import PIPELINED_MAX, Line
 from worker.carriers.null import NullCarrier
 from worker.carriers.smtp import KEPT_MAX, STEPS, SmtpCarrier
-from worker.outbox import LoopbackController
+from worker.carriers.smtp_connection import SmtpConnection
+from worker.carriers.smtp_transaction import PIPELINED_MAX
+from worker.local.sinks import LoopbackController
 from worker.settings import SettingsError
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
@@ -224,7 +225,7 @@ def test_an_accepted_email_arrives_as_it_was_written() -> None:
 def test_an_email_may_be_asked_for_twice_and_arrive_twice() -> None:
     """SMTP knows no idempotency key."""
     with closing(SmtpCarrier("smtp://localhost", 20)) as carrier:
-        assert not carrier.honours_job_id
+        assert not carrier.is_idempotent
 
 
 def test_only_those_still_to_be_served_are_on_the_envelope() -> None:
@@ -735,7 +736,7 @@ def test_many_slow_answers_do_not_last_beyond_the_deadline() -> None:
 def test_a_command_that_would_be_two_is_a_bug() -> None:
     """No address may say more than an address."""
     with pytest.raises(ValueError, match="one line"):
-        Line().say(["MAIL FROM:<ada@example.org>", "RCPT TO:<bob@example.org>\nDATA"])
+        SmtpConnection().send_commands(["MAIL FROM:<ada@example.org>", "RCPT TO:<bob@example.org>\nDATA"])
 
 
 # Addresses beyond ASCII (RFC 6531)
@@ -917,7 +918,7 @@ def test_null_accepts_every_email() -> None:
     carrier, notes = open_email("null://", 20), Notes()
 
     assert isinstance(carrier, NullCarrier)
-    assert carrier.honours_job_id
+    assert carrier.is_idempotent
     assert carrier.deliver(LETTER, notes) == Receipt(Outcome.ACCEPTED, reference="job-1")
     assert notes.count == 0
     carrier.close()

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from worker import taking
+from worker.broker import fair_queue
 
-UNACKED = ("unacked", "unacked_index")
 _numbers = itertools.count()
 
 
@@ -26,10 +25,19 @@ def put(redis: Redis, shown: str, task: str = "email.send") -> int:
     return number
 
 
-def take(redis: Redis, limit: int, *, heavy: int = 8, shared: Sequence[str] = ("email",)) -> list[dict[str, Any]]:
+def take(redis: Redis, limit: int, *, bulk_limit: int = 8, shared: Sequence[str] = ("email",)) -> list[dict[str, Any]]:
     """Take as a worker does."""
-    command = taking.take_command(UNACKED, ["email"], 1, 0.0, limit, heavy, shared)
-    _, *taken = redis.execute_command(*command)
+    keys, *arguments = fair_queue.take_args(
+        unacked="unacked",
+        unacked_index="unacked_index",
+        lists=["email"],
+        queues=1,
+        now=0.0,
+        limit=limit,
+        bulk_limit=bulk_limit,
+        shared=shared,
+    )
+    _, *taken = fair_queue.take_script(redis)(keys=arguments[:keys], args=arguments[keys:])
     return [json.loads(item) for item in taken[2::3]]
 
 
@@ -45,7 +53,7 @@ def test_a_single_message_is_among_the_next_behind_a_campaign(redis: Redis) -> N
 
     assert single in taken
     assert [number for number in taken if number != single] == campaign[:9]
-    assert taking.waiting(redis, "email") == 991
+    assert fair_queue.waiting_count(redis, "email") == 991
 
 
 @pytest.mark.parametrize(
@@ -92,11 +100,11 @@ def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: 
     resumes = [put(redis, "(…)", "email.resume") for _ in range(5)]
     single = put(redis, "(job=a, sender=small)")
 
-    assert numbers(take(redis, 10, heavy=2)) == [*resumes[:2], single]
-    assert numbers(take(redis, 10, heavy=0)) == []
-    assert taking.waiting(redis, "email") == 3
-    assert numbers(take(redis, 10, heavy=8)) == resumes[2:]
-    assert taking.waiting(redis, "email") == 0
+    assert numbers(take(redis, 10, bulk_limit=2)) == [*resumes[:2], single]
+    assert numbers(take(redis, 10, bulk_limit=0)) == []
+    assert fair_queue.waiting_count(redis, "email") == 3
+    assert numbers(take(redis, 10, bulk_limit=8)) == resumes[2:]
+    assert fair_queue.waiting_count(redis, "email") == 0
 
 
 def test_of_bulk_jobs_no_more_are_taken_than_can_be_begun_either(redis: Redis) -> None:
@@ -104,9 +112,9 @@ def test_of_bulk_jobs_no_more_are_taken_than_can_be_begun_either(redis: Redis) -
     jobs = [put(redis, "(job=j, sender=s)", "email.send_many") for _ in range(3)]
     other = put(redis, "(job=j, sender=s)", "credits.purchase")
 
-    assert numbers(take(redis, 10, heavy=2, shared=())) == jobs[:2]
-    assert numbers(take(redis, 10, heavy=0, shared=())) == []
-    assert numbers(take(redis, 10, heavy=2, shared=())) == [jobs[2], other]
+    assert numbers(take(redis, 10, bulk_limit=2, shared=())) == jobs[:2]
+    assert numbers(take(redis, 10, bulk_limit=0, shared=())) == []
+    assert numbers(take(redis, 10, bulk_limit=2, shared=())) == [jobs[2], other]
 
 
 def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
@@ -114,21 +122,21 @@ def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
         put(redis, "(job=c, sender=big)")
     redis.lpush("email", b'\xff sender=small "task": "email.resume')
 
-    taken = take(redis, 100, heavy=8)
+    taken = take(redis, 100, bulk_limit=8)
 
     assert len(taken) == 20
-    assert redis.lrange(taking.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
+    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
 
 
 def test_a_purge_empties_the_lines_too(redis: Redis) -> None:
     for sender in ("a", "b", "b"):
         put(redis, f"(job=a, sender={sender})")
     put(redis, "(…)", "email.resume")
-    take(redis, 1, heavy=0)
+    take(redis, 1, bulk_limit=0)
     put(redis, "(job=a, sender=a)")
 
-    assert taking.purge(redis, "email") == 4
-    assert (taking.waiting(redis, "email"), redis.keys("postage.line*")) == (0, [])
+    assert fair_queue.purge(redis, "email") == 4
+    assert (fair_queue.waiting_count(redis, "email"), redis.keys("postage.line*")) == (0, [])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -155,7 +163,7 @@ def test_nothing_is_lost_nobody_overtakes_themselves_and_all_have_their_share(
         limit, resumes = step
         waited = {sender: len(line) for sender, line in lines.items()}
         few = sum(waited.values()) <= limit
-        taken = take(redis, limit, heavy=resumes)
+        taken = take(redis, limit, bulk_limit=resumes)
         of = {number: sender for sender, line in lines.items() for number in line}
         got = Counter(of[message["body"]] for message in taken)
         for sender, line in lines.items():
@@ -168,5 +176,5 @@ def test_nothing_is_lost_nobody_overtakes_themselves_and_all_have_their_share(
         if not few:
             most = max((got[sender] for sender in senders), default=0)
             assert all(got[sender] >= min(waited[sender], most - 1) for sender in senders)
-        assert taking.waiting(redis, "email") == sum(map(len, lines.values()))
-    assert taking.waiting(redis, "email") == 0
+        assert fair_queue.waiting_count(redis, "email") == sum(map(len, lines.values()))
+    assert fair_queue.waiting_count(redis, "email") == 0

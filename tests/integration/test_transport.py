@@ -9,8 +9,8 @@ from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.transport import redis as stock
 from redis import Redis
 
-from worker.taking import QUARANTINE
-from worker.transport import RETURNS_MAX, Transport
+from worker.broker import fair_queue
+from worker.broker.transport import RETURNS_MAX, Transport
 
 
 @pytest.fixture
@@ -182,12 +182,12 @@ def test_a_message_over_which_workers_die_again_and_again_is_set_aside(
     for _ in range(RETURNS_MAX):
         [message] = take(ours, "email", prefetch=1)
         restore(ours, message)
-    assert (redis.llen("email"), redis.llen(QUARANTINE)) == (1, 0)
+    assert (redis.llen("email"), redis.llen(fair_queue.QUARANTINE)) == (1, 0)
 
     [message] = take(ours, "email", prefetch=1)
     restore(ours, message)
 
-    [item] = redis.lrange(QUARANTINE, 0, -1)
+    [item] = redis.lrange(fair_queue.QUARANTINE, 0, -1)
     assert json.loads(item)["properties"]["delivery_tag"] == message.delivery_tag
     assert (redis.llen("email"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0, 0)
 
@@ -201,7 +201,7 @@ def test_a_message_that_its_worker_gives_back_may_come_as_often_as_it_likes(
         [message] = take(ours, "email", prefetch=1)
         message.requeue()
 
-    assert (redis.llen("email"), redis.llen(QUARANTINE)) == (1, 0)
+    assert (redis.llen("email"), redis.llen(fair_queue.QUARANTINE)) == (1, 0)
 
 
 @pytest.mark.parametrize("held", [b"not JSON", b"17", b"[]", b'[{"headers": null, "properties": {}}, "", "email"]'])
@@ -211,7 +211,7 @@ def test_what_cannot_be_put_back_is_set_aside_and_not_lost(redis: Redis, ours: C
 
     ours.default_channel.qos.restore_by_tag("tag-1")
 
-    assert redis.lrange(QUARANTINE, 0, -1) == [held]
+    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [held]
     assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
 
 
@@ -264,7 +264,7 @@ def test_what_is_no_message_is_set_aside_as_it_came_and_the_next_one_is_taken(
 
     assert numbers(take(ours, "email", prefetch=50)) == [1]
     assert (redis.llen("email"), redis.hlen("unacked")) == (0, 1)
-    assert set(redis.lrange(QUARANTINE, 0, -1)) == set(garbage)
+    assert set(redis.lrange(fair_queue.QUARANTINE, 0, -1)) == set(garbage)
 
 
 def test_who_acknowledges_nothing_leaves_nothing_unacknowledged(

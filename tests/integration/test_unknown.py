@@ -7,25 +7,24 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DatabaseError
 
-from models import charges as charging
-from models import holding, unknown
-from models.audit import audit
-from models.carriers import Email, Outcome, Parcel, Receipt, Sms
-from models.charges import Charge, State
-from models.database import Database
-from models.retrying import Patience
-from models.tables import charges, dead_letters, decisions, entries
+from models.database.engine import Database
+from models.database.schema import charges, dead_letters, decisions, entries
+from models.sends.carrier import Email, OutboundMessage, Outcome, Receipt, Sms
+from models.sends.charges import Charge, State, find_charges
+from models.sends.leases import claim_jobs
+from models.sends.retry_policy import RetryPolicy
+from models.sends.unknown import refund_unknown, resend_unknown
+from tasks import upkeep
 from tasks.context import Context, Json
-from tasks.upkeep import sweep
+from tests.audits import audit_everything
 from tests.factories import balance, buy, email_job, share, sms_job, stock
-from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, answer, make_context, run_enqueued
+from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, OpenSession, answer, make_context, run_enqueued
 from worker.app import create_app
-from worker.deciding import unknown as command
+from worker.cli.unknown import unknown as command
 from worker.settings import Settings
 
 THREE = ["ada@example.test", "bob@example.test", "eve@example.test"]
@@ -51,39 +50,39 @@ def sent_into_the_dark(database: Database, *job_ids: str, **fields: Any) -> Cont
     return context
 
 
-def parcels(context: Context) -> list[Any]:
+def messages(context: Context) -> list[Any]:
     carrier: Any = context.carriers["email"]
-    return list(carrier.parcels)
+    return list(carrier.messages)
 
 
 def charge_of(database: Database, job_id: str = "job-1") -> Charge:
-    with database.read() as connection:
-        return charging.read(connection, [job_id])[job_id]
+    with database.snapshot() as connection:
+        return find_charges(connection, [job_id])[job_id]
 
 
 def moves(database: Database, *causes: str) -> list[tuple[str, int]]:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         query = select(entries.c.cause, entries.c.amount).where(entries.c.cause.in_(causes)).order_by(entries.c.cause)
         return [(row.cause, row.amount) for row in connection.execute(query)]
 
 
 def made_decisions(database: Database) -> list[tuple[str, str, str, str | None]]:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         rows = connection.execute(select(decisions).order_by(decisions.c.id))
         return [(row.job_id, row.decision, row.operator, row.note) for row in rows]
 
 
 def is_in_order(database: Database) -> bool:
-    with database.read() as connection:
-        return list(audit(connection, NOON)) == []
+    with database.snapshot() as connection:
+        return audit_everything(connection, NOON) == []
 
 
 def refund(database: Database, *job_ids: str, **options: Any) -> list[Charge]:
-    return database.transact(lambda connection: unknown.refund(connection, job_ids, **{**ME, **options}))
+    return database.write(lambda connection: refund_unknown(connection, job_ids, **{**ME, **options}))
 
 
 def resend(database: Database, *job_ids: str) -> list[Charge]:
-    return database.transact(lambda connection: unknown.resend(connection, job_ids, **ME))
+    return database.write(lambda connection: resend_unknown(connection, job_ids, **ME))
 
 
 # -- refund -----------------------------------------------------------------------------------------------------------
@@ -104,7 +103,7 @@ def test_a_refund_ends_the_job_as_failed_and_gives_its_credits_back(stocked: Dat
 
 
 def test_a_text_message_is_refunded_as_a_whole(stocked: Database) -> None:
-    context = make_context(stocked, email=FakeCarrier(), sms=FakeCarrier(UNSURE), patience=Patience(attempts_max=1))
+    context = make_context(stocked, email=FakeCarrier(), sms=FakeCarrier(UNSURE), policy=RetryPolicy(attempts_max=1))
     answer(context, "sms.send", sms_job(text="x" * 200))
 
     [ended] = refund(stocked, "job-1")
@@ -142,7 +141,7 @@ def test_recipients_whom_an_earlier_attempt_reached_stay_charged(stocked: Databa
     answer(context, "email.send", email_job(to=THREE))
     clock: Any = context.now
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
     run_enqueued(context)
     assert charge_of(stocked).state is State.UNKNOWN
 
@@ -181,7 +180,7 @@ def test_a_refunded_job_is_kept_for_a_replay_unless_nothing_is_kept(stocked: Dat
     refund(stocked, "job-1")
     refund(stocked, "job-2", keep_dead=False)
 
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         assert connection.execute(select(dead_letters.c.key, dead_letters.c.status)).all() == [("job-1", "failed")]
 
 
@@ -194,12 +193,17 @@ def test_a_resent_job_is_sent_by_the_sweeper_under_the_same_id_for_the_same_cred
     [waiting] = resend(stocked, "job-1")
     clock: Any = context.now
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
     run_enqueued(context)
 
-    assert (waiting.state, waiting.attempts, waiting.deaths, waiting.handed_at) == (State.WAITING, 0, 0, None)
+    assert (waiting.state, waiting.attempts, waiting.crashes, waiting.handover_started_at) == (
+        State.WAITING,
+        0,
+        0,
+        None,
+    )
     assert (waiting.due_at, waiting.detail) == (NOON + LATER, None)
-    assert [parcel.job_id for parcel in parcels(context)] == ["job-1", "job-1"]
+    assert [message.job_id for message in messages(context)] == ["job-1", "job-1"]
     final = charge_of(stocked)
     assert (final.state, final.attempts, final.content) == (State.SENT, 1, None)
     assert balance(stocked, "john") == 19
@@ -215,10 +219,10 @@ def test_a_resent_job_does_not_go_to_who_has_refused_it(stocked: Database) -> No
     resend(stocked, "job-1")
     clock: Any = context.now
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
     run_enqueued(context)
 
-    assert parcels(context)[-1].recipients == ("ada@example.test", "bob@example.test")
+    assert messages(context)[-1].recipients == ("ada@example.test", "bob@example.test")
     final = charge_of(stocked)
     assert (final.state, final.refunded) == (State.SENT, 1)
     assert is_in_order(stocked)
@@ -230,7 +234,7 @@ def test_a_resent_job_may_become_unknown_and_be_decided_again(stocked: Database)
     resend(stocked, "job-1")
     clock: Any = context.now
     clock.forward(LATER)
-    sweep(context)
+    upkeep.sweep(context)
     run_enqueued(context)
 
     [ended] = refund(stocked, "job-1")
@@ -244,12 +248,12 @@ def test_an_attempt_from_before_the_decision_has_no_say_after_it(stocked: Databa
     """It bears the same number as the first attempt after the decision, but not its name."""
     clock = Clock()
 
-    def sleep_through_the_decision(_: Parcel) -> Receipt:
+    def sleep_through_the_decision(_: OutboundMessage) -> Receipt:
         clock.forward(LATER)
-        sweep(make_context(stocked, clock=clock))
+        upkeep.sweep(make_context(stocked, clock=clock))
         resend(stocked, "job-1")
         until = clock.now + LATER
-        stocked.transact(lambda c: holding.claim(c, {"job-1": 0}, holder="another", lease_until=until))
+        stocked.write(lambda c: claim_jobs(c, {"job-1": 0}, lease_id="another", lease_until=until))
         return Receipt(Outcome.NEVER, "Never.")
 
     context = make_context(stocked, email=FakeCarrier(sleep_through_the_decision), clock=clock)
@@ -257,7 +261,7 @@ def test_an_attempt_from_before_the_decision_has_no_say_after_it(stocked: Databa
     answer(context, "email.send", email_job())
 
     stands = charge_of(stocked)
-    assert (stands.state, stands.attempts, stands.holder, stands.refunded) == (State.SENDING, 1, "another", 0)
+    assert (stands.state, stands.attempts, stands.lease_id, stands.refunded) == (State.SENDING, 1, "another", 0)
     assert balance(stocked, "john") == 19
 
 
@@ -293,7 +297,7 @@ def test_decisions_cannot_be_rewritten_or_removed(stocked: Database, statement: 
     sent_into_the_dark(stocked, "job-1")
     refund(stocked, "job-1")
 
-    with pytest.raises(DatabaseError, match="append-only"), stocked.begin() as connection:
+    with pytest.raises(DatabaseError, match="append-only"), stocked.engine.begin() as connection:
         connection.execute(statement)
 
 
@@ -306,7 +310,7 @@ Run = Callable[..., Result]
 def run(stocked: Database, database_url: str) -> Iterator[Run]:
     """Give `postage unknown`, run in this process."""
     app = create_app(Settings(database_url=database_url, broker_url="redis://127.0.0.1:1/0"))
-    obj = CLIContext(app=app, no_color=True, workdir=None, quiet=False)
+    obj = OpenSession(app)
 
     def run(*arguments: str, **variables: str) -> Result:
         return CliRunner(env={"USER": "someone", "COLUMNS": "200", **variables}).invoke(command, arguments, obj=obj)
@@ -412,7 +416,7 @@ def test_nobody_decides_without_a_name(run: Run, stocked: Database) -> None:
 def test_the_content_of_an_unknown_message_holds_all_that_was_asked_for(stocked: Database) -> None:
     sent_into_the_dark(stocked, "job-1", bcc="eve@example.test")
 
-    with stocked.read() as connection:
+    with stocked.snapshot() as connection:
         content = connection.execute(select(charges.c.content)).scalar_one()
 
     assert content["bcc"] == ["eve@example.test"]
@@ -422,9 +426,9 @@ def test_a_carrier_is_given_copies_that_others_do_not_see_as_recipients_only(sto
     context = context_of(stocked)
     answer(context, "email.send", email_job(bcc="eve@example.test"))
 
-    [parcel] = parcels(context)
+    [message] = messages(context)
 
-    assert isinstance(parcel, Email)
-    assert not isinstance(parcel, Sms)
-    assert parcel.recipients == ("ada@example.test", "eve@example.test")
-    assert "eve@example.test" not in (*parcel.to, *parcel.cc)
+    assert isinstance(message, Email)
+    assert not isinstance(message, Sms)
+    assert message.recipients == ("ada@example.test", "eve@example.test")
+    assert "eve@example.test" not in (*message.to, *message.cc)

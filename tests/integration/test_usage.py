@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert, select, text, update
 
-from models import ledger, usage, views
-from models.carriers import Outcome, Receipt
-from models.database import Database
-from models.messages import View, ViewUsage
-from models.tables import accounts, charges, entries, usage_days, usage_marks
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries, usage_days, usage_marks
+from models.messages.views import View, ViewUsage
+from models.reports.rollup import roll_up_usage
+from models.reports.views import show_orders, show_usage
+from models.sends.carrier import Outcome, Receipt
+from models.sends.charging import charge_jobs
 from tasks import upkeep
 from tasks.context import Context
 from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
@@ -30,7 +32,7 @@ def context(database: Database) -> Context:
     context = make_context(database, FakeCarrier(*[partial, NEVER, NOT_NOW] * 3), FakeCarrier(), clock)
     for day in range(3):
         for sender in ("john", "peter", "john"):
-            number = len(context.carriers["email"].parcels)  # type: ignore[attr-defined]
+            number = len(context.carriers["email"].messages)  # type: ignore[attr-defined]
             answer(context, "email.send", email_job(f"e{number}", sender, to=["a@b.test", "c@d.test"]))
             answer(context, "sms.send", sms_job(f"s{number}", sender))
             clock.forward(timedelta(hours=7))
@@ -62,12 +64,12 @@ VIEWS = [
 
 def different(database: Database) -> list[ViewUsage]:
     """Give the views that show something else than all charges add up to."""
-    with database.read() as connection:
+    with database.snapshot() as connection:
         return [view for view in VIEWS if usage_shown(connection, view) != usage_of_all_charges(connection, view)]
 
 
 def state(database: Database) -> tuple[list[Any], list[Any]]:
-    with database.read() as connection:
+    with database.snapshot() as connection:
         days = connection.execute(select(usage_days).order_by(*usage_days.primary_key)).all()
         return [*days], [*connection.execute(select(usage_marks).order_by(usage_marks.c.account_id))]
 
@@ -75,7 +77,7 @@ def state(database: Database) -> tuple[list[Any], list[Any]]:
 def test_usage_is_exact_before_between_and_after_rounds(context: Context) -> None:
     database = context.database
     wrong = [different(database)]
-    while database.transact(lambda connection: usage.roll_up(connection, accounts_at_once=2, entries_at_once=8)):
+    while database.write(lambda connection: roll_up_usage(connection, account_batch=2, entry_batch=8)):
         wrong.append(different(database))
 
     assert len(wrong) > 4
@@ -86,7 +88,7 @@ def test_a_round_of_upkeep_rolls_up_all_there_is(context: Context) -> None:
     answered = upkeep.roll_up(context)
     again = upkeep.roll_up(context)
 
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         behind = select(accounts.c.id).where(accounts.c.seq > 0, accounts.c.id.not_in(select(usage_marks.c.account_id)))
         count = connection.execute(text("SELECT count(*) FROM entries")).scalar_one()
         assert connection.execute(behind).all() == []
@@ -103,19 +105,17 @@ def test_a_round_with_nothing_new_changes_nothing(context: Context) -> None:
 
 
 def test_a_transaction_takes_no_more_accounts_and_entries_than_it_may(context: Context) -> None:
-    rolled = context.database.transact(
-        lambda connection: usage.roll_up(connection, accounts_at_once=1, entries_at_once=4)
-    )
+    rolled = context.database.write(lambda connection: roll_up_usage(connection, account_batch=1, entry_batch=4))
 
     [mark] = state(context.database)[1]
     assert (rolled, mark.seq) == (4, 4)
 
 
 def test_the_account_that_is_furthest_behind_comes_first(context: Context) -> None:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         longest = connection.execute(select(accounts.c.id).order_by(accounts.c.seq.desc()).limit(1)).scalar_one()
 
-    context.database.transact(lambda connection: usage.roll_up(connection, entries_at_once=1))
+    context.database.write(lambda connection: roll_up_usage(connection, entry_batch=1))
 
     assert [mark.account_id for mark in state(context.database)[1] if mark.seq] == [longest]
 
@@ -123,7 +123,7 @@ def test_the_account_that_is_furthest_behind_comes_first(context: Context) -> No
 @pytest.mark.parametrize("statements", range(1, 6))
 def test_a_worker_that_dies_midway_leaves_nothing_and_the_next_does_it_all(context: Context, statements: int) -> None:
     database = context.database
-    database.transact(lambda connection: usage.roll_up(connection, entries_at_once=7))
+    database.write(lambda connection: roll_up_usage(connection, entry_batch=7))
     before = state(database)
     left = [statements]
 
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_midway_leaves_nothing_and_the_next_does_it_all(conte
 
     event.listen(database.engine, "after_cursor_execute", die)
     with pytest.raises(ZeroDivisionError):
-        database.transact(usage.roll_up)
+        database.write(roll_up_usage)
     event.remove(database.engine, "after_cursor_execute", die)
 
     assert state(database) == before
@@ -154,14 +154,14 @@ def test_a_refund_reduces_the_day_of_its_charge(database: Database) -> None:
     [(task, given)] = context.enqueue.take()  # type: ignore[attr-defined]
     answer(context, task, given)
 
-    with database.read() as connection:
-        waiting = views.usage(connection, ViewUsage(viewer="john"))["rows"]
+    with database.snapshot() as connection:
+        waiting = show_usage(connection, ViewUsage(viewer="john"))["rows"]
     upkeep.roll_up(context)
 
     expected = [{"user": "john", "day": "2026-01-05", "kind": "email", "credits": 0, "messages": 1}]
     assert waiting == expected
-    with database.read() as connection:
-        assert views.usage(connection, ViewUsage(viewer="john"))["rows"] == expected
+    with database.snapshot() as connection:
+        assert show_usage(connection, ViewUsage(viewer="john"))["rows"] == expected
     [day] = state(database)[0]
     assert (str(day.day), day.credits, day.messages) == ("2026-01-05", 0, 1)
 
@@ -170,13 +170,13 @@ def test_what_one_worker_rolls_up_another_leaves_alone_and_charges_go_on(postgre
     """Neither waits: it would wait for ever, as the other goes on only after it."""
     database = Database(postgres_url)
     stock(database, email=5)
-    database.transact(usage.roll_up)
-    database.transact(lambda connection: charge(connection, "first"))
+    database.write(roll_up_usage)
+    database.write(lambda connection: charge(connection, "first"))
     with database.engine.connect() as slow, slow.begin():
-        rolled = usage.roll_up(slow)
-        database.transact(lambda connection: charge(connection, "second"))
-        meanwhile = database.transact(usage.roll_up)
-    after = database.transact(usage.roll_up)
+        rolled = roll_up_usage(slow)
+        database.write(lambda connection: charge(connection, "second"))
+        meanwhile = database.write(roll_up_usage)
+    after = database.write(roll_up_usage)
 
     assert (rolled, meanwhile, after) == (1, 0, 1)
     assert different(database) == []
@@ -185,7 +185,7 @@ def test_what_one_worker_rolls_up_another_leaves_alone_and_charges_go_on(postgre
 
 def charge(connection: Connection, job_id: str) -> None:
     job = ledger_job(email_job(job_id))
-    ledger.charge(connection, [job], holder=job_id, now=NOON, lease_until=NOON + timedelta(hours=1))
+    charge_jobs(connection, [job], lease_id=job_id, now=NOON, lease_until=NOON + timedelta(hours=1))
 
 
 def test_days_come_in_pages(context: Context) -> None:
@@ -193,9 +193,9 @@ def test_days_come_in_pages(context: Context) -> None:
     buy(context.database, "mary", email=120)
     for number in range(120):
         job = ledger_job(email_job(f"m{number}", "mary"))
-        context.database.transact(
-            lambda connection, job=job: ledger.charge(  # type: ignore[misc]
-                connection, [job], holder=job.job_id, now=clock(), lease_until=clock() + DAY
+        context.database.write(
+            lambda connection, job=job: charge_jobs(  # type: ignore[misc]
+                connection, [job], lease_id=job.job_id, now=clock(), lease_until=clock() + DAY
             )
         )
         clock.forward(DAY)
@@ -203,7 +203,7 @@ def test_days_come_in_pages(context: Context) -> None:
             upkeep.roll_up(context)
     asked = [ViewUsage(viewer="mary", page=page, by=by) for page in (1, 2, 3) for by in ("day", "message")]  # type: ignore[arg-type]
 
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         shown = [usage_shown(connection, view) for view in asked]
 
         assert shown == [usage_of_all_charges(connection, view) for view in asked]
@@ -221,10 +221,10 @@ def write_history(database: Database, count: int) -> None:
     stock(database, email=count)
     mine = (accounts.c.owner_id == "john") & (accounts.c.kind == "email")
     sent = {"task": "email.send", "kind": "email", "sender": "peter", "digest": "d", "credits": 1, "refunded": 0,
-            "state": "sent", "attempts": 1, "deaths": 0}  # fmt: skip
+            "state": "sent", "attempts": 1, "crashes": 0}  # fmt: skip
     refused = {**sent, "state": "refused", "attempts": 0, "created_at": NOON + 400 * DAY, "final_at": NOON}
     times = {number: NOON + number * 100 * DAY / count for number in range(1, count + 1)}
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         account = connection.execute(select(accounts.c.id).where(mine)).scalar_one()
         paid = {**sent, "account_id": account}
         connection.execute(
@@ -239,7 +239,7 @@ def write_history(database: Database, count: int) -> None:
     upkeep.roll_up(make_context(database))
     buy(database, "john", email=1, now=EVENING)
     answer(make_context(database, clock=Clock(EVENING)), "email.send", email_job("new", "peter"))
-    with database.begin() as connection:
+    with database.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
 
 
@@ -251,8 +251,8 @@ def test_postgresql_reads_days_and_not_messages(postgres_url: str) -> None:
     read = {}
     for view in ASKED:
         database.engine.dispose()  # a new session has not counted anything yet
-        with database.read() as connection:
-            views.usage(connection, view)
+        with database.snapshot() as connection:
+            show_usage(connection, view)
             read[str(view)] = rows_read(connection)
     database.close()
 
@@ -272,12 +272,12 @@ def rows_read(connection: Connection) -> int:
 def test_sqlite_searches_history_and_does_not_scan_it(sqlite_url: str) -> None:
     database = Database(sqlite_url)
     write_history(database, HISTORY)
-    with database.read() as connection:
+    with database.snapshot() as connection:
         statements: list[tuple[str, Any]] = []
         event.listen(connection, "before_cursor_execute", lambda *args: statements.append((args[2], args[3])))
         for view in ASKED:
-            views.usage(connection, view)
-        views.order_history(connection, View(viewer="peter"))
+            show_usage(connection, view)
+        show_orders(connection, View(viewer="peter"))
         plans = [
             row[3]
             for statement, parameters in list(statements)
@@ -293,7 +293,7 @@ def test_sqlite_searches_history_and_does_not_scan_it(sqlite_url: str) -> None:
 def test_usage_agrees_with_the_balance_after_a_long_history(database: Database) -> None:
     write_history(database, 500)
 
-    with database.read() as connection:
-        total = views.usage(connection, ViewUsage(viewer="john"))["total"]
+    with database.snapshot() as connection:
+        total = show_usage(connection, ViewUsage(viewer="john"))["total"]
     assert total["email"] == 501
     assert balance(database, "john") == 0

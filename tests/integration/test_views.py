@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from models.carriers import Outcome, Receipt
-from models.database import Database
+from models.database.engine import Database
+from models.sends.carrier import Outcome, Receipt
 from tasks.context import Context, Json
 from tests.factories import balance, buy, email_job, purchase_order, save_people, share, sms_job
 from tests.fakes import NEVER, NOT_NOW, Clock, FakeCarrier, answer, make_context, run_enqueued
@@ -169,11 +169,11 @@ def test_usage_between_two_times_counts_from_the_first_and_before_the_second(con
     spend(context)
 
     first_day = view(context, "usage", "john", since="2026-01-05", until="2026-01-06")
-    at_once = view(context, "usage", "john", since="2026-01-06T12:00:00Z", until="2026-01-06T12:00:01Z")
+    concurrency = view(context, "usage", "john", since="2026-01-06T12:00:00Z", until="2026-01-06T12:00:01Z")
     before = view(context, "usage", "john", until="2026-01-05T12:00:00Z")
 
     assert first_day["total"] == {"email": 1, "sms": 2}
-    assert at_once["total"] == {"email": 2, "sms": 0}
+    assert concurrency["total"] == {"email": 2, "sms": 0}
     assert before["total"] == {"email": 0, "sms": 0}
 
 
@@ -367,7 +367,7 @@ def test_a_stranger_sees_nothing_of_another_organization(context: Context, what:
 
 def test_what_is_read_in_one_go_is_one_state_of_things(context: Context) -> None:
     """Totals and rows of one answer come from several statements, and belong to the same moment."""
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         query = "SELECT available FROM accounts WHERE owner_id = 'john' AND kind = 'email'"
         before = connection.exec_driver_sql(query).scalar_one()
         buy(context.database, "john", email=1)

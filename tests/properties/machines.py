@@ -8,7 +8,7 @@ from shutil import copyfile
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from models.database import Database
+from models.database.engine import Database
 from tests.conftest import TEMPLATE
 from tests.servers import PostgresServer
 

@@ -27,42 +27,31 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from models import charges as charging
-from models import holding, ledger, unknown, views
-from models.answers import status
-from models.audit import audit
-from models.carriers import Outcome, Parcel, Receipt, Sms
-from models.charges import Charge
-from models.database import Database
+from models.database.engine import Database
+from models.database.schema import accounts, charges, entries, users
 from models.errors import Refused
-from models.fields import KINDS, Kind
-from models.judging import DEATHS_MAX
-from models.messages import (
-    Credits,
-    EmailRecipient,
-    Purchase,
-    SavePlan,
-    SaveRole,
-    SaveUser,
-    SendEmail,
-    SendMany,
-    SendManyEmails,
-    SendManySms,
-    SendOne,
-    SendSms,
-    SetOwner,
-    SmsRecipient,
-    ViewUsage,
-)
-from models.retrying import Patience
-from models.tables import accounts, charges, entries, users
+from models.messages.billing import Credits, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.bulk import EmailRecipient, SendMany, SendManyEmails, SendManySms, SmsRecipient
+from models.messages.fields import KINDS, Kind
+from models.messages.sends import SendEmail, SendOne, SendSms
+from models.messages.views import ViewUsage
+from models.reports.views import show_usage
+from models.sends.answers import wire_status
+from models.sends.carrier import OutboundMessage, Outcome, Receipt, Sms
+from models.sends.charges import Charge, find_charges
+from models.sends.charging import charge_jobs
+from models.sends.leases import claim_jobs
+from models.sends.outcomes import CRASHES_MAX
+from models.sends.retry_policy import RetryPolicy
+from models.sends.unknown import refund_unknown, resend_unknown
 from tasks import billing, bulk, delivery, sending, upkeep
-from tests.factories import messages_of
+from tests.audits import audit_everything
+from tests.factories import cost_of, messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.properties.machines import fresh_postgres, fresh_sqlite, run
 from tests.servers import PostgresServer
 
-PATIENCE = Patience(attempts_max=2, base_s=10, longest_s=60, lease_s=300)
+PATIENCE = RetryPolicy(attempts_max=2, base_s=10, max_s=60, lease_s=300)
 SLOW = PATIENCE.lease / 2
 """A carrier that takes this long leaves no time to begin with another job of the batch."""
 LOOK_AGAIN = timedelta(seconds=60)
@@ -99,19 +88,19 @@ class Word:
             return Receipt(Outcome.NOT_NOW, "To nobody now.", refused=refused, deferred=deferred)
         return Receipt(self.outcome, "So.", refused=refused, deferred=deferred)
 
-    def say(self, clock: Clock, parcel: Parcel) -> Receipt:
+    def say(self, clock: Clock, message: OutboundMessage) -> Receipt:
         """Take one's time, and answer."""
         clock.forward(self.takes)
-        return self.receipt("sms" if isinstance(parcel, Sms) else "email", _recipients(parcel))
+        return self.receipt("sms" if isinstance(message, Sms) else "email", _recipients(message))
 
 
-def _recipients(parcel: Parcel) -> list[str]:
-    return [parcel.to] if isinstance(parcel, Sms) else list(parcel.recipients)
+def _recipients(message: OutboundMessage) -> list[str]:
+    return [message.to] if isinstance(message, Sms) else list(message.recipients)
 
 
 # The specification.
 
-STANDING = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts", "deaths",
+STANDING = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts", "crashes",
             "in_doubt", "lease_until", "due_at")  # fmt: skip
 Fate = Literal["pending", "taken", "gone"]
 Answer = dict[str, Any] | str
@@ -140,8 +129,8 @@ class Message:
     reason: str | None = None
     payer: str | None = None
     attempts: int = 1
-    deaths: int = 0
-    holder: str | None = None
+    crashes: int = 0
+    lease_id: str | None = None
     in_doubt: bool = False
     lease_until: datetime | None = None
     due_at: datetime | None = None
@@ -177,9 +166,9 @@ class Message:
         """The recipients with that fate."""
         return [recipient for recipient, its in self.fate.items() if its == fate]
 
-    def is_held(self, holder: str | None) -> bool:
-        """Whether `holder` is still the one that has it."""
-        return self.state == "sending" and self.holder == holder
+    def is_held(self, lease_id: str | None) -> bool:
+        """Whether `lease_id` is still the one that has it."""
+        return self.state == "sending" and self.lease_id == lease_id
 
     def wait(self, due_at: datetime | None) -> None:
         """Nobody holds it any more; it is tried again."""
@@ -270,7 +259,7 @@ class Model:
         self.changes[change.change_id] = change, answer
         return answer
 
-    def charge(self, message: Message, now: datetime, holder: str | None = None) -> bool:
+    def charge(self, message: Message, now: datetime, lease_id: str | None = None) -> bool:
         """Charge a message to the sender's owner if its id is new; whether it is to be delivered now."""
         if message.job_id in self.messages:
             return False
@@ -281,7 +270,7 @@ class Model:
             message.end("refused", reason)
             return False
         self._pay(message)
-        message.holder, message.lease_until = holder, now + PATIENCE.lease
+        message.lease_id, message.lease_until = lease_id, now + PATIENCE.lease
         return True
 
     def charge_bulk(self, whole: Message, messages: Sequence[Message], now: datetime) -> bool:
@@ -326,14 +315,14 @@ class Model:
         message.payer = self.people[message.sender].owner
         self.moves[message.payer, message.kind].append((-message.credits, f"charge:{message.job_id}"))
 
-    def claim(self, attempts: Mapping[str, int], now: datetime, holder: str | None = None) -> list[Message]:
+    def claim(self, attempts: Mapping[str, int], now: datetime, lease_id: str | None = None) -> list[Message]:
         """Begin the next attempt of those that wait, and have had no more attempts than they were asked for with."""
         asked = [(self.messages[job_id], attempts[job_id]) for job_id in sorted(attempts)]
         held = [message for message, had in asked if message.state == "waiting" and message.attempts == had]
         for message in held:
             message.state, message.due_at, message.lease_until = "sending", None, now + PATIENCE.lease
             message.attempts += 1
-            message.holder = holder
+            message.lease_id = lease_id
         return held
 
     def hand_back(self, message: Message, now: datetime) -> None:
@@ -343,7 +332,7 @@ class Model:
 
     def settle(self, message: Message, receipt: Receipt) -> None:
         """What the carrier's answer means. The time of the next attempt is drawn, so it is not said here."""
-        last = self.patience.used_up(message.attempts)
+        last = self.patience.is_exhausted(message.attempts)
         outcome = receipt.outcome
         message.fate |= dict.fromkeys(receipt.refused, "gone")
         if outcome is Outcome.ACCEPTED:
@@ -381,8 +370,8 @@ class Model:
         due = [message for _, message in sorted(self.messages.items()) if message.due_at and message.due_at <= now]
         for message in due:
             message.due_at = now + LOOK_AGAIN
-        alone = [[message] for kind in KINDS for message in due if message.kind == kind and message.deaths]
-        together = [[message for message in due if message.kind == kind and not message.deaths] for kind in KINDS]
+        alone = [[message] for kind in KINDS for message in due if message.kind == kind and message.crashes]
+        together = [[message for message in due if message.kind == kind and not message.crashes] for kind in KINDS]
         left = self._never_begun(now)
         of_bulks = [[message for message in left if message.kind == kind] for kind in KINDS]
         return [
@@ -403,10 +392,10 @@ class Model:
 
     def _end_dead(self, message: Message) -> None:
         """A worker died. Where that leaves no doubt, or the doubt does no harm, the job is tried again a few times."""
-        message.deaths += 1
+        message.crashes += 1
         message.reason = None
         message.in_doubt |= self.honours[message.kind]
-        tried_enough = message.deaths >= DEATHS_MAX or self.patience.used_up(message.attempts)
+        tried_enough = message.crashes >= CRASHES_MAX or self.patience.is_exhausted(message.attempts)
         if message.in_doubt and (tried_enough or not self.honours[message.kind]):
             message.end("unknown", None)
         elif tried_enough:
@@ -420,7 +409,7 @@ class Model:
             self._give_up(message, "carrier_unavailable")
             message.reason = "carrier_unavailable"
             return
-        message.attempts, message.deaths, message.holder, message.in_doubt = 0, 0, None, False
+        message.attempts, message.crashes, message.lease_id, message.in_doubt = 0, 0, None, False
         message.reason = None
         message.wait(now)
 
@@ -446,8 +435,8 @@ class DeadError(Exception):
     """The worker was killed."""
 
 
-def _hand_over_too_late(parcel: Parcel) -> Receipt:
-    raise AssertionError(f"{parcel.job_id} was handed over by a worker that had lost it")
+def _hand_over_too_late(message: OutboundMessage) -> Receipt:
+    raise AssertionError(f"{message.job_id} was handed over by a worker that had lost it")
 
 
 people = st.sampled_from([*PEOPLE[:4] * 2, *PEOPLE, "zoe"])
@@ -477,7 +466,7 @@ class Money(RuleBasedStateMachine):
         self.carriers: dict[Kind, FakeCarrier] = {kind: FakeCarrier() for kind in KINDS}
         self.database: Database = self._opened.__enter__()
         self.context = make_context(
-            self.database, self.carriers["email"], self.carriers["sms"], clock=self.clock, patience=PATIENCE
+            self.database, self.carriers["email"], self.carriers["sms"], clock=self.clock, policy=PATIENCE
         )
         self.broker: Any = self.context.enqueue
         assert isinstance(self.broker, FakeBroker)
@@ -499,9 +488,9 @@ class Money(RuleBasedStateMachine):
         """Two organizations, a plan, four people of whom one spends another's credits; carriers of either sort."""
         self.model.honours = honours
         self.model.patience = replace(PATIENCE, attempts_max=attempts_max)
-        self.context = replace(self.context, patience=self.model.patience)
+        self.context = replace(self.context, retry_policy=self.model.patience)
         for kind in KINDS:
-            self.carriers[kind].honours_job_id = honours[kind]
+            self.carriers[kind].is_idempotent = honours[kind]
         for organization, (role, rights) in itertools.product(("north", "south"), RIGHTS.items()):
             billing.save_role(self.context, SaveRole(organization=organization, role=role, rights=rights))
         billing.save_plan(self.context, SavePlan(plan="small", name="Small", credits=PLAN, price=100, currency="EUR"))
@@ -592,8 +581,9 @@ class Money(RuleBasedStateMachine):
             case SendEmail() | SendSms():
                 other = what.model_copy(update={"text": "Something else."})
                 [charge] = send(self.context, _task(other), [other])
-                with pytest.raises(Refused, match="conflicting_job"):
-                    sending.require_same_job(charge, other.digest(_task(other)))
+                refusal = sending.conflict(charge, other.digest(_task(other)))
+                assert refusal is not None
+                assert refusal.reason == "conflicting_job"
             case SendManyEmails() | SendManySms():
                 others = what.model_copy(update={"text": "Something else."})
                 with pytest.raises(Refused, match="conflicting_job"):
@@ -604,19 +594,21 @@ class Money(RuleBasedStateMachine):
     def die(self, kind: Kind, drafts: list[tuple[str, int]], *, twice: bool) -> Any:
         """A worker charges jobs, perhaps twice as its connection is lost, and is not heard of for a while."""
         jobs = self._write(kind, drafts)
-        now, holder = self.clock.now, f"worker-{next(self.numbers)}"
+        now, lease_id = self.clock.now, f"worker-{next(self.numbers)}"
         for _ in range(1 + twice):
-            charged = self.database.transact(
-                lambda connection: ledger.charge(
+            charged = self.database.write(
+                lambda connection: charge_jobs(
                     connection,
-                    [sending.job_of(_task(job), job) for job in jobs],
-                    holder=holder,
+                    [sending.as_send_job(_task(job), job) for job in jobs],
+                    lease_id=lease_id,
                     now=now,
                     lease_until=now + PATIENCE.lease,
                 )
             )
-        assert [charge.fresh for charge in charged] == [self.model.charge(_message(job), now, holder) for job in jobs]
-        self.lost += [charge for charge in charged if charge.fresh]
+        assert [charge.is_new for charge in charged] == [
+            self.model.charge(_message(job), now, lease_id) for job in jobs
+        ]
+        self.lost += [charge for charge in charged if charge.is_new]
         return multiple(*jobs)
 
     @precondition(lambda self: self.broker.sent)
@@ -635,7 +627,7 @@ class Money(RuleBasedStateMachine):
         """
         charge = self.lost.pop(place % len(self.lost))
         message = self.model.messages[charge.job_id]
-        held, began = message.is_held(charge.holder), self.clock.now
+        held, began = message.is_held(charge.lease_id), self.clock.now
         if held and then == "answer":
             self._script(message.kind, [said])
             list(delivery.deliver(self.context, [charge]))
@@ -646,12 +638,12 @@ class Money(RuleBasedStateMachine):
         self.carriers[message.kind].script = [silence]
         with suppress(DeadError):
             list(delivery.deliver(self.context, [charge]))
-        self._compare_parcels([(charge.job_id, _recipients(delivery.parcel_of(charge)))])
+        self._compare_parcels([(charge.job_id, _recipients(delivery.outbound_message(charge)))])
 
-    def _fall_silent(self, message: Message, said: Word, then: str, parcel: Parcel) -> Receipt:
+    def _fall_silent(self, message: Message, said: Word, then: str, outbound: OutboundMessage) -> Receipt:
         """Take the message; its worker dies, or sleeps through the end of its lease, or until another has the job."""
         message.in_doubt |= not self.model.honours[message.kind]
-        self._note_whom_it_reaches(message, _recipients(parcel))
+        self._note_whom_it_reaches(message, _recipients(outbound))
         if then == "die":
             raise DeadError
         if then != "answer":
@@ -660,7 +652,7 @@ class Money(RuleBasedStateMachine):
         if then == "lose" and message.state == "unknown":
             self._decide(message, "resend")
             self._claim({message.job_id: 0})
-        return said.receipt(message.kind, _recipients(parcel))
+        return said.receipt(message.kind, _recipients(outbound))
 
     @precondition(lambda self: self._unknown())
     @rule(place=st.integers(0, 9), decision=st.sampled_from(["refund", "resend"]))
@@ -719,7 +711,7 @@ class Money(RuleBasedStateMachine):
     @invariant()
     def every_account_holds_what_the_model_says(self) -> None:
         """To the single move: amount, cause and order; refunds so went to who paid. No balance is below zero."""
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             found = connection.execute(
                 select(accounts.c.owner_id, accounts.c.kind, accounts.c.available).order_by(accounts.c.id)
             ).all()
@@ -740,8 +732,11 @@ class Money(RuleBasedStateMachine):
     def every_job_stands_where_the_model_says(self) -> None:
         """Who paid, how much, how often it was tried, and until when it is left alone."""
         columns = [charges.c[name] for name in STANDING if name not in ("payer", "in_doubt")]
-        payer, in_doubt = accounts.c.owner_id.label("payer"), charges.c.handed_at.is_not(None).label("in_doubt")
-        with self.database.read() as connection:
+        payer, in_doubt = (
+            accounts.c.owner_id.label("payer"),
+            charges.c.handover_started_at.is_not(None).label("in_doubt"),
+        )
+        with self.database.snapshot() as connection:
             query = select(*columns, payer, in_doubt).outerjoin_from(charges, accounts)
             found = {row.job_id: row._asdict() for row in connection.execute(query)}
         assert found == {
@@ -757,7 +752,7 @@ class Money(RuleBasedStateMachine):
     @invariant()
     def everybody_has_the_owner_that_the_model_says(self) -> None:
         """And nobody else is there."""
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             found = {row.id: row.credit_owner_id for row in connection.execute(select(users))}
         assert found == {name: person.owner for name, person in self.model.people.items()}
 
@@ -765,8 +760,8 @@ class Money(RuleBasedStateMachine):
     def an_audit_finds_nothing(self) -> None:
         """Every third time, for it is slow. The sweeper ran when it was due, so no lease is stale either."""
         if next(self.steps) % 3 == 0:
-            with self.database.read() as connection:
-                assert list(audit(connection, self.swept_at)) == []
+            with self.database.snapshot() as connection:
+                assert audit_everything(connection, self.swept_at) == []
 
     @invariant()
     def a_viewer_sees_what_is_charged_now(self) -> None:
@@ -774,9 +769,9 @@ class Money(RuleBasedStateMachine):
         if next(self.looks) % 3:
             return
         viewer = next(self.viewers)
-        with self.database.read() as connection:
-            pool = _answer(partial(views.usage, connection, ViewUsage(viewer=viewer)))
-            own = _answer(partial(views.usage, connection, ViewUsage(viewer=viewer, of="self")))
+        with self.database.snapshot() as connection:
+            pool = _answer(partial(show_usage, connection, ViewUsage(viewer=viewer)))
+            own = _answer(partial(show_usage, connection, ViewUsage(viewer=viewer, of="self")))
         if viewer not in self.model.people:
             assert pool == own == "unknown_user"
             return
@@ -798,7 +793,7 @@ class Money(RuleBasedStateMachine):
         answered = send(self.context, _task(jobs[0]), jobs)
         self._deliver([message for message in map(_message, jobs) if self.model.charge(message, began)], said, began)
         stand = [self.model.messages[job.job_id or ""] for job in jobs]
-        assert [(charge.job_id, status(charge.state, charge.attempts), charge.payer) for charge in answered] == [
+        assert [(charge.job_id, wire_status(charge.state, charge.attempts), charge.payer) for charge in answered] == [
             (message.job_id, message.status, message.payer) for message in stand
         ]
 
@@ -814,9 +809,9 @@ class Money(RuleBasedStateMachine):
         messages = [_message(one, f"{bulk_job.job_id}/{place}") for place, one in enumerate(messages_of(bulk_job))]
         cost = {message.job_id: message.credits for message in messages}
         whole = Message(bulk_job.job_id or "", _kind(bulk_job), bulk_job.sender, cost)
-        fresh = self.model.charge_bulk(whole, messages, self.clock.now)
+        is_new = self.model.charge_bulk(whole, messages, self.clock.now)
         enqueued = [(f"{whole.kind}.resume", {"attempts": dict.fromkeys(cost, 0)})]
-        assert self.broker.sent == known + (enqueued if fresh else [])
+        assert self.broker.sent == known + (enqueued if is_new else [])
         assert {name: answer[name] for name in ("status", "reason", "paid_by", "credits")} == self.model.bulk_answer(
             whole.job_id
         )
@@ -835,20 +830,20 @@ class Money(RuleBasedStateMachine):
 
     def _claim(self, attempts: Mapping[str, int], times: int = 1) -> None:
         """Begin the next attempt of jobs for a worker that is not heard of for a while."""
-        lease_until, holder = self.clock.now + PATIENCE.lease, f"worker-{next(self.numbers)}"
+        lease_until, lease_id = self.clock.now + PATIENCE.lease, f"worker-{next(self.numbers)}"
         for _ in range(times):
-            claimed = self.database.transact(
-                lambda connection: holding.claim(connection, attempts, holder=holder, lease_until=lease_until)
+            claimed = self.database.write(
+                lambda connection: claim_jobs(connection, attempts, lease_id=lease_id, lease_until=lease_until)
             )
-        expected = self.model.claim(attempts, self.clock.now, holder)
+        expected = self.model.claim(attempts, self.clock.now, lease_id)
         assert [charge.job_id for charge in claimed] == [message.job_id for message in expected]
         self.lost += claimed
 
     def _decide(self, message: Message, decision: str) -> None:
         """Refund or resend what is unknown; a second time nothing happens."""
-        act = unknown.refund if decision == "refund" else unknown.resend
+        act = refund_unknown if decision == "refund" else resend_unknown
         for count in (1, 0):
-            decided = self.database.transact(
+            decided = self.database.write(
                 lambda connection: act(connection, [message.job_id], operator="ops", now=self.clock.now)
             )
             assert len(decided) == count
@@ -876,16 +871,16 @@ class Money(RuleBasedStateMachine):
 
     def _deliver(self, held: Sequence[Message], said: Sequence[Word], began: datetime) -> None:
         """Let the model go through the attempts that one worker has made."""
-        now, parcels = began, []
+        now, messages = began, []
         for place, message in enumerate(held):
-            if place and now > began + PATIENCE.time_to_begin:
+            if place and now > began + PATIENCE.start_window:
                 for rest in held[place:]:
                     self.model.hand_back(rest, now)
                 break
             word = said[place] if place < len(said) else Word()
             now += word.takes
             pending = message.having("pending")
-            parcels.append((message.job_id, pending))
+            messages.append((message.job_id, pending))
             receipt = word.receipt(message.kind, pending)
             if receipt.outcome in (Outcome.ACCEPTED, Outcome.UNSURE):
                 got_it = [one for one in pending if one not in receipt.refused and one not in receipt.deferred]
@@ -894,24 +889,24 @@ class Money(RuleBasedStateMachine):
             if message.state == "waiting":
                 message.due_at = self._drawn_due_at(message, now)
         assert self.clock.now == now
-        self._compare_parcels(parcels)
+        self._compare_parcels(messages)
 
     def _drawn_due_at(self, message: Message, now: datetime) -> datetime | None:
-        with self.database.read() as connection:
-            due_at = charging.read(connection, [message.job_id])[message.job_id].due_at
-        shortest, longest = (PATIENCE.wait(message.attempts, draw) for draw in (0, 1))
+        with self.database.snapshot() as connection:
+            due_at = find_charges(connection, [message.job_id])[message.job_id].due_at
+        shortest, longest = (PATIENCE.delay(message.attempts, draw) for draw in (0, 1))
         assert due_at
         assert now + shortest <= due_at <= now + longest
         return due_at
 
     def _compare_parcels(self, expected: list[tuple[str, list[str]]]) -> None:
-        """The carriers got these parcels in this step, and no other."""
+        """The carriers got these messages in this step, and no other."""
         for carrier in self.carriers.values():
             carrier.script.clear()
-        parcels = [parcel for carrier in self.carriers.values() for parcel in carrier.parcels]
-        assert [(parcel.job_id, _recipients(parcel)) for parcel in parcels] == expected
+        messages = [message for carrier in self.carriers.values() for message in carrier.messages]
+        assert [(message.job_id, _recipients(message)) for message in messages] == expected
         for carrier in self.carriers.values():
-            carrier.parcels.clear()
+            carrier.messages.clear()
 
 
 def _answer(command: Callable[[], dict[str, Any]]) -> Answer:
@@ -942,7 +937,7 @@ def _job(job_id: str, kind: Kind, sender: str, size: int) -> SendOne:
 
 
 def _message(job: SendOne, job_id: str | None = None) -> Message:
-    cost = {job.to: job.cost()} if isinstance(job, SendSms) else dict.fromkeys(job.recipients(), 1)
+    cost = {job.to: cost_of(job)} if isinstance(job, SendSms) else dict.fromkeys(job.recipients(), 1)
     return Message(job_id or job.job_id or "", job.kind, job.sender, cost)
 
 

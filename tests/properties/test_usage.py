@@ -18,13 +18,15 @@ from hypothesis.stateful import (
     rule,
 )
 
-from models import ledger, usage
-from models.audit import audit
-from models.charges import Charge, State
-from models.database import Database
+from models.database.engine import Database
 from models.errors import Refused
-from models.ledger import Settlement
-from models.messages import ViewUsage
+from models.messages.views import ViewUsage
+from models.reports.rollup import roll_up_usage
+from models.sends.charges import Charge, State
+from models.sends.charging import charge_jobs
+from models.sends.outcomes import Settlement
+from models.sends.settling import settle
+from tests.audits import audit_everything
 from tests.factories import buy, email_job, ledger_job, save_people, share, sms_job
 from tests.fakes import NOON, Clock
 from tests.properties.machines import fresh_postgres, fresh_sqlite, run
@@ -67,16 +69,16 @@ class Spending(RuleBasedStateMachine):
             self.count += 1
             email = email_job(f"job-{self.count}", sender, to=[f"u{place}@x.test" for place in range(size)])
             given.append(email if is_email else sms_job(f"job-{self.count}", sender, text="a" * 150 * size))
-        made = self.database.transact(
-            lambda connection: ledger.charge(
+        made = self.database.write(
+            lambda connection: charge_jobs(
                 connection,
                 [ledger_job(job) for job in given],
-                holder=f"h{self.count}",
+                lease_id=f"h{self.count}",
                 now=self.clock.now,
                 lease_until=self.clock.now + LEASE,
             )
         )
-        self.held += [charge for charge in made if charge.fresh]
+        self.held += [charge for charge in made if charge.is_new]
 
     @precondition(lambda self: self.held)
     @rule(place=st.integers(0, 9), share_of_it=st.sampled_from([0, 0.5, 1]))
@@ -86,7 +88,7 @@ class Spending(RuleBasedStateMachine):
         refund = int(charge.credits * share_of_it)
         state = State.FAILED if refund == charge.credits else State.SENT
         one = Settlement(charge=charge, state=state, refund=refund)
-        self.database.transact(lambda connection: ledger.settle(connection, [one], self.clock.now))
+        self.database.write(lambda connection: settle(connection, [one], self.clock.now, keep_dead=False))
 
     @rule(user=people, owner=people)
     def set_owner(self, user: str, owner: str) -> None:
@@ -96,17 +98,17 @@ class Spending(RuleBasedStateMachine):
         except Refused:
             assume(False)
 
-    @rule(accounts_at_once=st.integers(1, 6), entries_at_once=st.integers(1, 12))
-    def roll_up(self, accounts_at_once: int, entries_at_once: int) -> None:
+    @rule(account_batch=st.integers(1, 6), entry_batch=st.integers(1, 12))
+    def roll_up(self, account_batch: int, entry_batch: int) -> None:
         """A part is rolled up, or all."""
-        roll_up = partial(usage.roll_up, accounts_at_once=accounts_at_once, entries_at_once=entries_at_once)
-        assert self.database.transact(roll_up) <= entries_at_once
+        roll_up = partial(roll_up_usage, account_batch=account_batch, entry_batch=entry_batch)
+        assert self.database.write(roll_up) <= entry_batch
 
-    @rule(entries_at_once=st.integers(1, 12))
-    def die_while_rolling_up(self, entries_at_once: int) -> None:
+    @rule(entry_batch=st.integers(1, 12))
+    def die_while_rolling_up(self, entry_batch: int) -> None:
         """A part is rolled up, and lost."""
         with self.database.engine.connect() as connection:
-            usage.roll_up(connection, entries_at_once=entries_at_once)
+            roll_up_usage(connection, entry_batch=entry_batch)
             connection.rollback()
 
     @rule(hours=st.sampled_from([1, 5, 24, 50]))
@@ -121,7 +123,7 @@ class Spending(RuleBasedStateMachine):
         since=moments,
         until=moments,
     )
-    def look(self, **asked: Any) -> None:
+    def read(self, **asked: Any) -> None:
         """Somebody looks, at some span of time."""
         self._compare(ViewUsage.model_construct(page=1, **asked))
 
@@ -134,14 +136,14 @@ class Spending(RuleBasedStateMachine):
             self._compare(ViewUsage(viewer=PEOPLE[number % len(PEOPLE)], of=of))  # type: ignore[arg-type]
 
     def _compare(self, view: ViewUsage) -> None:
-        with self.database.read() as connection:
+        with self.database.snapshot() as connection:
             assert usage_shown(connection, view) == usage_of_all_charges(connection, view)
 
     @rule()
     def audit(self) -> None:
         """An audit of the whole history finds nothing."""
-        with self.database.read() as connection:
-            assert list(audit(connection, self.clock.now)) == []
+        with self.database.snapshot() as connection:
+            assert audit_everything(connection, self.clock.now) == []
 
 
 @pytest.mark.timeout(600)

@@ -21,15 +21,17 @@ from typing import Any
 import structlog
 from sqlalchemy import func, select
 
-from models.audit import Finding, audit
-from models.carriers import Outcome, Parcel, Receipt
-from models.charges import Charge
-from models.database import Database
-from models.fields import Kind
-from models.messages import Credits, Purchase, SaveRole, SaveUser, SendEmail, SetOwner
-from models.tables import accounts, charges
+from models.database.engine import Database
+from models.database.schema import accounts, charges
+from models.messages.billing import Credits, Purchase, SaveRole, SaveUser, SetOwner
+from models.messages.fields import Kind
+from models.messages.sends import SendEmail
+from models.reports.audit import Finding
+from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.charges import Charge
 from tasks import billing
 from tasks.context import Context
+from tests.audits import audit_everything
 from tests.fakes import send
 
 LONGEST_S = 500
@@ -90,18 +92,18 @@ def _run(barrier: Barrier, pipe: Pipe, function: Callable[..., Any], *arguments:
 
 
 @dataclass
-class Letterbox:
-    """A carrier that accepts everything, and remembers whose parcels it got."""
+class RecordingCarrier:
+    """A carrier that accepts everything, and remembers whose messages it got."""
 
-    honours_job_id = False
-    at_once = 1
+    is_idempotent = False
+    concurrency = 1
     job_ids: list[str] = field(default_factory=list)
 
-    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
-        """Accept `parcel`, unless that must not be."""
-        about_to_hand_over()
-        self.job_ids.append(parcel.job_id)
-        return Receipt(Outcome.ACCEPTED, reference=parcel.job_id)
+    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+        """Accept `message`, unless that must not be."""
+        before_handover()
+        self.job_ids.append(message.job_id)
+        return Receipt(Outcome.ACCEPTED, reference=message.job_id)
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -113,9 +115,9 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def worker(url: str, carrier: Letterbox | None = None) -> Iterator[Context]:
+def worker(url: str, carrier: RecordingCarrier | None = None) -> Iterator[Context]:
     """All that a worker with one connection has."""
-    carrier = carrier or Letterbox()
+    carrier = carrier or RecordingCarrier()
     context = Context(
         database=Database(url, pool_size=1),
         carriers={"email": carrier, "sms": carrier},
@@ -162,7 +164,7 @@ def share(context: Context, owner: str, *users: str) -> None:
         billing.set_owner(context, SetOwner(change_id=f"{user}-to-{owner}", actor=owner, user=user, owner=owner))
 
 
-def letter(job_id: str, sender: str) -> SendEmail:
+def email_from(job_id: str, sender: str) -> SendEmail:
     """An email that costs one credit."""
     return SendEmail(job_id=job_id, sender=sender, to=["reader@example.org"], subject="News", text="There is none.")
 
@@ -177,8 +179,8 @@ class Sent:
 
 def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
     """Send (job id, sender), alone and in batches of all sizes, as a worker does."""
-    carrier = Letterbox()
-    letters = deque(letter(*job) for job in jobs)
+    carrier = RecordingCarrier()
+    letters = deque(email_from(*job) for job in jobs)
     answers: list[Charge] = []
     draw = random.Random(jobs[0][0])
     with worker(url, carrier) as context:
@@ -191,22 +193,22 @@ def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
 
 def balance(context: Context, owner: str, kind: Kind = "email") -> int:
     """What is left."""
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         query = select(accounts.c.available).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
         return int(connection.execute(query).scalar_one())
 
 
 def states(context: Context) -> dict[tuple[str, str | None], int]:
     """How many charges there are of each (state, reason)."""
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         query = select(charges.c.state, charges.c.reason, func.count()).group_by(charges.c.state, charges.c.reason)
         return {(state, reason): count for state, reason, count in connection.execute(query)}
 
 
 def findings(context: Context) -> list[Finding]:
     """What an audit finds."""
-    with context.database.read() as connection:
-        return list(audit(connection, utc_now()))
+    with context.database.snapshot() as connection:
+        return audit_everything(connection, utc_now())
 
 
 def repeated(job_ids: Sequence[str]) -> list[str]:

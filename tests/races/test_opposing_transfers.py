@@ -8,18 +8,19 @@ from datetime import datetime
 
 import pytest
 
-from models import ledger
-from models.charges import Charge, Job, State
 from models.errors import Reason
-from models.ledger import Settlement
+from models.sends.charges import Charge, SendJob, State
+from models.sends.charging import charge_jobs
+from models.sends.outcomes import Settlement
+from models.sends.settling import settle
+from tasks import sending
 from tasks.context import Context
-from tasks.sending import job_of
 from tests.races.racing import (
     Start,
     balance,
     buy,
+    email_from,
     findings,
-    letter,
     race,
     save_users,
     share,
@@ -77,7 +78,7 @@ def test_opposing_batches_move_every_credit_once(database_url: str) -> None:
 
 
 def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
-    """Charge batch after batch, and give back what half of the fresh charges cost."""
+    """Charge batch after batch, and give back what half of the new charges cost."""
     draw = random.Random(number)
     jobs = _jobs(number)
     draw.shuffle(jobs)
@@ -88,28 +89,28 @@ def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
             batch = jobs[first : first + BATCH]
             now, charges = _charge(context, batch, f"{number}-{first}")
             assert [charge.job_id for charge in charges] == [job.job_id for job in batch]
-            settlements = [_settlement(charge, refunded=draw.random() < 0.5) for charge in charges if charge.fresh]
+            settlements = [_settlement(charge, refunded=draw.random() < 0.5) for charge in charges if charge.is_new]
             draw.shuffle(settlements)
-            counted = context.database.transact(lambda connection: ledger.settle(connection, settlements, now))  # noqa: B023  run at once
+            counted = context.database.write(lambda connection: settle(connection, settlements, now, keep_dead=False))  # noqa: B023  run at once
             assert len(counted) == len(settlements)
             _note(flow, charges, settlements)
     return flow
 
 
-def _charge(context: Context, batch: list[Job], holder: str) -> tuple[datetime, list[Charge]]:
+def _charge(context: Context, batch: list[SendJob], lease_id: str) -> tuple[datetime, list[Charge]]:
     now = utc_now()
-    lease_until = now + context.patience.lease
-    return now, context.database.transact(
-        lambda connection: ledger.charge(connection, batch, holder=holder, now=now, lease_until=lease_until)
+    lease_until = now + context.retry_policy.lease
+    return now, context.database.write(
+        lambda connection: charge_jobs(connection, batch, lease_id=lease_id, now=now, lease_until=lease_until)
     )
 
 
-def _jobs(number: int) -> list[Job]:
+def _jobs(number: int) -> list[SendJob]:
     """Jobs of everybody; every third has an id that all processes use."""
     return [
-        job_of(
+        sending.as_send_job(
             "email.send",
-            letter(f"job-{place}" if place % 3 == 0 else f"job-{place}-of-{number}", SENDERS[place % len(SENDERS)]),
+            email_from(f"job-{place}" if place % 3 == 0 else f"job-{place}-of-{number}", SENDERS[place % len(SENDERS)]),
         )
         for place in range(JOBS)
     ]

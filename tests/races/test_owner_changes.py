@@ -15,13 +15,13 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import select
 
+from models.database.schema import owner_changes, users
 from models.errors import Refused
-from models.messages import SetOwner
-from models.tables import owner_changes, users
+from models.messages.billing import SetOwner
 from tasks import billing
 from tasks.context import Context
 from tests.fakes import send
-from tests.races.racing import Start, buy, findings, letter, race, save_users, states, worker
+from tests.races.racing import Start, buy, email_from, findings, race, save_users, states, worker
 
 PEOPLE = [f"user-{number}" for number in range(10)]
 ADMINS = ["ada", "bob"]
@@ -150,7 +150,7 @@ def _change_at_random(start: Start, url: str, number: int) -> list[Change | str]
 def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
     """Send messages of anybody."""
     draw = random.Random(100 + number)
-    letters = [letter(f"job-{number}-{place}", draw.choice(PEOPLE)) for place in range(SENDS // SENDERS)]
+    letters = [email_from(f"job-{number}-{place}", draw.choice(PEOPLE)) for place in range(SENDS // SENDERS)]
     calls = []
     with worker(url) as context:
         start()
@@ -162,13 +162,13 @@ def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
 
 
 def _owners(context: Context) -> dict[str, str]:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return {row.id: row.credit_owner_id for row in connection.execute(select(users))}
 
 
 def _old_owners(context: Context) -> dict[str, str]:
     """Whom each change that was made replaced."""
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return {row.change_id: row.old_owner_id for row in connection.execute(select(owner_changes))}
 
 

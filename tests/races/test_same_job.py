@@ -4,16 +4,16 @@ from collections import Counter
 
 import pytest
 
-from models.charges import Charge
+from models.sends.charges import Charge
 from tests.fakes import send
 from tests.races.racing import (
-    Letterbox,
+    RecordingCarrier,
     Sent,
     Start,
     balance,
     buy,
+    email_from,
     findings,
-    letter,
     race,
     save_users,
     states,
@@ -50,11 +50,11 @@ def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
 
 
 def _send_again(start: Start, url: str, times: int) -> Sent:
-    carrier = Letterbox()
+    carrier = RecordingCarrier()
     answers: list[Charge] = []
     with worker(url, carrier) as context:
         for number in range(ROUNDS):
             start()
             for _ in range(times):
-                answers += send(context, "email.send", [letter(f"job-{number}", "olga")])
+                answers += send(context, "email.send", [email_from(f"job-{number}", "olga")])
     return Sent(answers, carrier.job_ids)

@@ -4,23 +4,23 @@ from typing import Any
 
 import pytest
 
-from models import usage
-from models.carriers import Outcome, Parcel, Receipt
-from models.messages import ViewUsage
+from models.messages.views import ViewUsage
+from models.reports.rollup import roll_up_usage
+from models.sends.carrier import OutboundMessage, Outcome, Receipt
 from tests.fakes import send
-from tests.races.racing import Letterbox, Start, buy, findings, letter, race, save_users, share, worker
+from tests.races.racing import RecordingCarrier, Start, buy, email_from, findings, race, save_users, share, worker
 from tests.spending import usage_of_all_charges, usage_shown
 
 OWNER = "olga"
 SENDERS = [f"user-{number}" for number in range(4)]
 
 
-class Refusing(Letterbox):
+class Refusing(RecordingCarrier):
     """A carrier that takes two of three, so that every third is given back."""
 
-    def deliver(self, parcel: Parcel, about_to_hand_over: Any) -> Receipt:
-        """Accept `parcel`, or not."""
-        taken = super().deliver(parcel, about_to_hand_over)
+    def deliver(self, message: OutboundMessage, before_handover: Any) -> Receipt:
+        """Accept `message`, or not."""
+        taken = super().deliver(message, before_handover)
         return taken if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
 
 
@@ -29,7 +29,7 @@ def spend(start: Start, url: str, sender: str, jobs: int) -> None:
     with worker(url, Refusing()) as context:
         start()
         for number in range(0, jobs, 5):
-            send(context, "email.send", [letter(f"{sender}-{number + place}", sender) for place in range(5)])
+            send(context, "email.send", [email_from(f"{sender}-{number + place}", sender) for place in range(5)])
 
 
 def roll_up(start: Start, url: str, jobs: int) -> int:
@@ -38,12 +38,12 @@ def roll_up(start: Start, url: str, jobs: int) -> int:
     with worker(url) as context:
         start()
         while _rolled(context) < everything:
-            rolled += context.database.transact(lambda connection: usage.roll_up(connection, entries_at_once=7))
+            rolled += context.database.write(lambda connection: roll_up_usage(connection, entry_batch=7))
     return rolled
 
 
 def _rolled(context: Any) -> int:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         return int(connection.exec_driver_sql("SELECT coalesce(sum(seq), 0) FROM usage_marks").scalar_one())
 
 
@@ -54,7 +54,7 @@ def look(start: Start, url: str, jobs: int) -> list[tuple[Any, Any]]:
         start()
         while total < jobs - jobs // 3:
             for view in (ViewUsage(viewer=SENDERS[0]), ViewUsage(viewer=SENDERS[1], of="self")):
-                with context.database.read() as connection:
+                with context.database.snapshot() as connection:
                     shown, should = usage_shown(connection, view), usage_of_all_charges(connection, view)
                 wrong += [(shown, should)] if shown != should else []
                 total = max(total, _settled(context))
@@ -62,7 +62,7 @@ def look(start: Start, url: str, jobs: int) -> list[tuple[Any, Any]]:
 
 
 def _settled(context: Any) -> int:
-    with context.database.read() as connection:
+    with context.database.snapshot() as connection:
         query = "SELECT count(*) FROM charges WHERE state = 'sent'"
         return int(connection.exec_driver_sql(query).scalar_one())
 

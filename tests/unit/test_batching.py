@@ -9,7 +9,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batching import BYTES_MAX, Gathering, batches, is_plain
+from worker.broker.batching import BATCH_BYTES_MAX, BatchingConsumer, batches, is_batchable
 
 
 def request(*, redelivered: bool = False, embed: dict[str, Any] | None = None, **headers: Any) -> SimpleNamespace:
@@ -22,7 +22,7 @@ def request(*, redelivered: bool = False, embed: dict[str, Any] | None = None, *
 
 @pytest.mark.parametrize("plain", [request(), request(embed={"callbacks": None}), request(timelimit=None)])
 def test_a_job_of_which_nothing_is_asked_is_answered_in_a_batch(plain: SimpleNamespace) -> None:
-    assert is_plain(plain)
+    assert is_batchable(plain)
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ def test_a_job_of_which_nothing_is_asked_is_answered_in_a_batch(plain: SimpleNam
     ],
 )
 def test_a_job_of_which_more_is_asked_is_celery_s_affair(special: SimpleNamespace) -> None:
-    assert not is_plain(special)
+    assert not is_batchable(special)
 
 
-@given(st.lists(st.integers(0, BYTES_MAX + 10)), st.integers(1, 7))
+@given(st.lists(st.integers(0, BATCH_BYTES_MAX + 10)), st.integers(1, 7))
 def test_batches_are_neither_too_many_jobs_nor_too_many_bytes(sizes: list[int], most: int) -> None:
     requests = [SimpleNamespace(body=range(size)) for size in sizes]  # a range is as long as it says, and costs nothing
 
@@ -48,7 +48,7 @@ def test_batches_are_neither_too_many_jobs_nor_too_many_bytes(sizes: list[int], 
     assert [request for batch in made for request in batch] == requests
     for batch in made:
         assert 1 <= len(batch) <= most
-        assert len(batch) == 1 or sum(len(request.body) for request in batch) <= BYTES_MAX
+        assert len(batch) == 1 or sum(len(request.body) for request in batch) <= BATCH_BYTES_MAX
 
 
 @pytest.mark.parametrize("pool", [SoloPool, ThreadPool])
@@ -57,12 +57,12 @@ def test_a_batch_goes_through_each_pool_and_what_it_leaves_goes_celery_s_way(poo
     jobs = [request() for _ in range(3)]
     for number, job in enumerate(jobs):
         vars(job).update(id=str(number), args=[{}], kwargs={}, body=b"{}", revoked=bool, on_accepted=lambda *_: None)
-    task = SimpleNamespace(answer_many=lambda _arrived: iter(()))
+    task = SimpleNamespace(name="email.send", answer=lambda _arrivals: iter(()))
     running = pool(limit=1)
     soon: list[Any] = []
     hub = SimpleNamespace(call_soon=soon.append)
     consumer = SimpleNamespace(pool=running, hub=hub, on_task_request=left.append)
-    gathering = Gathering(consumer, task, 2)
+    gathering = BatchingConsumer(consumer, task, 2)
     for job in jobs:
         gathering.on_task_request(job)
     for do in soon:

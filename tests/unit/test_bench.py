@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import figures
-from tests.bench.figures import Target
+from bench import figures
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -29,7 +28,7 @@ def results(**sides: dict[str, Any]) -> dict[str, Any]:
         "how": {"rounds": 3, "scale": 1.0, "settings": "", "history": 0, "interrupted": False},
         "machine": {"cpus": 2, "cpu": "a CPU", "memory_gb": 8, "system": "Linux 6"},
         "versions": {"Python": "3.11.7"},
-        "targets": figures.judged([Target("ours", "theirs", "rate", 3.0)], sides),
+        "targets": figures.judged([figures.Target("ours", "theirs", "rate", 3.0)], sides),
         "sides": sides,
     }
 
@@ -53,23 +52,23 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(
 def test_a_ratio_is_that_of_medians_and_its_span_that_of_single_rounds() -> None:
     sides = {"ours": side(300, 900, 600), "theirs": side(100, 200, 300)}
 
-    assert figures.compared(Target("ours", "theirs", "rate", 3.0), sides) == (3.0, 2.0, 4.5)
+    assert figures.compared(figures.Target("ours", "theirs", "rate", 3.0), sides) == (3.0, 2.0, 4.5)
 
 
 def test_only_rounds_that_both_sides_have_are_compared() -> None:
     sides = {"ours": side(300, 900), "theirs": side(100)}
 
-    assert figures.compared(Target("ours", "theirs", "rate", 3.0), sides) == (6.0, 3.0, 3.0)
+    assert figures.compared(figures.Target("ours", "theirs", "rate", 3.0), sides) == (6.0, 3.0, 3.0)
 
 
 @pytest.mark.parametrize("sides", [{"ours": side(1)}, {"ours": side(1), "theirs": side(failed="it is not here")}, {}])
 def test_a_ratio_without_one_of_its_sides_is_not_told(sides: dict[str, Any]) -> None:
-    assert figures.judged([Target("ours", "theirs", "rate", 3.0)], sides) == {}
+    assert figures.judged([figures.Target("ours", "theirs", "rate", 3.0)], sides) == {}
 
 
 @pytest.mark.parametrize(("p99", "met"), [(49.0, True), (50.0, True), (51.0, False)])
 def test_a_wait_is_to_be_at_most_so_long(p99: float, met: bool) -> None:
-    target = Target("idle", None, "p99_ms", 50.0, at_most=True)
+    target = figures.Target("idle", None, "p99_ms", 50.0, at_most=True)
     sides = {"idle": {"title": "", "failed": None, "rounds": [{"round": 1, "p99_ms": p99}]}}
 
     assert met == figures.judged([target], sides)["idle, p99 ms"]["met"]

@@ -11,9 +11,27 @@ from typing import Any
 import pytest
 
 from models.errors import Refused
-from models.messages import MESSAGES, Message, SavePlan, SendEmail, SendManySms, SendSms, View, read
-from tasks import client
-from tasks.client import BrokerAwayError, EnqueueError, InvalidJobError, check, enqueue, producer_app
+from models.messages.base import TaskMessage
+from models.messages.billing import SavePlan
+from models.messages.bulk import SendManySms
+from models.messages.sends import SendEmail, SendSms
+from models.messages.views import View
+from models.messages.wire import MESSAGES, parse
+from tasks.client import (
+    CHARACTERS_BATCH,
+    NO_KEY,
+    TASKS,
+    BrokerAwayError,
+    EnqueueError,
+    InvalidJobError,
+    JobLike,
+    _batches,
+    _Checked,
+    _on_the_wire,
+    check_job,
+    enqueue,
+    producer_app,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
 NOWHERE = producer_app("redis://:s3cret@127.0.0.1:1/0")
@@ -26,7 +44,7 @@ def email(job_id: str | None = "one", **fields: Any) -> SendEmail:
     )
 
 
-def refused(*jobs: client.Job) -> InvalidJobError:
+def refused(*jobs: JobLike) -> InvalidJobError:
     with pytest.raises(InvalidJobError) as caught:
         enqueue(NOWHERE, jobs)
     return caught.value
@@ -36,17 +54,17 @@ def refused(*jobs: client.Job) -> InvalidJobError:
 def test_a_message_goes_on_the_wire_as_the_job_that_its_object_is(task: str) -> None:
     """Made as a message or written as JSON, it is the same job: the same digest, under the same id."""
     given = json.loads((EXAMPLES / f"{task}.json").read_text())["job"]
-    message = read(task, given)
-    name, published = client._on_the_wire(message)
+    message = parse(task, given)
+    name, published = _on_the_wire(message)
 
     assert name == (task if type(message) is not View else "View")
     assert json.loads(json.dumps(published)) == published
-    assert read(task, published) == message
-    assert read(task, published).digest(task) == read(task, given).digest(task)
+    assert parse(task, published) == message
+    assert parse(task, published).digest(task) == parse(task, given).digest(task)
 
 
 def test_every_message_but_the_plain_view_has_one_task() -> None:
-    assert {client.TASKS.get(message) for message in MESSAGES.values()} == {
+    assert {TASKS.get(message) for message in MESSAGES.values()} == {
         *(task for task, message in MESSAGES.items() if message is not View),
         None,
     }
@@ -65,14 +83,14 @@ def test_a_send_without_its_id_is_refused() -> None:
     """A worker would take it, but it could not be enqueued again without being sent again."""
     error = refused(email(job_id=None))
 
-    assert error.why == client.NO_KEY
+    assert error.why == NO_KEY
 
 
 def test_a_save_needs_no_id() -> None:
     plan = {"plan": "small", "name": "Small", "credits": {"email": 9}, "price": 900, "currency": "EUR"}
 
-    assert check("plans.save", plan).given == plan
-    assert client._on_the_wire(SavePlan(**plan)) == ("plans.save", plan)
+    assert check_job("plans.save", plan).given == plan
+    assert _on_the_wire(SavePlan(**plan)) == ("plans.save", plan)
 
 
 def test_a_message_that_was_changed_after_it_was_made_is_checked() -> None:
@@ -87,7 +105,7 @@ def test_a_bulk_job_that_lacks_a_value_is_refused() -> None:
 
 
 @pytest.mark.parametrize("job", [View(viewer="mary"), ("email.sned", {"job_id": "one"}), ("upkeep.sweep", {})], ids=str)
-def test_what_is_no_task_of_a_producer_is_refused(job: client.Job) -> None:
+def test_what_is_no_task_of_a_producer_is_refused(job: JobLike) -> None:
     assert refused(job).why.startswith("the tasks are email.send, ")
 
 
@@ -105,7 +123,7 @@ def test_a_message_alone_is_a_list_of_one() -> None:
 
 
 def test_an_error_of_the_callers_own_says_what_was_published() -> None:
-    def jobs() -> Iterator[Message]:
+    def jobs() -> Iterator[TaskMessage]:
         yield email()
         msg = "the callers own"
         raise LookupError(msg)
@@ -145,21 +163,21 @@ def test_errors_survive_pickling(error: EnqueueError) -> None:
 
 
 def test_a_batch_ends_at_five_hundred_jobs_or_some_megabytes() -> None:
-    small = check("email.send", client._on_the_wire(email())[1])
-    large = client._Checked("email.send", {}, client.CHARACTERS_AT_ONCE // 2)
+    small = check_job("email.send", _on_the_wire(email())[1])
+    large = _Checked("email.send", {}, CHARACTERS_BATCH // 2)
 
-    assert [len(batch) for batch in client._batches([small] * 1200)] == [500, 500, 200]
-    assert [len(batch) for batch in client._batches([small, large, large, small])] == [3, 1]
+    assert [len(batch) for batch in _batches([small] * 1200)] == [500, 500, 200]
+    assert [len(batch) for batch in _batches([small, large, large, small])] == [3, 1]
 
 
 def test_what_is_given_counts_as_large_as_it_is() -> None:
-    assert check("email.send", client._on_the_wire(email(text="x" * 10_000))[1]).characters > 10_000
+    assert check_job("email.send", _on_the_wire(email(text="x" * 10_000))[1]).characters > 10_000
 
 
 def test_a_number_as_sender_goes_on_the_wire_under_its_own_name() -> None:
     sms = SendSms(**{"job_id": "one", "sender": "mary", "to": "+4915112345678", "text": "Hello", "from": "Acme"})
 
-    assert client._on_the_wire(sms)[1]["from"] == "Acme"
+    assert _on_the_wire(sms)[1]["from"] == "Acme"
 
 
 def test_a_producer_loads_neither_database_nor_settings_nor_worker() -> None:
@@ -168,11 +186,11 @@ def test_a_producer_loads_neither_database_nor_settings_nor_worker() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     assert {"celery", "pydantic", "tasks.client"} <= set(loaded)
-    assert {"sqlalchemy", "alembic", "psycopg", "pydantic_settings", "worker", "tasks.door"} & set(loaded) == set()
+    assert {"sqlalchemy", "alembic", "psycopg", "pydantic_settings", "worker", "tasks.base"} & set(loaded) == set()
 
 
 def test_a_refusal_of_the_check_is_the_workers_own() -> None:
     with pytest.raises(Refused) as caught:
-        check("email.send", {"job_id": "one"})
+        check_job("email.send", {"job_id": "one"})
 
     assert caught.value.detail.startswith("`sender`: Field required.")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.consumer import unfit
+from worker.broker.consumer import why_unfit
 
 TASK = {"task": "email.send", "id": "4711"}
 BODY = [[{"sender": "john"}], {}, {"callbacks": None}]
@@ -30,10 +30,10 @@ def arrived(headers: Any = TASK, body: Any = BODY, **other: Any) -> Arrived:
 
 
 def test_a_task_message_of_either_protocol_is_fit() -> None:
-    assert unfit(arrived()) is None
-    assert unfit(arrived(body=[[], {}, None])) is None
-    assert unfit(arrived(headers={}, body={"task": "email.send", "id": "1", "args": [{}], "kwargs": {}})) is None
-    assert unfit(arrived(headers=None, body={"task": "email.send", "id": "1"})) is None
+    assert why_unfit(arrived()) is None
+    assert why_unfit(arrived(body=[[], {}, None])) is None
+    assert why_unfit(arrived(headers={}, body={"task": "email.send", "id": "1", "args": [{}], "kwargs": {}})) is None
+    assert why_unfit(arrived(headers=None, body={"task": "email.send", "id": "1"})) is None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_task_message_of_either_protocol_is_fit() -> None:
     ids=lambda message: f"{message.content_type} {message.headers} {message.body[:60]!r}",
 )
 def test_anything_else_is_unfit_and_the_reason_is_a_few_words(message: Arrived) -> None:
-    assert unfit(message)
+    assert why_unfit(message)
 
 
 JSON = st.recursive(
@@ -73,4 +73,4 @@ JSON = st.recursive(
 
 @given(headers=JSON, body=JSON, content_type=st.sampled_from(["application/json", "text/plain", None, 5]))
 def test_anything_can_be_looked_at(headers: Any, body: Any, content_type: Any) -> None:
-    unfit(SimpleNamespace(headers=headers, payload=body, content_type=content_type))
+    why_unfit(SimpleNamespace(headers=headers, payload=body, content_type=content_type))

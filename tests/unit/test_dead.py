@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.dead import ID, JOB_MAX, KEPT_TASKS, Kept, can_be_kept, next_key, replay
-from models.messages import MESSAGES
+from models.messages.wire import MESSAGES
+from models.sends.dead_letters import ID, JOB_MAX, KEPT_TASKS, StoredLetter, is_keepable, next_replay_id, replay_of
 
 IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
 
@@ -25,43 +25,43 @@ IDS = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
     ],
 )
 def test_a_replay_is_numbered(key: str, replayed: str) -> None:
-    assert next_key(key) == replayed
+    assert next_replay_id(key) == replayed
 
 
 @given(IDS | st.text(min_size=1, max_size=300))
 def test_a_replay_has_a_proper_id_that_is_always_the_same_and_new(key: str) -> None:
-    assert ID.fullmatch(next_key(key))
-    assert next_key(key) == next_key(key)
-    assert next_key(key) != key
+    assert ID.fullmatch(next_replay_id(key))
+    assert next_replay_id(key) == next_replay_id(key)
+    assert next_replay_id(key) != key
 
 
 @given(IDS, st.integers(2, 12))
 def test_replays_of_replays_never_come_back_to_an_id(key: str, times: int) -> None:
     seen = [key]
     for _ in range(times):
-        seen.append(next_key(seen[-1]))
+        seen.append(next_replay_id(seen[-1]))
 
     assert len(set(seen)) == times + 1
 
 
 @given(st.lists(st.from_regex(r"[a-z]{60,62}(/[0-9]{1,3})?", fullmatch=True), min_size=2, max_size=2, unique=True))
 def test_ids_that_are_cut_stay_apart(keys: list[str]) -> None:
-    assert next_key(keys[0]) != next_key(keys[1])
+    assert next_replay_id(keys[0]) != next_replay_id(keys[1])
 
 
 def test_a_message_of_a_bulk_job_gets_an_id_of_its_own() -> None:
-    assert next_key("campaign/7").startswith("campaign.7.")
-    assert next_key("campaign/7") not in (next_key("campaign.7"), next_key("campaign/77"))
+    assert next_replay_id("campaign/7").startswith("campaign.7.")
+    assert next_replay_id("campaign/7") not in (next_replay_id("campaign.7"), next_replay_id("campaign/77"))
 
 
 @pytest.mark.parametrize("task", MESSAGES)
 def test_every_job_but_a_view_is_worth_keeping(task: str) -> None:
-    assert can_be_kept(task, {"a": 1}) is not task.startswith("views.")
+    assert is_keepable(task, {"a": 1}) is not task.startswith("views.")
 
 
 @pytest.mark.parametrize("task", ["email.resume", "upkeep.sweep", "nonsense"])
 def test_our_own_tasks_are_not_kept(task: str) -> None:
-    assert not can_be_kept(task, {"a": 1})
+    assert not is_keepable(task, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_our_own_tasks_are_not_kept(task: str) -> None:
     ids=["nothing", "a list", "a text", "too large", "not a number", "too long a number", "a date"],
 )
 def test_what_is_no_job_is_not_kept(given_: object) -> None:
-    assert not can_be_kept("email.send", given_)
+    assert not is_keepable("email.send", given_)
 
 
 def test_what_is_nested_too_deeply_is_not_kept() -> None:
@@ -86,13 +86,13 @@ def test_what_is_nested_too_deeply_is_not_kept() -> None:
     for _ in range(100_000):
         deep = [deep]
 
-    assert not can_be_kept("email.send", {"to": deep})
-    assert can_be_kept("email.send", {"to": [[[[["\ud800"]]]]]})
+    assert not is_keepable("email.send", {"to": deep})
+    assert is_keepable("email.send", {"to": [[[[["\ud800"]]]]]})
 
 
-def letter(task: str, key: str, kind: str, reason: str | None, job: dict[str, Any]) -> Kept:
+def letter(task: str, key: str, kind: str, reason: str | None, job: dict[str, Any]) -> StoredLetter:
     fields = {"task": task, "key": key, "kind": kind, "reason": reason}
-    return Kept(1, datetime(2026, 1, 1, tzinfo=UTC), job, fields)
+    return StoredLetter(1, datetime(2026, 1, 1, tzinfo=UTC), job, fields)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def letter(task: str, key: str, kind: str, reason: str | None, job: dict[str, An
         ("failed", "carrier_unavailable", "job-1", "job-1:r1"),
         ("refused", "invalid_job", "job-1", "job-1"),
         ("fault", None, "job-1", "job-1"),
-        ("fault", None, "no proper id", next_key("no proper id")),
+        ("fault", None, "no proper id", next_replay_id("no proper id")),
     ],
 )
 def test_a_send_job_gets_a_new_id_if_its_own_is_taken(kind: str, reason: str | None, key: str, replayed: str) -> None:
     """Nothing was decided under the id of an invalid job, or of one that a fault ended: it might yet be done twice."""
     job = {"sender": "john", "text": "Hello"}
 
-    assert replay(letter("sms.send", key, kind, reason, job)) == (replayed, {**job, "job_id": replayed})
+    assert replay_of(letter("sms.send", key, kind, reason, job)) == (replayed, {**job, "job_id": replayed})
 
 
 @pytest.mark.parametrize("task", sorted(set(KEPT_TASKS) - {task for task in MESSAGES if "send" in task}))
@@ -119,4 +119,4 @@ def test_all_other_jobs_keep_their_id(task: str) -> None:
     """A refused purchase or change may come again under the same id."""
     job = {"order_id": "order-1", "buyer": "john"}
 
-    assert replay(letter(task, "order-1", "refused", "unknown_user", job)) == ("order-1", job)
+    assert replay_of(letter(task, "order-1", "refused", "unknown_user", job)) == ("order-1", job)

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Message as KombuMessage
 
-from models.answers import Answer
 from models.errors import Reason
-from tasks.door import DiscreetRequest
-from tasks.naming import KEYS, PEOPLE, named, summary
+from models.messages.answer import Answer
+from tasks.job_ids import ID_FIELDS, USER_FIELDS, first_id, redacted_args
 from tests.fakes import TASK_MODULES
+from worker.app import create_app
+from worker.broker.request import RedactedRequest
 from worker.logs import QUIET, set_up_logging
 from worker.settings import Settings
 
@@ -26,7 +27,8 @@ TEXTS = st.text(st.characters())
 GARBAGE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(TEXTS | st.sampled_from(KEYS + PEOPLE), inner, max_size=6)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(TEXTS | st.sampled_from(ID_FIELDS + USER_FIELDS), inner, max_size=6)
     ),
     max_leaves=20,
 )
@@ -52,12 +54,12 @@ GARBAGE = st.recursive(
     ],
 )
 def test_arguments_are_shown_as_the_job_and_who_sent_it(args: object, shown: str) -> None:
-    assert summary(args) == shown
+    assert redacted_args(args) == shown
 
 
 @given(GARBAGE | st.lists(GARBAGE, max_size=2))
 def test_garbage_is_shown_as_nothing_or_as_ids(args: object) -> None:
-    shown = summary(args)
+    shown = redacted_args(args)
 
     assert shown.isascii()
     assert shown.isprintable()
@@ -66,13 +68,13 @@ def test_garbage_is_shown_as_nothing_or_as_ids(args: object) -> None:
 
 @given(GARBAGE)
 def test_a_name_is_a_proper_id_or_none(given_: object) -> None:
-    found = named(given_, KEYS)
+    found = first_id(given_, ID_FIELDS)
 
-    assert found is None or (isinstance(given_, dict) and found in [given_.get(key) for key in KEYS])
+    assert found is None or (isinstance(given_, dict) and found in [given_.get(key) for key in ID_FIELDS])
 
 
 def test_the_first_field_that_holds_an_id_is_the_name() -> None:
-    assert named({"job_id": None, "order_id": "order-1", "user_id": "u"}, KEYS) == "order-1"
+    assert first_id({"job_id": None, "order_id": "order-1", "user_id": "u"}, ID_FIELDS) == "order-1"
 
 
 def test_an_answer_prints_ids_and_outcome_only() -> None:
@@ -108,7 +110,7 @@ def app() -> Celery:
     return app
 
 
-def request(app: Celery, args: object, kwargs: object, **headers: Any) -> DiscreetRequest:
+def request(app: Celery, args: object, kwargs: object, **headers: Any) -> RedactedRequest:
     """Give the request that a worker makes of a message whose producer knows nothing of discretion."""
     message = KombuMessage(
         body=json.dumps([args, kwargs, {}]),
@@ -125,7 +127,7 @@ def request(app: Celery, args: object, kwargs: object, **headers: Any) -> Discre
         properties={"correlation_id": "task-1"},
         delivery_info={"exchange": "", "routing_key": "email"},
     )
-    return DiscreetRequest(message, app=app, hostname="here", task=app.tasks["email.send"], connection_errors=())
+    return RedactedRequest(message, app=app, hostname="here", task=app.tasks["email.send"], connection_errors=())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_a_request_shows_ids_where_celery_would_show_arguments(app: Celery, args
 
     shown = f"{made!r} {made} {made.humaninfo()} {made.info()} {made.info(safe=False)}"
     assert SECRET not in shown
-    assert summary(args) in repr(made)
+    assert redacted_args(args) in repr(made)
 
 
 def test_a_request_still_hands_its_arguments_to_the_task(app: Celery) -> None:
@@ -150,14 +152,12 @@ def test_a_request_still_hands_its_arguments_to_the_task(app: Celery) -> None:
     assert made.args == [{"to": SECRET}]
 
 
-def test_every_task_is_asked_for_by_a_discreet_request(app: Celery) -> None:
-    indiscreet = [
-        name
-        for name, task in app.tasks.items()
-        if not name.startswith("celery.") and task.Request != "tasks.door:DiscreetRequest"
-    ]
+def test_every_task_has_requests_that_show_ids_only() -> None:
+    app = create_app(Settings())
 
-    assert indiscreet == []
+    others = [name for name, task in app.tasks.items() if task.Request != "worker.broker.request:RedactedRequest"]
+
+    assert others == []
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 from celery.events.dispatcher import EventDispatcher
 
 from worker.app import create_app
-from worker.events import OrderlyDispatcher
+from worker.broker.events import ThreadSafeDispatcher
 from worker.settings import Settings
 
 
@@ -26,7 +26,7 @@ class SlowPublisher:
 def test_an_event_that_is_gathered_is_what_celery_would_have_gathered() -> None:
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
     gathered = []
-    for kind in (OrderlyDispatcher, EventDispatcher):
+    for kind in (ThreadSafeDispatcher, EventDispatcher):
         dispatcher = kind(None, enabled=False, app=app, hostname="here", buffer_group={"task"}, buffer_limit=100)
         dispatcher.enabled = True
         dispatcher.send("task-started", uuid="one")
@@ -54,7 +54,7 @@ def test_of_groups_that_nobody_wants_nothing_is_gathered() -> None:
 def test_no_event_is_lost_when_many_threads_send_at_once() -> None:
     """An event appended while others are being published goes out with the next ones."""
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
-    assert isinstance(app.events.Dispatcher(app.connection_for_write(), enabled=False), OrderlyDispatcher)
+    assert isinstance(app.events.Dispatcher(app.connection_for_write(), enabled=False), ThreadSafeDispatcher)
     dispatcher = app.events.Dispatcher(app.connection_for_write(), enabled=False, buffer_group={"task"}, buffer_limit=3)
     dispatcher.enabled = True
     dispatcher.producer = publisher = SlowPublisher()

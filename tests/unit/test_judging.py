@@ -8,15 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.carriers import Outcome, Receipt
-from models.charges import OPEN, Charge, State
-from models.judging import DEATHS_MAX, content_to_resend, judge, judge_death, judge_refund
-from models.ledger import Settlement
-from models.retrying import Patience
+from models.sends.carrier import Outcome, Receipt
+from models.sends.charges import OPEN, Charge, State
+from models.sends.outcomes import (
+    CRASHES_MAX,
+    Settlement,
+    content_for_resend,
+    settlement_after_crash,
+    settlement_for,
+    settlement_of_refund,
+)
+from models.sends.retry_policy import RetryPolicy
 from tests.fakes import NOON
 
 THREE = ("a@x.test", "b@x.test", "c@x.test")
-PATIENCE = Patience(attempts_max=3)
+PATIENCE = RetryPolicy(attempts_max=3)
 
 
 def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: Any) -> Charge:
@@ -35,9 +41,9 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
         "reason": None,
         "detail": None,
         "attempts": 1,
-        "deaths": 0,
-        "holder": "worker-1",
-        "handed_at": None,
+        "crashes": 0,
+        "lease_id": "worker-1",
+        "handover_started_at": None,
         "content": content,
         "recipients_refused": None,
         "carrier_reference": None,
@@ -49,8 +55,8 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
     return Charge(**{**whole, **fields})
 
 
-def verdict(one: Charge, receipt: Receipt, *, ask_again: bool = False) -> Settlement:
-    return judge(one, receipt, patience=PATIENCE, ask_again=ask_again, now=NOON)
+def verdict(one: Charge, receipt: Receipt, *, is_idempotent: bool = False) -> Settlement:
+    return settlement_for(one, receipt, policy=PATIENCE, is_idempotent=is_idempotent, now=NOON)
 
 
 def next_attempt(one: Charge, settled: Settlement) -> Charge:
@@ -61,13 +67,13 @@ def next_attempt(one: Charge, settled: Settlement) -> Charge:
         attempts=one.attempts + 1,
         recipients_refused=settled.recipients_refused,
         content=one.content if settled.content is None else settled.content,
-        handed_at=(one.handed_at or NOON) if settled.in_doubt else None,
+        handover_started_at=(one.handover_started_at or NOON) if settled.in_doubt else None,
     )
 
 
 @pytest.mark.parametrize("kind", ["email", "sms"])
 @pytest.mark.parametrize(
-    ("outcome", "attempts", "ask_again", "in_doubt", "state", "reason"),
+    ("outcome", "attempts", "is_idempotent", "in_doubt", "state", "reason"),
     [
         ("accepted", 1, False, False, "sent", None),
         ("accepted", 3, False, False, "sent", None),
@@ -88,11 +94,11 @@ def next_attempt(one: Charge, settled: Settlement) -> Charge:
     ],
 )
 def test_each_outcome_has_its_verdict(
-    *, kind: str, outcome: str, attempts: int, ask_again: bool, in_doubt: bool, state: str, reason: str | None
+    *, kind: str, outcome: str, attempts: int, is_idempotent: bool, in_doubt: bool, state: str, reason: str | None
 ) -> None:
-    one = charge(kind, attempts=attempts, handed_at=NOON if in_doubt else None)
+    one = charge(kind, attempts=attempts, handover_started_at=NOON if in_doubt else None)
 
-    settled = verdict(one, Receipt(Outcome(outcome), "Words.", reference="ref"), ask_again=ask_again)
+    settled = verdict(one, Receipt(Outcome(outcome), "Words.", reference="ref"), is_idempotent=is_idempotent)
 
     assert (settled.state, settled.reason) == (state, reason)
     assert settled.refund == (one.credits if state == "failed" else 0)
@@ -111,8 +117,8 @@ def test_a_wait_is_as_long_as_patience_says() -> None:
 
 def test_an_unsure_attempt_is_remembered_by_all_that_follow() -> None:
     one = charge("sms")
-    unsure = verdict(one, Receipt(Outcome.UNSURE), ask_again=True)
-    not_now = verdict(next_attempt(one, unsure), Receipt(Outcome.NOT_NOW), ask_again=True)
+    unsure = verdict(one, Receipt(Outcome.UNSURE), is_idempotent=True)
+    not_now = verdict(next_attempt(one, unsure), Receipt(Outcome.NOT_NOW), is_idempotent=True)
 
     assert (unsure.in_doubt, not_now.in_doubt) == (True, True)
 
@@ -189,52 +195,52 @@ def test_an_unknown_outcome_still_names_who_was_refused() -> None:
 
 def test_who_was_refused_with_an_unsure_outcome_does_not_count_as_handed_over() -> None:
     one = charge()
-    first = verdict(one, Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}), ask_again=True)
+    first = verdict(one, Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}), is_idempotent=True)
 
-    settled = verdict(next_attempt(one, first), Receipt(Outcome.NEVER, "No."), ask_again=True)
+    settled = verdict(next_attempt(one, first), Receipt(Outcome.NEVER, "No."), is_idempotent=True)
 
     assert first.content == {"recipients": ["b@x.test", "c@x.test"], "subject": "Hello"}
     assert (settled.state, settled.refund) == (State.FAILED, 3)
 
 
-def of_death(one: Charge, *, ask_again: bool = False) -> Settlement:
-    return judge_death(one, patience=PATIENCE, ask_again=ask_again, now=NOON)
+def of_death(one: Charge, *, is_idempotent: bool = False) -> Settlement:
+    return settlement_after_crash(one, policy=PATIENCE, is_idempotent=is_idempotent, now=NOON)
 
 
 def test_a_job_whose_worker_died_before_it_was_handed_over_is_tried_again() -> None:
     settled = of_death(charge())
 
-    assert (settled.state, settled.reason, settled.refund, settled.death) == (State.WAITING, None, 0, True)
+    assert (settled.state, settled.reason, settled.refund, settled.crashed) == (State.WAITING, None, 0, True)
     assert settled.in_doubt is False
     assert settled.content == {"recipients": list(THREE), "subject": "Hello"}
 
 
 def test_an_email_whose_worker_died_after_it_was_handed_over_is_never_sent_a_second_time() -> None:
-    settled = of_death(charge(handed_at=NOON, recipients_refused={"a@x.test": "550"}))
+    settled = of_death(charge(handover_started_at=NOON, recipients_refused={"a@x.test": "550"}))
 
-    assert (settled.state, settled.refund, settled.death) == (State.UNKNOWN, 0, True)
+    assert (settled.state, settled.refund, settled.crashed) == (State.UNKNOWN, 0, True)
     assert settled.recipients_refused == {"a@x.test": "550"}
 
 
 def test_a_carrier_that_honours_the_job_id_is_asked_again_after_a_death_and_the_doubt_stays() -> None:
-    settled = of_death(charge("sms"), ask_again=True)
+    settled = of_death(charge("sms"), is_idempotent=True)
 
     assert (settled.state, settled.in_doubt) == (State.WAITING, True)
 
 
-@pytest.mark.parametrize("ask_again", [False, True])
+@pytest.mark.parametrize("is_idempotent", [False, True])
 @pytest.mark.parametrize(
-    "tried", [{"deaths": DEATHS_MAX - 1}, {"attempts": 3}], ids=["too many deaths", "attempts used up"]
+    "tried", [{"crashes": CRASHES_MAX - 1}, {"attempts": 3}], ids=["too many crashes", "attempts used up"]
 )
-def test_a_job_that_may_kill_its_workers_is_set_aside(*, ask_again: bool, tried: dict[str, int]) -> None:
+def test_a_job_that_may_kill_its_workers_is_set_aside(*, is_idempotent: bool, tried: dict[str, int]) -> None:
     """Its credits go back, unless the carrier may have it."""
-    settled = of_death(charge(**tried), ask_again=ask_again)
+    settled = of_death(charge(**tried), is_idempotent=is_idempotent)
 
-    if ask_again:
+    if is_idempotent:
         assert (settled.state, settled.refund) == (State.UNKNOWN, 0)
     else:
         assert (settled.state, settled.reason, settled.refund) == (State.FAILED, "carrier_unavailable", 3)
-    assert settled.death is True
+    assert settled.crashed is True
 
 
 def test_what_was_handed_over_stays_charged_when_workers_die_over_the_rest() -> None:
@@ -246,18 +252,18 @@ def test_what_was_handed_over_stays_charged_when_workers_die_over_the_rest() -> 
 
 
 def test_a_person_s_refund_gives_all_back_but_what_certainly_arrived() -> None:
-    unknown = charge(state=State.UNKNOWN, handed_at=NOON)
+    unknown = charge(state=State.UNKNOWN, handover_started_at=NOON)
     partly = replace(unknown, content={"recipients": ["c@x.test"], "subject": "Hello"})
 
-    assert (judge_refund(unknown).state, judge_refund(unknown).refund) == (State.FAILED, 3)
-    assert (judge_refund(partly).state, judge_refund(partly).refund) == (State.SENT, 1)
+    assert (settlement_of_refund(unknown).state, settlement_of_refund(unknown).refund) == (State.FAILED, 3)
+    assert (settlement_of_refund(partly).state, settlement_of_refund(partly).refund) == (State.SENT, 1)
 
 
 def test_a_resend_goes_to_nobody_who_refused_it() -> None:
     refused = charge(state=State.UNKNOWN, recipients_refused={"a@x.test": "550"})
 
-    assert content_to_resend(refused)["recipients"] == ["b@x.test", "c@x.test"]
-    assert content_to_resend(charge("sms", state=State.UNKNOWN)) == {"text": "Hello"}
+    assert content_for_resend(refused)["recipients"] == ["b@x.test", "c@x.test"]
+    assert content_for_resend(charge("sms", state=State.UNKNOWN)) == {"text": "Hello"}
 
 
 @st.composite
@@ -275,10 +281,10 @@ def receipts(draw: st.DrawFn, pending: list[str]) -> Receipt:
 
 @given(st.data(), st.integers(1, 6), st.booleans(), st.integers(1, 6))
 def test_what_is_charged_in_the_end_is_one_credit_for_everybody_it_was_handed_to(
-    data: st.DataObject, count: int, ask_again: bool, attempts_max: int
+    data: st.DataObject, count: int, is_idempotent: bool, attempts_max: int
 ) -> None:
     recipients = tuple(f"u{number}@x.test" for number in range(count))
-    patience = Patience(attempts_max=attempts_max)
+    patience = RetryPolicy(attempts_max=attempts_max)
     one = charge(recipients=recipients)
     handed_over: set[str] = set()
     outcomes = []
@@ -288,7 +294,7 @@ def test_what_is_charged_in_the_end_is_one_credit_for_everybody_it_was_handed_to
         outcomes.append(receipt.outcome)
         if receipt.outcome is Outcome.ACCEPTED:
             handed_over |= set(pending) - set(receipt.refused) - set(receipt.deferred)
-        settled = judge(one, receipt, patience=patience, ask_again=ask_again, now=NOON)
+        settled = settlement_for(one, receipt, policy=patience, is_idempotent=is_idempotent, now=NOON)
         if settled.state not in OPEN:
             break
         assert settled.refund == 0
@@ -312,11 +318,13 @@ def test_what_is_charged_in_the_end_is_one_credit_for_everybody_it_was_handed_to
 
 @given(st.lists(st.sampled_from(Outcome), min_size=8, max_size=8), st.booleans(), st.integers(1, 8))
 def test_a_text_message_is_charged_wholly_or_not_at_all(
-    outcomes: list[Outcome], ask_again: bool, attempts_max: int
+    outcomes: list[Outcome], is_idempotent: bool, attempts_max: int
 ) -> None:
     one = charge("sms")
     for outcome in outcomes:
-        settled = judge(one, Receipt(outcome), patience=Patience(attempts_max), ask_again=ask_again, now=NOON)
+        settled = settlement_for(
+            one, Receipt(outcome), policy=RetryPolicy(attempts_max), is_idempotent=is_idempotent, now=NOON
+        )
         if settled.state is not State.WAITING:
             break
         one = next_attempt(one, settled)

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import Reason, Refused
-from models.messages import MESSAGES, Message, Purchase, SendEmail, SendManyEmails, SendManySms, SendSms, View, read
-from tests.factories import email_job, messages_of, purchase_order, sms_job
+from models.messages.base import TaskMessage
+from models.messages.billing import Purchase
+from models.messages.bulk import SendManyEmails, SendManySms
+from models.messages.sends import SendEmail, SendSms
+from models.messages.views import View
+from models.messages.wire import MESSAGES, parse
+from tests.factories import cost_of, email_job, messages_of, purchase_order, sms_job
 
 Json = Any
 
@@ -36,13 +41,13 @@ JSON = st.recursive(
 def refusal(task: str, given_: object) -> str:
     """Give the sentence with which a job is refused."""
     with pytest.raises(Refused) as refused:
-        read(task, given_)
+        parse(task, given_)
     assert refused.value.reason is Reason.INVALID_JOB
     return refused.value.detail
 
 
 def is_presentable(detail: str) -> bool:
-    return detail.isascii() and detail.isprintable() and 0 < len(detail) < 1000
+    return detail.isprintable() and 0 < len(detail) < 1000
 
 
 def every_field(task: str) -> list[str]:
@@ -51,7 +56,7 @@ def every_field(task: str) -> list[str]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_message_has_an_example_that_is_valid(task: str) -> None:
-    assert isinstance(read(task, EXAMPLES[task]), MESSAGES[task])
+    assert isinstance(parse(task, EXAMPLES[task]), MESSAGES[task])
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if not task.startswith("views.")])
@@ -63,9 +68,9 @@ def test_the_examples_show_nearly_every_field(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_message_goes_through_json_unchanged(task: str) -> None:
-    message = read(task, EXAMPLES[task])
+    message = parse(task, EXAMPLES[task])
 
-    again = read(task, json.loads(json.dumps(message.model_dump(mode="json", exclude_none=True, by_alias=True))))
+    again = parse(task, json.loads(json.dumps(message.model_dump(mode="json", exclude_none=True, by_alias=True))))
 
     assert again == message
 
@@ -262,21 +267,21 @@ def test_a_text_message_out_of_bounds_is_refused(fields: dict[str, Any]) -> None
 def test_what_a_message_costs_counts_everybody_once() -> None:
     job = email_job(to=["a@x.test", "b@x.test"], cc="a@x.test", bcc=["c@x.test", "b@x.test"])
 
-    message = read("email.send", job)
+    message = parse("email.send", job)
 
     assert isinstance(message, SendEmail)
     assert message.recipients() == ("a@x.test", "b@x.test", "c@x.test")
-    assert message.cost() == 3
+    assert cost_of(message) == 3
 
 
 def test_the_largest_messages_are_taken() -> None:
     hundred = [f"u{number}@example.test" for number in range(100)]
-    email = read("email.send", email_job(to=hundred, subject="x" * 900, text="x" * 1_000_000, html="x" * 2_000_000))
-    sms = read("sms.send", sms_job(text="x" * 1530))
+    email = parse("email.send", email_job(to=hundred, subject="x" * 900, text="x" * 1_000_000, html="x" * 2_000_000))
+    sms = parse("sms.send", sms_job(text="x" * 1530))
 
     assert isinstance(email, SendEmail)
     assert isinstance(sms, SendSms)
-    assert (email.cost(), sms.cost()) == (100, 10)
+    assert (cost_of(email), cost_of(sms)) == (100, 10)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +294,7 @@ def test_the_largest_messages_are_taken() -> None:
     ],
 )
 def test_times_without_an_offset_are_utc(written: str, meant: datetime) -> None:
-    message = read("views.usage", {"viewer": "john", "since": written})
+    message = parse("views.usage", {"viewer": "john", "since": written})
 
     assert isinstance(message, View)
     assert message.since == meant
@@ -315,7 +320,7 @@ KEYED = [task for task in TASKS if MESSAGES[task].key]
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_order_of_fields_does_not_matter_to_the_digest(task: str) -> None:
-    assert read(task, EXAMPLES[task]).digest(task) == read(task, shuffled(EXAMPLES[task])).digest(task)
+    assert parse(task, EXAMPLES[task]).digest(task) == parse(task, shuffled(EXAMPLES[task])).digest(task)
 
 
 @pytest.mark.parametrize("task", KEYED)
@@ -323,11 +328,11 @@ def test_the_key_is_no_part_of_the_digest(task: str) -> None:
     key = MESSAGES[task].key
     assert key is not None
 
-    assert read(task, EXAMPLES[task]).digest(task) == read(task, {**EXAMPLES[task], key: "other"}).digest(task)
+    assert parse(task, EXAMPLES[task]).digest(task) == parse(task, {**EXAMPLES[task], key: "other"}).digest(task)
 
 
 def test_the_task_is_part_of_the_digest() -> None:
-    message = read("email.send", EXAMPLES["email.send"])
+    message = parse("email.send", EXAMPLES["email.send"])
 
     assert message.digest("email.send") != message.digest("email.send_many")
 
@@ -356,15 +361,15 @@ def test_every_field_that_was_given_is_part_of_the_digest(task: str) -> None:
 
     others = [{**whole, name: changed(whole[name])} for name in fields]
 
-    digests = {read(task, given_).digest(task) for given_ in (whole, *others)}
+    digests = {parse(task, given_).digest(task) for given_ in (whole, *others)}
     assert len(digests) == len(fields) + 1
 
 
 def test_ways_to_write_the_same_have_the_same_digest() -> None:
-    one = read("email.send", email_job(to="ada@example.test", cc=None))
-    two = read("email.send", email_job(to=["ada@EXAMPLE.test"]))
-    count = read("credits.purchase", purchase_order(email=1))
-    count_with_defaults = read("credits.purchase", purchase_order(credits={"email": 1}, credit_to="owner"))
+    one = parse("email.send", email_job(to="ada@example.test", cc=None))
+    two = parse("email.send", email_job(to=["ada@EXAMPLE.test"]))
+    count = parse("credits.purchase", purchase_order(email=1))
+    count_with_defaults = parse("credits.purchase", purchase_order(credits={"email": 1}, credit_to="owner"))
 
     assert one.digest("email.send") == two.digest("email.send")
     assert count.digest("credits.purchase") == count_with_defaults.digest("credits.purchase")
@@ -372,14 +377,14 @@ def test_ways_to_write_the_same_have_the_same_digest() -> None:
 
 def test_a_digest_is_the_same_in_every_process_and_version() -> None:
     """It is stored, so a change here turns every job in flight into a conflicting one."""
-    message = read("sms.send", sms_job())
+    message = parse("sms.send", sms_job())
 
     assert message.digest("sms.send") == "042b49af3c5e112000a50215e1782a95276d685ec6e2a59ecd0959adf4ad28cf"
 
 
 def bulk(task: str, recipients: list[Json], **fields: Any) -> list[SendEmail | SendSms]:
     shared = {"subject": "S", "text": "T"} if task == "email.send_many" else {"text": "T"}
-    message = read(task, {"job_id": "bulk", "sender": "john", "recipients": recipients, **shared, **fields})
+    message = parse(task, {"job_id": "bulk", "sender": "john", "recipients": recipients, **shared, **fields})
     assert isinstance(message, SendManyEmails | SendManySms)
     return messages_of(message)
 
@@ -479,7 +484,7 @@ def test_a_message_of_a_bulk_job_has_no_more_recipients_than_one_alone() -> None
     with pytest.raises(Refused) as refused:
         bulk("email.send_many", [{"to": "c0@x.test"}, {"to": "d@x.test"}], **copied)
 
-    assert message.cost() == 100
+    assert cost_of(message) == 100
     assert refused.value.detail == (
         "Filled for `recipients.1`, the message is not valid: The message must not have more than 100 recipients in "
         "to, cc and bcc together."
@@ -547,10 +552,10 @@ def test_the_longest_refusal_is_not_too_long() -> None:
     assert is_presentable(refusal("email.send_many", {"recipients": [{"to": "a@x.test", "values": wrong}]}))
 
 
-def outcome(task: str, given_: object) -> Message | Refused:
+def outcome(task: str, given_: object) -> TaskMessage | Refused:
     """Give the message, or why it was refused; anything else that is raised is a bug."""
     try:
-        message = read(task, given_, job_id="task-1")
+        message = parse(task, given_, job_id="task-1")
         if isinstance(message, SendManyEmails | SendManySms):
             list(message.each())
     except Refused as refused:
@@ -599,8 +604,8 @@ def test_any_template_is_filled_or_refused_with_a_sentence(parts: list[str], val
 
 
 def test_a_purchase_s_two_ways_are_both_read() -> None:
-    by_plan = read("credits.purchase", {"order_id": "o", "buyer": "john", "plan": "small"})
-    by_count = read("credits.purchase", purchase_order(email=1))
+    by_plan = parse("credits.purchase", {"order_id": "o", "buyer": "john", "plan": "small"})
+    by_count = parse("credits.purchase", purchase_order(email=1))
 
     assert isinstance(by_plan, Purchase)
     assert isinstance(by_count, Purchase)

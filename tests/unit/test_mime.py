@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.carriers import Email
+from models.sends.carrier import Email
 from worker.carriers.mime import (
     _PRINTABLE,
     _WORDS,
@@ -25,7 +25,7 @@ from worker.carriers.mime import (
     _encoded,
     _one_line,
     _text,
-    _whole,
+    _without_surrogates,
     compose,
     message_id,
     needs_smtputf8,
@@ -179,7 +179,7 @@ def test_text_and_html_are_two_forms_of_one_message() -> None:
     assert body(message, "html") == "<p>Grüße</p>\r\n"
 
 
-def test_html_alone_is_the_whole_message() -> None:
+def test_html_alone_is_the_without_surrogates_message() -> None:
     """Without a text there is no second part."""
     message = read(compose(replace(PLAIN, text=None, html="<p>Hello</p>")))
 
@@ -244,7 +244,7 @@ def test_nobody_to_show_leaves_a_to_without_names() -> None:
 
 
 def one_line_at_length(value: str) -> str:
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _whole(value))
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _without_surrogates(value))
 
 
 def text_at_length(name: str, value: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.pricing import GSM7_BASIC, GSM7_EXTENSION, sms_segments
+from models.messages.pricing import GSM7_BASIC, GSM7_EXTENSION, sms_segments
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(sorted(GSM7_BASIC | GSM7_EXTENSION)))
 GSM7_TEXTS = st.text(st.sampled_from(sorted(GSM7_BASIC | GSM7_EXTENSION)), max_size=500)

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from models.messages import MESSAGES
-from tasks.door import Door
+from models.messages.wire import MESSAGES
+from tasks.base import PostageTask
 from tasks.queues import ROUTES, Queue
 from tests.fakes import TASK_MODULES
-from worker.schedule import schedule
+from worker.celery_config import celery_config
+from worker.settings import Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
 
 
 @pytest.fixture(scope="module")
-def registered() -> dict[str, Door]:
+def registered() -> dict[str, PostageTask]:
     """Give the tasks of ours that any Celery app of this process has."""
     app: Any = Celery("drift", set_as_current=False)
     app.finalize()
@@ -25,11 +26,11 @@ def registered() -> dict[str, Door]:
     return {name: task for name, task in app.tasks.items() if task.__module__ in rooms}
 
 
-def test_every_message_of_the_wire_has_its_task(registered: dict[str, Door]) -> None:
+def test_every_message_of_the_wire_has_its_task(registered: dict[str, PostageTask]) -> None:
     assert set(MESSAGES) - set(registered) == set()
 
 
-def test_every_task_has_its_queue_and_every_route_its_task(registered: dict[str, Door]) -> None:
+def test_every_task_has_its_queue_and_every_route_its_task(registered: dict[str, PostageTask]) -> None:
     assert set(registered) == set(ROUTES)
 
 
@@ -37,11 +38,11 @@ def test_every_queue_is_used() -> None:
     assert set(ROUTES.values()) == set(Queue)
 
 
-def test_every_task_comes_through_the_door(registered: dict[str, Door]) -> None:
-    assert [name for name, task in registered.items() if not isinstance(task, Door)] == []
+def test_every_task_comes_through_the_door(registered: dict[str, PostageTask]) -> None:
+    assert [name for name, task in registered.items() if not isinstance(task, PostageTask)] == []
 
 
-def test_send_tasks_keep_no_result_and_the_others_of_the_wire_do(registered: dict[str, Door]) -> None:
+def test_send_tasks_keep_no_result_and_the_others_of_the_wire_do(registered: dict[str, PostageTask]) -> None:
     keeping = {name for name, task in registered.items() if not task.ignore_result}
 
     assert keeping == {name for name in MESSAGES if "send" not in name}
@@ -66,8 +67,8 @@ def test_tasks_go_to_the_queue_that_other_systems_were_told(task: str, queue: st
     assert ROUTES[task] == queue
 
 
-def test_what_beat_asks_for_is_a_task_with_a_route(registered: dict[str, Door]) -> None:
-    asked = {entry["task"] for entry in schedule(sweep_s=2.0, roll_up_s=5.0, audit_s=60.0).values()}
+def test_what_beat_asks_for_is_a_task_with_a_route(registered: dict[str, PostageTask]) -> None:
+    asked = {entry["task"] for entry in celery_config(Settings())["beat_schedule"].values()}
 
     assert asked <= set(registered)
     assert asked <= set(ROUTES)

@@ -6,48 +6,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.retrying import Patience
+from models.sends.retry_policy import RetryPolicy
 
 
-@pytest.mark.parametrize(("attempts", "used_up"), [(1, False), (2, False), (3, True), (4, True)])
-def test_attempts_are_used_up_when_as_many_as_allowed_were_made(attempts: int, used_up: bool) -> None:
-    assert Patience(attempts_max=3).used_up(attempts) is used_up
+@pytest.mark.parametrize(("attempts", "is_exhausted"), [(1, False), (2, False), (3, True), (4, True)])
+def test_attempts_are_used_up_when_as_many_as_allowed_were_made(attempts: int, is_exhausted: bool) -> None:
+    assert RetryPolicy(attempts_max=3).is_exhausted(attempts) is is_exhausted
 
 
 def test_one_attempt_is_all_there_is_if_one_is_allowed() -> None:
-    assert Patience(attempts_max=1).used_up(1)
+    assert RetryPolicy(attempts_max=1).is_exhausted(1)
 
 
 @pytest.mark.parametrize(
-    ("attempts", "longest_s"), [(1, 5), (2, 10), (3, 20), (4, 40), (7, 320), (8, 640), (9, 900), (1000, 900)]
+    ("attempts", "max_s"), [(1, 5), (2, 10), (3, 20), (4, 40), (7, 320), (8, 640), (9, 900), (1000, 900)]
 )
-def test_the_longest_wait_doubles_with_each_attempt_up_to_a_limit(attempts: int, longest_s: int) -> None:
-    assert Patience().wait(attempts, draw=1.0) == timedelta(seconds=longest_s)
+def test_the_longest_wait_doubles_with_each_attempt_up_to_a_limit(attempts: int, max_s: int) -> None:
+    assert RetryPolicy().delay(attempts, draw=1.0) == timedelta(seconds=max_s)
 
 
 def test_the_shortest_wait_is_half_the_longest() -> None:
-    assert Patience(base_s=8.0).wait(1, draw=0.0) == timedelta(seconds=4)
+    assert RetryPolicy(base_s=8.0).delay(1, draw=0.0) == timedelta(seconds=4)
 
 
 def test_a_limit_below_the_base_is_the_limit() -> None:
-    assert Patience(base_s=8.0, longest_s=2.0).wait(1, draw=1.0) == timedelta(seconds=2)
+    assert RetryPolicy(base_s=8.0, max_s=2.0).delay(1, draw=1.0) == timedelta(seconds=2)
 
 
 @given(st.integers(1, 100_000), st.none() | st.floats(0, 1))
 def test_every_wait_is_between_half_the_base_and_the_limit(attempts: int, draw: float | None) -> None:
-    wait = Patience(base_s=5.0, longest_s=900.0).wait(attempts, draw)
+    wait = RetryPolicy(base_s=5.0, max_s=900.0).delay(attempts, draw)
 
     assert timedelta(seconds=2.5) <= wait <= timedelta(seconds=900)
 
 
 @given(st.integers(1, 1000), st.floats(0, 1))
 def test_a_later_attempt_never_waits_less_for_the_same_draw(attempts: int, draw: float) -> None:
-    assert Patience().wait(attempts, draw) <= Patience().wait(attempts + 1, draw)
+    assert RetryPolicy().delay(attempts, draw) <= RetryPolicy().delay(attempts + 1, draw)
 
 
 def test_waits_differ_so_that_jobs_that_failed_together_come_back_apart() -> None:
-    assert len({Patience().wait(3) for _ in range(20)}) > 1
+    assert len({RetryPolicy().delay(3) for _ in range(20)}) > 1
 
 
 def test_the_lease_is_given_in_seconds() -> None:
-    assert Patience(lease_s=90.0).lease == timedelta(minutes=1, seconds=30)
+    assert RetryPolicy(lease_s=90.0).lease == timedelta(minutes=1, seconds=30)

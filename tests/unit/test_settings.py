@@ -20,12 +20,12 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **settings: str) -> str:
     for name, value in settings.items():
         monkeypatch.setenv(f"POSTAGE_{name}", value)
     with pytest.raises(SettingsError) as wrong:
-        Settings.read()
+        Settings.from_environment()
     return str(wrong.value)
 
 
 def test_without_any_setting_everything_is_embedded_under_var() -> None:
-    settings = Settings.read()
+    settings = Settings.from_environment()
 
     assert settings.database == f"sqlite:///{Path('var/postage.db').resolve()}"
     assert settings.broker.startswith("redis+socket:///")
@@ -38,7 +38,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("POSTAGE_BROKER_URL", "redis://broker:6379/0")
     monkeypatch.setenv("POSTAGE_ATTEMPTS_MAX", "3")
 
-    settings = Settings.read()
+    settings = Settings.from_environment()
 
     assert settings.database == "postgresql+psycopg://u:p@db/postage"
     assert (settings.broker, settings.results) == ("redis://broker:6379/0", "redis://broker:6379/0")
@@ -125,7 +125,7 @@ def test_times_at_the_border_of_safety_are_taken(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("POSTAGE_LEASE_S", "300")
     monkeypatch.setenv("POSTAGE_VISIBILITY_TIMEOUT_S", "600")
 
-    assert Settings.read().visibility_timeout_s == 600
+    assert Settings.from_environment().visibility_timeout_s == 600
 
 
 def test_a_folder_too_deep_for_a_socket_gets_a_short_path_of_its_own(
@@ -135,7 +135,7 @@ def test_a_folder_too_deep_for_a_socket_gets_a_short_path_of_its_own(
     sockets = []
     for folder in deep:
         monkeypatch.setenv("POSTAGE_VAR", str(folder))
-        sockets.append(Settings.read().embedded_socket)
+        sockets.append(Settings.from_environment().embedded_socket)
 
     assert all(len(os.fsencode(socket)) <= SOCKET_PATH_MAX for socket in sockets)
     assert sockets[0] != sockets[1]
@@ -144,12 +144,12 @@ def test_a_folder_too_deep_for_a_socket_gets_a_short_path_of_its_own(
 def test_a_password_with_a_percent_sign_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTAGE_DATABASE_URL", "postgresql://u:100%25@db/x")
 
-    assert Settings.read().database == "postgresql+psycopg://u:100%25@db/x"
+    assert Settings.from_environment().database == "postgresql+psycopg://u:100%25@db/x"
 
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings.read().concurrency = 1  # type: ignore[misc]
+        Settings.from_environment().concurrency = 1  # type: ignore[misc]
 
 
 def test_every_setting_is_described() -> None:

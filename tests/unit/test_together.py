@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.together import Hands, Together
+from tasks.concurrency import DeliveryPool, GroupCommit
 
 
 def test_what_is_asked_for_meanwhile_is_done_in_one_go() -> None:
     """The first does its own; the others wait for it, and then one of them does it for all."""
-    together: Together[int, list[int]] = Together()
+    together: GroupCommit[int, list[int]] = GroupCommit()
     begun, go_on = threading.Event(), threading.Event()
     done: list[list[int]] = []
 
@@ -26,10 +26,10 @@ def test_what_is_asked_for_meanwhile_is_done_in_one_go() -> None:
         return sorted(items)
 
     with ThreadPoolExecutor(8) as threads:
-        first = threads.submit(together.ask, 0, do)
+        first = threads.submit(together.submit, 0, do)
         assert begun.wait(10)
-        others = [threads.submit(together.ask, number, do) for number in range(1, 8)]
-        while len(together._asked) < len(others):
+        others = [threads.submit(together.submit, number, do) for number in range(1, 8)]
+        while len(together._submitted) < len(others):
             time.sleep(0.001)
         go_on.set()
         heard = [other.result(10) for other in others]
@@ -40,19 +40,19 @@ def test_what_is_asked_for_meanwhile_is_done_in_one_go() -> None:
 
 
 def test_everybody_hears_of_an_error_and_the_next_begin_anew() -> None:
-    together: Together[int, int] = Together()
+    together: GroupCommit[int, int] = GroupCommit()
 
     def fail(_items: Sequence[int]) -> int:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        together.ask(1, fail)
-    assert together.ask(2, sum) == 2
+        together.submit(1, fail)
+    assert together.submit(2, sum) == 2
 
 
 def test_all_who_have_joined_are_waited_for() -> None:
     """Eight who ask again and again are eight in each group."""
-    together: Together[int, int] = Together(gather_s=10)
+    together: GroupCommit[int, int] = GroupCommit(gather_s=10)
     everybody = threading.Barrier(8)
     groups: list[int] = []
 
@@ -61,10 +61,10 @@ def test_all_who_have_joined_are_waited_for() -> None:
         return sum(items)
 
     def ask_often() -> None:
-        with together.joined():
+        with together.member():
             everybody.wait(10)
             for _ in range(5):
-                assert together.ask(1, do) == 8
+                assert together.submit(1, do) == 8
             everybody.wait(10)
 
     with ThreadPoolExecutor(8) as threads:
@@ -75,27 +75,27 @@ def test_all_who_have_joined_are_waited_for() -> None:
 
 
 def test_nobody_waits_long_for_one_who_does_not_ask() -> None:
-    together: Together[int, int] = Together(gather_s=0.01)
+    together: GroupCommit[int, int] = GroupCommit(gather_s=0.01)
     began = time.monotonic()
-    with together.joined(), together.joined():
-        assert together.ask(1, sum) == 1
+    with together.member(), together.member():
+        assert together.submit(1, sum) == 1
 
     assert 0.01 <= time.monotonic() - began < 5
 
 
 def test_nobody_waits_for_one_who_has_left() -> None:
-    together: Together[int, int] = Together(gather_s=30)
+    together: GroupCommit[int, int] = GroupCommit(gather_s=30)
     leaving = threading.Event()
 
     def join() -> None:
-        with together.joined():
+        with together.member():
             assert leaving.wait(10)
 
-    with ThreadPoolExecutor(2) as threads, together.joined():
+    with ThreadPoolExecutor(2) as threads, together.member():
         other = threads.submit(join)
-        while together._joined < 2:
+        while together._members < 2:
             time.sleep(0.001)
-        asked = threads.submit(together.ask, 1, sum)
+        asked = threads.submit(together.submit, 1, sum)
         leaving.set()
         assert asked.result(10) == 1
         other.result(10)
@@ -103,16 +103,16 @@ def test_nobody_waits_for_one_who_has_left() -> None:
 
 def test_who_never_joined_waits_for_nobody() -> None:
     """A single job, say."""
-    together: Together[int, int] = Together(gather_s=30)
+    together: GroupCommit[int, int] = GroupCommit(gather_s=30)
     began = time.monotonic()
 
-    assert together.ask(1, sum) == 1
+    assert together.submit(1, sum) == 1
     assert time.monotonic() - began < 5
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 6))
-def test_each_item_is_worked_on_once_and_its_result_or_error_comes_back(items: list[int], at_once: int) -> None:
+def test_each_item_is_worked_on_once_and_its_result_or_error_comes_back(items: list[int], concurrency: int) -> None:
     numbered = list(enumerate(items))
 
     def work(item: tuple[int, int]) -> int:
@@ -120,8 +120,8 @@ def test_each_item_is_worked_on_once_and_its_result_or_error_comes_back(items: l
             raise ValueError(item[1])
         return item[1] * 2
 
-    hands = Hands(4)
-    groups = list(hands.each(work, numbered, at_once))
+    hands = DeliveryPool(4)
+    groups = list(hands.run(work, numbered, concurrency))
     hands.close()
 
     ended = [pair for group in groups for pair in group]
@@ -139,8 +139,8 @@ def test_what_is_done_comes_back_before_what_takes_long() -> None:
             assert go_on.wait(10)
         return item
 
-    hands = Hands(2)
-    groups = hands.each(work, list(range(10)), 2)
+    hands = DeliveryPool(2)
+    groups = hands.run(work, list(range(10)), 2)
     early: list[int] = []
     while len(early) < 9:
         early += [item for item, _ in next(groups)]
@@ -160,8 +160,8 @@ def test_no_more_are_worked_on_at_a_time_than_are_welcome() -> None:
         busy.release()
         return item
 
-    hands = Hands(16)
-    ended = [end for group in hands.each(work, list(range(60)), 3) for _, end in group]
+    hands = DeliveryPool(16)
+    ended = [end for group in hands.run(work, list(range(60)), 3) for _, end in group]
     hands.close()
 
     assert sorted(end for end in ended if isinstance(end, int)) == list(range(60))
@@ -170,8 +170,8 @@ def test_no_more_are_worked_on_at_a_time_than_are_welcome() -> None:
 def test_hands_pause_while_nobody_takes_what_is_done() -> None:
     """So that after a crash few have been handed over of which nothing is written: here two rounds, of a hundred."""
     worked: list[int] = []
-    hands = Hands(4)
-    groups = hands.each(worked.append, list(range(100)), 4)
+    hands = DeliveryPool(4)
+    groups = hands.run(worked.append, list(range(100)), 4)
     taken = len(next(groups))
     time.sleep(0.1)
 
@@ -184,12 +184,12 @@ def test_hands_pause_while_nobody_takes_what_is_done() -> None:
 def test_nothing_more_is_begun_when_nobody_will_take_it() -> None:
     """And no hand waits for ever: all are free for the next."""
     worked: list[int] = []
-    hands = Hands(4)
-    groups = hands.each(worked.append, list(range(100)), 4)
+    hands = DeliveryPool(4)
+    groups = hands.run(worked.append, list(range(100)), 4)
     taken = len(next(groups))
     time.sleep(0.05)
     groups.close()
-    again = [item for group in hands.each(lambda item: item, list(range(50)), 4) for item, _ in group]
+    again = [item for group in hands.run(lambda item: item, list(range(50)), 4) for item, _ in group]
 
     assert len(worked) <= taken + 2 * 4
     assert sorted(again) == list(range(50))
@@ -206,8 +206,8 @@ def test_each_hand_is_busy_while_it_works() -> None:
         yield
         ended.append(threading.get_ident())
 
-    hands = Hands(4)
-    list(hands.each(lambda _: time.sleep(0.001), list(range(40)), 4, busy))
+    hands = DeliveryPool(4)
+    list(hands.run(lambda _: time.sleep(0.001), list(range(40)), 4, busy))
     hands.close()
     hands._executor.shutdown(wait=True)
 

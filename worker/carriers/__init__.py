@@ -1,18 +1,18 @@
-"""The only code that leaves the house: SMTP, the SMS gateway, and a carrier that accepts all."""
+"""Carriers: the only code that sends anything out. SMTP, an SMS gateway over HTTP, and one that accepts everything."""
 
-from models.carriers import Carrier
+from models.sends.carrier import Carrier
 from worker.carriers.null import NullCarrier
-from worker.carriers.sms import SmsGateway
+from worker.carriers.sms_gateway import SmsGateway
 from worker.carriers.smtp import SmtpCarrier
 from worker.settings import SettingsError
 
 ACCEPT_ALL = "null://"
 
 
-def open_email(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
-    """Make the carrier of emails that `url` names. Nothing is connected yet; `timeout_s` is for each step.
+def open_email(url: str, timeout_s: float, concurrency: int = 1) -> Carrier:
+    """Return the carrier of emails that `url` names. Nothing is connected yet; `timeout_s` is for each step.
 
-    `at_once` is how many conversations there are at a time for jobs that came together.
+    `concurrency` is how many transactions there may be at a time for jobs that arrived together.
 
     Raises
     ------
@@ -21,16 +21,16 @@ def open_email(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
 
     """
     try:
-        return NullCarrier() if url.startswith(ACCEPT_ALL) else SmtpCarrier(url, timeout_s, at_once=at_once)
+        return NullCarrier() if url.startswith(ACCEPT_ALL) else SmtpCarrier(url, timeout_s, concurrency=concurrency)
     except ValueError as error:
         msg = f"POSTAGE_SMTP_URL: {error}"
         raise SettingsError(msg) from None
 
 
-def open_sms(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
-    """Make the carrier of text messages that `url` names. Nothing is connected yet; `timeout_s` is for a request.
+def open_sms(url: str, timeout_s: float, concurrency: int = 1) -> Carrier:
+    """Return the carrier of text messages that `url` names. Nothing is connected yet; `timeout_s` is for a request.
 
-    `at_once` is how many requests there are at a time for jobs that came together.
+    `concurrency` is how many requests there may be at a time for jobs that arrived together.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def open_sms(url: str, timeout_s: float, at_once: int = 1) -> Carrier:
 
     """
     try:
-        return NullCarrier() if url.startswith(ACCEPT_ALL) else SmsGateway(url, timeout_s, at_once=at_once)
+        return NullCarrier() if url.startswith(ACCEPT_ALL) else SmsGateway(url, timeout_s, concurrency=concurrency)
     except ValueError as error:
         msg = f"POSTAGE_SMS_URL: {error}"
         raise SettingsError(msg) from None

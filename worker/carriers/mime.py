@@ -1,4 +1,4 @@
-"""How an email is written down: headers, text and html as the bytes of one message. No network here."""
+"""How an email is written: headers, text and html become the bytes of one message. No network here."""
 
 import base64
 import binascii
@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 import idna
 
-from models.carriers import Email
+from models.sends.carrier import Email
 
 CRLF = "\r\n"
 LINE_MAX = 998
 """Bytes in a line, without its CRLF (RFC 5322 section 2.1.1)."""
 FOLD_AT = 76
-"""Characters after which a header goes on in the next line (RFC 5322 section 2.1.1 recommends 78 at most)."""
+"""Characters after which a header is folded (RFC 5322 section 2.1.1 recommends lines of at most 78)."""
 
 _WORD_MAX = 900
 _WORDS = re.compile(rf"[!-~]{{1,{_WORD_MAX}}}( [!-~]{{1,{_WORD_MAX}}})*")
@@ -32,7 +32,7 @@ _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
 _OURS = {"from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "mime-version"}
 _ASCII = bytes(range(128))
 _PLAIN = re.compile(rb"(?:[\t -~]{0,%d}\r\n)*" % LINE_MAX)
-"""What may be sent as it is (RFC 2045 section 2.7)."""
+"""Content that may be sent as it is (RFC 2045 section 2.7)."""
 
 
 def compose(email: Email) -> bytes:
@@ -53,9 +53,9 @@ def compose(email: Email) -> bytes:
 
 
 def message_id(email: Email) -> str:
-    """Make the Message-ID of `email`: the same for the same job id, another for another.
+    """Return the Message-ID of `email`, which is the same for the same job id, and different for any other.
 
-    Whatever is not dot-atom text is percent-encoded, so are the percent sign itself and each dot that has no text on
+    Everything that is not dot-atom text is percent-encoded, and so are the percent sign and each dot without text on
     both sides (RFC 5322 sections 3.2.3 and 3.6.4).
     """
     atoms = quote(email.job_id, safe="!#$&'*+-/=?^_`{|}~.")
@@ -64,7 +64,7 @@ def message_id(email: Email) -> str:
 
 
 def wire_address(address: str) -> str:
-    """Write `address` for an envelope or a header: its domain in ASCII (IDNA, RFC 5890), its local part as it is.
+    """Return `address` for an envelope or a header: its domain in ASCII (IDNA, RFC 5890), its local part as it is.
 
     Raises
     ------
@@ -103,12 +103,12 @@ def _headers(email: Email) -> Iterator[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=2)
 def _date(second: int) -> str:
-    """Write a moment, once for all that are sent in the same second."""
+    """Return a date, written once for all emails of the same second."""
     return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def _is_free(name: str) -> bool:
-    """Whether an extra header of this name can be written and would not double one of ours."""
+    """Whether an extra header of this name can be written without doubling one of ours."""
     lowered = name.lower()
     return bool(_HEADER_NAME.fullmatch(name)) and lowered not in _OURS and not lowered.startswith("content-")
 
@@ -118,7 +118,7 @@ def _listed(addresses: Iterable[str]) -> str:
 
 
 def _named(name: str, address: str) -> str:
-    """Write `"Name" <address>`. A long name, or one that is not ASCII, becomes encoded words, which need no quotes."""
+    """Return `"Name" <address>`. A name that is long or not ASCII becomes encoded words, which need no quotes."""
     clean = _one_line(name).strip()
     if not clean:
         return address
@@ -129,10 +129,10 @@ def _named(name: str, address: str) -> str:
 
 
 def _text(name: str, value: str) -> str:
-    """Write free text as the value of header `name`: plain if that reads back the same, encoded words if not.
+    """Return free text as the value of header `name`: plain if that is read back the same, else encoded words.
 
-    EmailMessage of the standard library is not used: several of its versions lose blanks or quotes when they fold, it
-    reads encoded words into a text that merely looks like them, and it takes five times as long.
+    EmailMessage of the standard library is not used: several of its versions lose blanks or quotes when they fold
+    lines, it takes text for encoded words that merely looks like them, and it needs five times as long.
     """
     clean = _one_line(value)
     if not clean:
@@ -149,24 +149,24 @@ def _text(name: str, value: str) -> str:
 
 
 def _encoded(name: str, value: str) -> str:
-    """Write encoded words (RFC 2047) of at most 75 characters, each on a line of its own."""
+    """Return encoded words (RFC 2047) of at most 75 characters, each on a line of its own."""
     return Header(value, "utf-8", maxlinelen=FOLD_AT, header_name=name).encode(linesep=CRLF)
 
 
 def _one_line(value: str) -> str:
-    """Put a blank for each control character and line break: none of them may stand in a header."""
+    """Replace each control character and line break by a blank: a header may contain none of them."""
     if value.isprintable():
-        return value  # as nearly always: none of them is
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _whole(value))
+        return value  # as nearly always
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _without_surrogates(value))
 
 
-def _whole(value: str) -> str:
-    """Put a question mark for each half character (lone surrogate): no encoding can write one."""
+def _without_surrogates(value: str) -> str:
+    """Replace each lone surrogate by a question mark: no encoding can write one."""
     return value.encode("utf-8", "replace").decode()
 
 
 def _body(email: Email) -> bytes:
-    """Write text, html, or both as alternatives, the plainer one first (RFC 2046 section 5.1.4)."""
+    """Return text, html, or both as alternatives, the plainer one first (RFC 2046 section 5.1.4)."""
     forms = ((email.text, "plain"), (email.html, "html"))
     parts = [_part(content, subtype) for content, subtype in forms if content is not None] or [_part("", "plain")]
     if len(parts) == 1:
@@ -177,12 +177,12 @@ def _body(email: Email) -> bytes:
 
 
 def _part(content: str, subtype: str) -> bytes:
-    """Write one form, in ASCII whatever it holds: no server needs 8BITMIME for it (RFC 2045 section 6)."""
-    lines = b"\r\n".join(_whole(content).encode().splitlines()) + b"\r\n"
+    """Return one part, always in ASCII, so that no server needs 8BITMIME for it (RFC 2045 section 6)."""
+    lines = b"\r\n".join(_without_surrogates(content).encode().splitlines()) + b"\r\n"
     foreign = len(lines.translate(None, _ASCII))
     if _PLAIN.fullmatch(lines):
         encoding, written = b"7bit", lines
-    elif 6 * foreign > len(lines):  # three bytes for one foreign, against four for any three
+    elif 6 * foreign > len(lines):  # quoted-printable takes 3 bytes for one of them, base64 4 for any 3
         encoding, written = b"base64", base64.encodebytes(lines).replace(b"\n", b"\r\n")
     else:
         encoding, written = b"quoted-printable", binascii.b2a_qp(lines)

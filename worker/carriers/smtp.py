@@ -1,4 +1,4 @@
-"""Email over SMTP on kept connections: the address, the connecting, and which connection talks next."""
+"""Email over SMTP: the server's address, making and keeping connections, and which of them is used next."""
 
 import contextlib
 import functools
@@ -15,21 +15,23 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 
-from models.carriers import Email, Outcome, Parcel, Receipt
-from worker.carriers.conversation import Conversation, Line, TlsLine, UnwritableError, write
+from models.sends.carrier import Email, OutboundMessage, Outcome, Receipt
+from worker.carriers.smtp_connection import SmtpConnection, SmtpTlsConnection
+from worker.carriers.smtp_envelope import UnwritableError, write_envelope
+from worker.carriers.smtp_transaction import SmtpTransaction
 
 log = structlog.get_logger(__name__)
 
 KEPT_MAX = 64
 """Idle connections that are kept; more are closed after use."""
 IDLE_MAX_S = 60.0
-"""Servers may close a connection after five minutes without a command (RFC 5321 section 4.5.3.2.7); many are faster."""
+"""Servers may close a connection after five minutes without a command (RFC 5321 4.5.3.2.7), and many are faster."""
 GOODBYE_S = 1.0
 """How long a server may take to answer QUIT, in seconds."""
 STEPS = 3
-"""Timeouts a whole delivery may take up to the final dot; the wait for its answer is one more.
+"""Timeouts that a whole delivery may take up to the final dot; waiting for its reply is one more.
 
-A job's lease is at least four timeouts, so a delivery is over before its lease is.
+A job's lease is at least four timeouts, so a delivery ends before its lease does.
 """
 
 StartTls = Literal["require", "if-offered", "never"]
@@ -38,108 +40,110 @@ _PORTS = {"smtp": 25, "smtps": 465}
 
 
 class SmtpCarrier:
-    """Hands emails to one mail server. Safe for threads: each conversation has a connection of its own."""
+    """Hands emails to one mail server. Safe for threads: each transaction has a connection of its own."""
 
-    honours_job_id = False
+    is_idempotent = False
 
     def __init__(
-        self, url: str, timeout_s: float, *, at_once: int = 1, ssl_context: ssl.SSLContext | None = None
+        self, url: str, timeout_s: float, *, concurrency: int = 1, ssl_context: ssl.SSLContext | None = None
     ) -> None:
-        """Make ready to send through `url`; nothing is connected yet.
+        """Prepare to send through `url`; nothing is connected yet.
 
-        `timeout_s` is for each step of a conversation. `at_once` is how many conversations there should be at the same
-        time for jobs that came together. `ssl_context` replaces the default one, which verifies certificates.
+        `timeout_s` is for each step of a transaction. `concurrency` is how many transactions there may be at the same
+        time for jobs that arrived together. `ssl_context` replaces the default one, which verifies certificates.
 
         Raises
         ------
         ValueError
-            With a sentence, if the address cannot be used. It never repeats the user or the password.
+            If the address cannot be used, with a sentence that never repeats the user or the password.
 
         """
-        self.at_once = at_once
-        self._server = _read(url)
+        self.concurrency = concurrency
+        self._server = _parse_url(url)
         self._timeout_s = timeout_s
         self._context = ssl_context or ssl.create_default_context()
         self._lock = threading.Lock()
-        self._idle: list[Line] = []
+        self._idle: list[SmtpConnection] = []
         self._closed = False
 
-    def deliver(self, parcel: Parcel, about_to_hand_over: Callable[[], None]) -> Receipt:
+    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
         """Hand one email over; never raises for what the server or the network does.
 
-        A kept connection that the server has left meanwhile is replaced by a new one, once.
+        A kept connection that the server has closed meanwhile is replaced by a new one, once.
 
         Raises
         ------
         TypeError
-            If `parcel` is not an `Email`.
+            If `message` is not an `Email`.
 
         """
-        if not isinstance(parcel, Email):
-            msg = f"A mail carrier takes no {type(parcel).__name__}."
+        if not isinstance(message, Email):
+            msg = f"A mail carrier takes no {type(message).__name__}."
             raise TypeError(msg)
         deadline = time.monotonic() + STEPS * self._timeout_s
         kept = self._take(deadline)
-        receipt = self._converse(kept, parcel, about_to_hand_over) if kept else None
+        receipt = self._transact(kept, message, before_handover) if kept else None
         if receipt is not None:
             return receipt
         try:
             fresh = self._connect(deadline)
         except OSError as error:
             return self._unreachable(error)
-        return self._converse(fresh, parcel, about_to_hand_over) or Receipt(
+        return self._transact(fresh, message, before_handover) or Receipt(
             Outcome.NOT_NOW, "The mail server closed the connection before anything was sent."
         )
 
     def close(self) -> None:
-        """Say goodbye on the kept connections. Deliveries that still run close theirs when they end."""
+        """Close the kept connections. Deliveries that still run close theirs when they end."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for line in idle:
-            _say_goodbye(line)
+        for connection in idle:
+            _quit(connection)
 
-    def _converse(self, line: Line, email: Email, about_to_hand_over: Callable[[], None]) -> Receipt | None:
-        """Hold one conversation over `line`; None if the line was dead from the start."""
+    def _transact(
+        self, connection: SmtpConnection, email: Email, before_handover: Callable[[], None]
+    ) -> Receipt | None:
+        """Run one transaction on `connection`; None if that was dead from the start."""
         try:
-            letter = write(email, utf8=line.has_extn("smtputf8"))
+            envelope = write_envelope(email, utf8=connection.has_extn("smtputf8"))
         except UnwritableError as error:
-            self._keep(line)
+            self._keep(connection)
             return Receipt(Outcome.NEVER, str(error))
-        if not letter.recipients:
-            self._keep(line)
+        if not envelope.recipients:
+            self._keep(connection)
             detail = "The mail server can take none of the recipients' addresses."
-            return Receipt(Outcome.NEVER, detail, refused=letter.refused, recipients_refused=True)
-        receipt = Conversation(line, letter, about_to_hand_over).hold()
-        self._keep(line)
+            return Receipt(Outcome.NEVER, detail, refused=envelope.refused, recipients_refused=True)
+        receipt = SmtpTransaction(connection, envelope, before_handover).run()
+        self._keep(connection)
         return receipt
 
-    def _take(self, deadline: float) -> Line | None:
-        """Take the connection that was used last; close those that have been idle for too long."""
+    def _take(self, deadline: float) -> SmtpConnection | None:
+        """Take the connection that was used last, and close those that were idle for too long."""
         oldest = time.monotonic() - IDLE_MAX_S
         with self._lock:
-            stale = [line for line in self._idle if line.used_at < oldest]
-            self._idle = [line for line in self._idle if line.used_at >= oldest]
-            line = self._idle.pop() if self._idle else None
-        for old in stale:  # without QUIT: the server, or a firewall on the way, has likely forgotten them
+            stale = [connection for connection in self._idle if connection.used_at < oldest]
+            self._idle = [connection for connection in self._idle if connection.used_at >= oldest]
+            connection = self._idle.pop() if self._idle else None
+        for old in stale:  # without QUIT: the server, or a firewall on the way, has probably dropped them
             old.close()
-        if line is not None:
-            line.deadline = deadline
-        return line
+        if connection is not None:
+            connection.deadline = deadline
+        return connection
 
-    def _keep(self, line: Line) -> None:
-        """Keep `line` for the next conversation, if it is open and there is room."""
-        if line.sock is None:
+    def _keep(self, connection: SmtpConnection) -> None:
+        """Keep `connection` for the next transaction, if it is open and there is room."""
+        if connection.sock is None:
             return
-        line.used_at = time.monotonic()
+        connection.used_at = time.monotonic()
         with self._lock:
             room = not self._closed and len(self._idle) < KEPT_MAX
             if room:
-                self._idle.append(line)
+                self._idle.append(connection)
         if not room:
-            _say_goodbye(line)
+            _quit(connection)
 
-    def _connect(self, deadline: float) -> Line:
+    def _connect(self, deadline: float) -> SmtpConnection:
         """Connect, greet, and log in.
 
         Raises
@@ -148,33 +152,35 @@ class SmtpCarrier:
             Whatever went wrong; the errors of smtplib and ssl are of this kind.
 
         """
-        line = self._dial(deadline)
+        connection = self._dial(deadline)
         try:
-            line.ehlo_or_helo_if_needed()
-            self._encrypt(line)
+            connection.ehlo_or_helo_if_needed()
+            self._encrypt(connection)
             if self._server.user is not None:
-                line.login(self._server.user, self._server.password)
+                connection.login(self._server.user, self._server.password)
         except BaseException:
-            line.close()
+            connection.close()
             raise
-        return line
+        return connection
 
-    def _dial(self, deadline: float) -> Line:
+    def _dial(self, deadline: float) -> SmtpConnection:
         server, name, step_s = self._server, _own_name(), self._timeout_s
         if server.tls:
-            line: Line = TlsLine(server.host, server.port, name, timeout=step_s, context=self._context)
+            connection: SmtpConnection = SmtpTlsConnection(
+                server.host, server.port, name, timeout=step_s, context=self._context
+            )
         else:
-            line = Line(server.host, server.port, name, timeout=step_s)
-        line.step_s, line.deadline = step_s, deadline
-        if not name and line.sock is not None:
-            line.local_hostname = _address_literal(line.sock)
-        return line
+            connection = SmtpConnection(server.host, server.port, name, timeout=step_s)
+        connection.step_s, connection.deadline = step_s, deadline
+        if not name and connection.sock is not None:
+            connection.local_hostname = _address_literal(connection.sock)
+        return connection
 
-    def _encrypt(self, line: Line) -> None:
+    def _encrypt(self, connection: SmtpConnection) -> None:
         wanted = self._server.starttls
-        if wanted == "require" or (wanted == "if-offered" and line.has_extn("starttls")):
-            line.starttls(context=self._context)
-            line.ehlo_or_helo_if_needed()
+        if wanted == "require" or (wanted == "if-offered" and connection.has_extn("starttls")):
+            connection.starttls(context=self._context)
+            connection.ehlo_or_helo_if_needed()
 
     def _unreachable(self, error: OSError) -> Receipt:
         if isinstance(error, smtplib.SMTPAuthenticationError):
@@ -198,7 +204,7 @@ class _Server:
     password: str
 
 
-def _read(url: str) -> _Server:
+def _parse_url(url: str) -> _Server:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -216,7 +222,7 @@ def _read(url: str) -> _Server:
     tls = parts.scheme == "smtps"
     starttls = _starttls(options, tls=tls)
     if user is not None and starttls == "if-offered" and not _is_loopback(host):
-        # Who can take the offer out of the greeting can read the password too. Only starttls=never says that is fine.
+        # Whoever can remove the offer from the greeting can also read the password. Only starttls=never accepts that.
         starttls = "require"
     return _Server(host, port or _PORTS[parts.scheme], tls, starttls, user, password)
 
@@ -257,15 +263,15 @@ def _address_literal(sock: socket.socket) -> str:
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _say_goodbye(line: Line) -> None:
-    line.deadline, line.step_s = float("inf"), GOODBYE_S
+def _quit(connection: SmtpConnection) -> None:
+    connection.deadline, connection.step_s = float("inf"), GOODBYE_S
     with contextlib.suppress(OSError):
-        line.quit()
-    line.close()
+        connection.quit()
+    connection.close()
 
 
 def _why(error: OSError) -> str:  # noqa: PLR0911  one sentence for each kind
-    """Say what went wrong without words of the server, which might repeat the user's name."""
+    """Return what went wrong, without the server's words, which might repeat the user's name."""
     match error:
         case smtplib.SMTPNotSupportedError():
             return "it offers no encryption, or no login, of the kind that is needed"

@@ -1,0 +1,1 @@
+"""`python -m bench`: how fast Postage is beside others."""

@@ -1,0 +1,168 @@
+"""Connections and transactions. A transaction that failed for a passing reason is run again as a whole."""
+
+import functools
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import structlog
+import tenacity
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity.nap import sleep_using_event
+
+POSTGRES_SESSION = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # A wait that long is a fault. It ends the transaction, which is then run again.
+        "lock_timeout=15s",
+        "statement_timeout=60s",
+        "idle_in_transaction_session_timeout=60s",
+        # A connection plans a statement once, often while tables are small and reading all of them is cheapest. It
+        # would keep that plan after they have grown.
+        "enable_seqscan=off",
+    )
+)
+"""The settings with which every PostgreSQL connection begins."""
+SQLITE_BUSY_S = 60.0
+"""How long a writer waits for the one other writer that SQLite allows, in seconds."""
+TRANSIENT_SQLSTATES = frozenset(
+    {
+        *("40001", "40P01", "55P03"),  # serialization failure, deadlock, lock not available
+        *("57P01", "57P02", "57P03", "25006"),  # shut down, crashed, starting up, read-only because of a fail-over
+        *("57014", "57P05", "25P03", "53300"),  # statement too slow, idle for too long, too many connections
+    }
+)
+"""SQLSTATEs after which the same transaction may succeed; so it may after all of class 08 (connection exceptions)."""
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Database:
+    """One database and its connection pool. Safe for threads; make it after a fork, not before.
+
+    `wait_s` is how long a transaction waits for a database that cannot be reached, in seconds. Setting `closing` ends
+    every such wait.
+    """
+
+    def __init__(self, url: str, pool_size: int = 10, wait_s: float = 300.0) -> None:
+        self.wait_s = wait_s
+        self.closing = threading.Event()
+        parsed = make_url(url)
+        # Parameters are customers' data and must not appear in the text of an exception.
+        options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "hide_parameters": True}
+        if parsed.get_backend_name() == "sqlite":
+            options["connect_args"] = {"timeout": SQLITE_BUSY_S, "check_same_thread": False}
+        else:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+            options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10}
+        self.engine: Engine = create_engine(parsed, **options)
+        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._snapshots = self.engine.execution_options(postage_reads=True, **snapshot)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite, the embedded database."""
+        return self.engine.dialect.name == "sqlite"
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that writes, and again as a whole after a lost race or a lost connection.
+
+        A connection lost during COMMIT leaves open whether the transaction happened, so `work` must be safe to run
+        again after it did.
+        """
+        return self._retrying(functools.partial(_run_once, self.engine, work))
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that only reads and sees one state of the data; retried like `write`."""
+        return self._retrying(functools.partial(_run_once, self._snapshots, work))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Give a transaction that only reads and sees one state of the data, without retries."""
+        with self._snapshots.connect() as connection, connection.begin():
+            yield connection
+
+    def _retrying(self, run: Callable[[], T]) -> T:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=5.0),
+            stop=tenacity.stop_after_delay(self.wait_s) | tenacity.stop_when_event_set(self.closing),
+            before_sleep=_log_retry,
+            sleep=sleep_using_event(self.closing),
+            reraise=True,
+        )
+        result: T = retrying(run)
+        return result
+
+    def close(self) -> None:
+        """Close every connection, and end every wait for the database."""
+        self.closing.set()
+        self.engine.dispose()
+
+
+def _run_once(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when run again: it lost a race, or the database could not be reached."""
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        return _is_locked(error.orig)
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # no answer at all: refused, reset, timed out
+        return isinstance(error, (OperationalError, InterfaceError))
+    return state in TRANSIENT_SQLSTATES or state.startswith("08")
+
+
+def _is_locked(error: BaseException) -> bool:
+    """Whether SQLite says that another connection has locked the database."""
+    return isinstance(error, sqlite3.Error) and "database is locked" in str(error)
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number in (6, 12) or state.attempt_number % 24 == 0:
+        log.warning("database unavailable or overloaded; retrying", attempts=state.attempt_number)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_locked),
+    wait=tenacity.wait_random(0.005, 0.02),
+    stop=tenacity.stop_after_delay(SQLITE_BUSY_S),
+    reraise=True,
+)
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to a write-ahead log.
+
+    SQLite's own timeout does not cover this, so processes that open a new file at the same time wait here.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  a raw DBAPI connection
+    # The driver must not begin transactions by itself: _begin_sqlite says which kind.
+    connection.isolation_level = None
+    _use_wal(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would bypass the append-only triggers
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # SQLite has no FOR UPDATE. A writer must take the lock at its first statement, because what a reader has read may
+    # no longer be true by the time it becomes a writer.
+    reads = connection.get_execution_options().get("postage_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,92 @@
+"""Parts of statements that are written the same way on both databases, and what their planners must be told."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Delete,
+    Executable,
+    Insert,
+    Integer,
+    String,
+    Table,
+    Update,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+T = TypeVar("T")
+
+
+def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT of the connection's dialect, which knows ON CONFLICT.
+
+    Use RETURNING to learn which rows were inserted: `rowcount` is -1 on both databases.
+    """
+    return insert_for(connection.dialect.name, table)
+
+
+def insert_for(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return the same for a dialect by its name."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+def sql_literal(value: str | int) -> ColumnElement[Any]:
+    """Return a constant of the program as text of the statement: a parameter would be sent with every execution."""
+    if isinstance(value, int):
+        return literal_column(str(value), Integer)
+    return literal_column(f"'{value}'", String)
+
+
+def chained(
+    dialect: str, first: Insert | Update | Delete, then: Insert | Update, *, first_name: str
+) -> Sequence[Executable]:
+    """Return two changes that do not see each other, to be run by `execute_chain`.
+
+    PostgreSQL runs them as one statement, in which `first` is the common table expression `first_name`.
+    """
+    return [then.add_cte(first.cte(first_name))] if dialect == "postgresql" else [first, then]
+
+
+def execute_chain(
+    connection: Connection, statements: Sequence[Executable], parameters: Mapping[str, Any]
+) -> CursorResult[*tuple[Any, ...]]:
+    """Execute statements that share their parameters. Returns the result of the last one."""
+    *before, last = statements
+    for statement in before:
+        connection.execute(statement, parameters)
+    return connection.execute(last, parameters)
+
+
+def lock_overdue(
+    connection: Connection,
+    key: ColumnElement[T],
+    at: ColumnElement[datetime],
+    now: datetime,
+    limit: int,
+    *conditions: ColumnElement[bool],
+) -> list[T]:
+    """Lock rows whose time `at` has come by `now`, and return their keys, the most overdue first.
+
+    Rows that another transaction has locked are skipped: somebody is handling them. The locks last until the
+    transaction ends.
+    """
+    overdue = select(key).where(at <= now, *conditions).order_by(at).limit(limit).with_for_update(skip_locked=True)
+    return list(connection.execute(overdue).scalars())
+
+
+def search_by_index(connection: Connection) -> None:
+    """Make PostgreSQL search by index until the transaction ends, because few rows lie behind a mark.
+
+    The planner has no statistics on how far an entry's number exceeds its account's mark. It guesses a third of all
+    entries, and would read every one of them.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    for plan in ("seqscan", "hashjoin", "mergejoin"):
+        connection.exec_driver_sql(f"SET LOCAL enable_{plan} = off")

@@ -1,0 +1,90 @@
+"""The messages of `credits.*` and `*.save`."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from models.messages.base import TaskMessage
+from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, Line
+
+
+class Credits(TaskMessage):
+    """Whole credits of each kind."""
+
+    email: CreditCount = 0
+    sms: CreditCount = 0
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if self.email + self.sms == 0:
+            msg = "must hold at least one credit"
+            raise ValueError(msg)
+        return self
+
+    def of(self, kind: Kind) -> int:
+        """Return the credits of one kind."""
+        return self.email if kind == "email" else self.sms
+
+
+class Purchase(TaskMessage):
+    """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
+
+    key: ClassVar[str | None] = "order_id"
+    order_id: Id
+    buyer: Id
+    plan: Id | None = None
+    credits: Credits | None = None
+    amount: Amount | None = None
+    currency: Currency | None = None
+    credit_to: Literal["owner", "self"] = "owner"
+    billing: Billing | None = None
+
+    @model_validator(mode="after")
+    def _plan_or_credits(self) -> Self:
+        free = (self.credits, self.amount, self.currency)
+        if (self.plan is None) == (None in free) or (self.plan is not None and free != (None, None, None)):
+            msg = "must have either a plan, or credits with amount and currency"
+            raise ValueError(msg)
+        return self
+
+
+class SetOwner(TaskMessage):
+    """`credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again."""
+
+    key: ClassVar[str | None] = "change_id"
+    change_id: Id
+    actor: Id
+    user: Id
+    owner: Id
+
+
+class SaveUser(TaskMessage):
+    """`users.save`: a new user, or a new name, address, role or billing information of one."""
+
+    user_id: Id
+    organization: Id
+    name: Line
+    email: Address
+    role: Id
+    billing: Billing | None = None
+
+
+Right = Literal["view_user_list", "edit_user"]
+
+
+class SaveRole(TaskMessage):
+    """`roles.save`: a role of an organization and the rights it holds."""
+
+    organization: Id
+    role: Id
+    rights: list[Right] = Field(max_length=10)
+
+
+class SavePlan(TaskMessage):
+    """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
+
+    plan: Id
+    name: Line
+    credits: Credits
+    price: Amount
+    currency: Currency

@@ -1,0 +1,163 @@
+"""The types of the fields of messages, with their limits. They are checked here, so that no later code has to."""
+
+import functools
+import re
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Literal
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+RECIPIENTS_MAX = 100
+"""Recipients of one email: every SMTP server must accept so many at once (RFC 5321, section 4.5.3.1.8)."""
+BULK_MAX = 500
+"""Messages of one bulk job."""
+SEGMENTS_MAX = 10
+"""Segments of one text message; many carriers cut longer ones."""
+CREDITS_MAX = 1_000_000_000
+"""Credits of one plan or purchase: far below the 64 bits of a balance."""
+AMOUNT_MAX = 10**15
+"""Money of one plan or purchase, in minor units."""
+TEXT_MAX = 1_000_000
+HTML_MAX = 2_000_000
+"""Characters of an email's bodies; most servers end at 10 to 25 MB for the whole mail."""
+
+Kind = Literal["email", "sms"]
+KINDS: tuple[Kind, ...] = ("email", "sms")
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Unicode's general category Cc."""
+_CONTROLS_BUT_BREAKS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _no_controls(text: str) -> str:
+    """Refuse control characters: they can add headers to an email, and databases do not store NUL."""
+    if _CONTROLS.search(text):
+        msg = "must not contain control characters or line breaks"
+        raise ValueError(msg)
+    return text
+
+
+def _no_controls_but_breaks(text: str) -> str:
+    if _CONTROLS_BUT_BREAKS.search(text):
+        msg = "must not contain control characters other than tab and line breaks"
+        raise ValueError(msg)
+    return text
+
+
+def _address(text: str) -> str:
+    """Check an email address (RFC 5321, RFC 6531) without asking the network. `.test` may be used (RFC 6761).
+
+    The library spends most of its time on the domain, and millions of addresses share few domains. So where the local
+    part is plain, the result for the domain is cached.
+    """
+    local, _, domain = text.rpartition("@")
+    if _PLAIN_LOCAL.fullmatch(local) and len(text) <= ADDRESS_MAX:
+        normalized = _domain(domain)
+        if normalized is not None:
+            return f"{local}@{normalized}"
+    try:
+        return validate_email(text, check_deliverability=False, test_environment=True).normalized
+    except EmailNotValidError:
+        msg = "must be one email address like name@example.org"
+        raise ValueError(msg) from None
+
+
+_PLAIN_LOCAL = re.compile(r"(?=.{1,64}\Z)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+"""The dot-string of RFC 5321 section 4.1.2, of 64 characters at most (section 4.5.3.1.1)."""
+ADDRESS_MAX = 254
+"""RFC 5321 section 4.5.3.1.3, as corrected by erratum 1690 of RFC 3696."""
+
+
+@functools.lru_cache(maxsize=10_000)
+def _domain(domain: str) -> str | None:
+    """Return a domain as a normalized address has it, or None if no address can have it."""
+    try:
+        checked = validate_email(f"a@{domain}", check_deliverability=False, test_environment=True)
+    except EmailNotValidError:
+        return None
+    return checked.domain
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _instant(value: object) -> object:
+    """Parse an ISO 8601 date (meaning its midnight) or date and time. Without an offset it is UTC."""
+    if not isinstance(value, str):
+        msg = "must be an ISO 8601 date or time such as 2026-11-23 or 2026-11-23T10:00:00Z"
+        raise ValueError(msg)  # noqa: TRY004  pydantic turns ValueError into a refusal
+    try:
+        instant = datetime.combine(date.fromisoformat(value), time()) if len(value) == len("2026-11-23") else None
+        instant = instant or datetime.fromisoformat(value)
+        return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        msg = "must be an ISO 8601 date or time such as 2026-11-23 or 2026-11-23T10:00:00Z"
+        raise ValueError(msg) from None
+
+
+ID_CHARACTERS = "A-Za-z0-9._:-"
+ID_MAX = 64
+ID = re.compile(f"[{ID_CHARACTERS}]{{1,{ID_MAX}}}")
+"""The pattern of an id, to be matched in full."""
+Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
+"""An id that a producer made."""
+MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
+"""The id of a send job, or of one message of a bulk job."""
+Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]
+Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(_address)]
+Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
+PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
+"""E.164: a plus and at most 15 digits."""
+SmsFrom = Annotated[str, StringConstraints(pattern=r"^(\+?[0-9]{3,15}|[A-Za-z0-9][A-Za-z0-9 ]{0,10})$")]
+"""A number, a short code, or an alphanumeric sender of at most 11 characters (3GPP TS 23.040, section 9.1.2.5)."""
+EmailText = Annotated[
+    str, StringConstraints(min_length=1, max_length=TEXT_MAX), AfterValidator(_no_controls_but_breaks)
+]
+EmailHtml = Annotated[
+    str, StringConstraints(min_length=1, max_length=HTML_MAX), AfterValidator(_no_controls_but_breaks)
+]
+SmsText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=SEGMENTS_MAX * 160),
+    AfterValidator(_no_controls_but_breaks),
+]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+"""ISO 4217."""
+Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
+"""Money as a whole number of the currency's minor unit: 1999 with EUR is 19.99 €."""
+CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+Billing = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], Line],
+    Field(min_length=1, max_length=30),
+]
+"""Billing information: lines of text by name, such as name, address, country, tax_id."""
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$")]
+Placeholder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Value = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_no_controls_but_breaks)]
+
+OUR_HEADERS = frozenset(
+    {
+        *("from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender", "mime-version"),
+        *("return-path", "received", "dkim-signature", "authentication-results"),
+    }
+)
+"""Headers that Postage or the servers on the way write, so that a job must not."""
+
+
+def _free_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name in headers:
+        if name.lower() in OUR_HEADERS or name.lower().startswith(("content-", "resent-", "arc-")):
+            msg = f"must not set {name}: Postage or the servers on the way write it"
+            raise ValueError(msg)
+    if len({name.lower() for name in headers}) != len(headers):
+        msg = "must name each header once"
+        raise ValueError(msg)
+    return headers
+
+
+Headers = Annotated[dict[HeaderName, Line], Field(max_length=30), AfterValidator(_free_headers)]

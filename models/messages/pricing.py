@@ -1,0 +1,33 @@
+"""What a text message costs. Pure: no database, no clock."""
+
+import math
+import string
+
+GSM7_BASIC = frozenset(
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./:;<=>?¡ÄÖÑÜ§¿äöñüà" + string.digits + string.ascii_letters
+)
+"""Characters of one septet: 3GPP TS 23.038, section 6.2.1 (default alphabet)."""
+GSM7_EXTENSION = frozenset("\f^{}\\[~]|€")
+"""Characters of two septets, the first an escape: 3GPP TS 23.038, section 6.2.1.1 (extension table)."""
+_GSM7 = GSM7_BASIC | GSM7_EXTENSION
+
+GSM7_SINGLE, GSM7_PART = 160, 153
+"""Septets in a text of one segment, and in each of several (3GPP TS 23.040, section 9.2.3.24.1: the header takes 7)."""
+UCS2_SINGLE, UCS2_PART = 70, 67
+"""UTF-16 code units in a text of one segment, and in each of several (the header takes 3)."""
+
+
+def sms_segments(text: str) -> int:
+    """Return the number of segments that `text` takes, which is its cost in SMS credits.
+
+    A text whose characters are all in the GSM 7-bit alphabet is counted in septets, any other in UTF-16 code units.
+    """
+    characters = frozenset(text)
+    if characters <= _GSM7:
+        septets = len(text) + sum(map(text.count, characters & GSM7_EXTENSION))
+        return _segments(septets, GSM7_SINGLE, GSM7_PART)
+    return _segments(len(text.encode("utf-16-le")) // 2, UCS2_SINGLE, UCS2_PART)
+
+
+def _segments(units: int, single: int, part: int) -> int:
+    return 1 if units <= single else math.ceil(units / part)

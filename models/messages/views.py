@@ -1,0 +1,30 @@
+"""The messages of `views.*`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from models.messages.base import TaskMessage
+from models.messages.fields import Id, Instant, MessageId
+
+
+class View(TaskMessage):
+    """`views.overview`, `views.orders`, `views.billing`, `views.users`: who looks, at what, and at which page."""
+
+    viewer: Id
+    of: Literal["owner", "self"] = "owner"
+    since: Instant | None = None
+    until: Instant | None = None
+    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
+class ViewUsage(View):
+    """`views.usage`: by user, day and kind, or one row a message."""
+
+    by: Literal["day", "message"] = "day"
+
+
+class ViewMessage(View):
+    """`views.message`: the answer to one send job, read back."""
+
+    job_id: MessageId

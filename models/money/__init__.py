@@ -1,0 +1,1 @@
+"""The money: the ledger, and the orders that credit it."""

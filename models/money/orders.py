@@ -1,0 +1,127 @@
+"""Orders and plans: who bought what, with whose billing information, and whose accounts were credited."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, select
+
+from models.database.schema import orders, plans, users
+from models.database.statements import insert
+from models.errors import Reason, Refused
+from models.messages.billing import Credits, Purchase, SavePlan
+from models.messages.fields import KINDS
+from models.money import ledger
+from models.money.ledger import Move
+from models.users.users import User, lock_users, unknown_user
+
+
+def upsert_plan(connection: Connection, plan: SavePlan) -> None:
+    """Make a plan, or replace its terms. Orders made before keep theirs."""
+    terms = {
+        "name": plan.name,
+        "email": plan.credits.email,
+        "sms": plan.credits.sms,
+        "price": plan.price,
+        "currency": plan.currency,
+    }
+    connection.execute(
+        insert(connection, plans)
+        .values(id=plan.plan, **terms)
+        .on_conflict_do_update(index_elements=[plans.c.id], set_=terms)
+    )
+
+
+def place_order(connection: Connection, purchase: Purchase, digest: str, now: datetime) -> Row[object]:
+    """Credit what was bought to the buyer's credit owner, once, and store the order. Returns its row.
+
+    The order carries the buyer's own billing information as it is now, whoever gets the credits.
+
+    Raises
+    ------
+    Refused
+        `conflicting_job`, `unknown_user`, `unknown_plan`, `purchase_for_self_while_sharing` or
+        `billing_information_missing`. Nothing was done, so the same purchase may come again once its cause is mended.
+
+    """
+    placed = _find_order(connection, purchase, digest)
+    if placed is not None:
+        return placed
+    buyer = lock_users(connection, {purchase.buyer}).get(purchase.buyer)
+    if buyer is None:
+        raise unknown_user(purchase.buyer)
+    _refuse_for_self_while_sharing(purchase, buyer)
+    bought, amount, currency = _terms(connection, purchase)
+    order = connection.execute(
+        insert(connection, orders)
+        .values(
+            order_id=purchase.order_id,
+            digest=digest,
+            buyer_id=buyer.id,
+            owner_id=buyer.owner,
+            plan=purchase.plan,
+            email=bought.email,
+            sms=bought.sms,
+            amount=amount,
+            currency=currency,
+            billing=_billing(connection, purchase),
+            at=now,
+        )
+        .on_conflict_do_nothing()
+        .returning(*orders.c)
+    ).one_or_none()
+    if order is None:  # the same order was placed at the same time
+        return place_order(connection, purchase, digest, now)
+    _credit(connection, buyer.owner, bought, purchase.order_id, now)
+    return order
+
+
+def _find_order(connection: Connection, purchase: Purchase, digest: str) -> Row[object] | None:
+    order = connection.execute(
+        select(orders).where(orders.c.order_id == purchase.order_id).with_for_update(key_share=True)
+    ).one_or_none()
+    if order is not None and order.digest != digest:
+        sentence = f"The order_id {purchase.order_id} was used for another order: give this one an id of its own."
+        raise Refused(Reason.CONFLICTING_JOB, sentence)
+    return order
+
+
+def _refuse_for_self_while_sharing(purchase: Purchase, buyer: User) -> None:
+    if purchase.credit_to == "self" and buyer.is_credit_user:
+        sentence = (
+            f"{buyer.id} uses the credits of {buyer.owner} and cannot buy for themselves only: "
+            f"set the credit owner of {buyer.id} back to {buyer.id} first."
+        )
+        raise Refused(Reason.PURCHASE_FOR_SELF_WHILE_SHARING, sentence)
+
+
+def _terms(connection: Connection, purchase: Purchase) -> tuple[Credits, int, str]:
+    """Return the credits, the amount and the currency: those of the purchase itself, or those of its plan."""
+    if purchase.credits is not None and purchase.amount is not None and purchase.currency is not None:
+        return purchase.credits, purchase.amount, purchase.currency
+    plan = connection.execute(select(plans).where(plans.c.id == purchase.plan)).one_or_none()
+    if plan is None:
+        raise Refused(Reason.UNKNOWN_PLAN, f"There is no plan {purchase.plan}: save it with plans.save first.")
+    return Credits(email=plan.email, sms=plan.sms), plan.price, plan.currency
+
+
+def _billing(connection: Connection, purchase: Purchase) -> dict[str, str]:
+    """Return the billing information of the purchase itself, or what is saved for the buyer."""
+    if purchase.billing is not None:
+        return purchase.billing
+    saved: dict[str, str] | None = connection.execute(
+        select(users.c.billing).where(users.c.id == purchase.buyer)
+    ).scalar_one()
+    if not saved:
+        sentence = (
+            f"There is no billing information for {purchase.buyer}: send it with the order, or save it with users.save."
+        )
+        raise Refused(Reason.BILLING_INFORMATION_MISSING, sentence)
+    return saved
+
+
+def _credit(connection: Connection, owner: str, bought: Credits, order_id: str, now: datetime) -> None:
+    """Add the credits that were bought to the owner's accounts."""
+    ids = ledger.account_ids(connection, {owner})
+    moves = [
+        Move(ids[owner, kind], bought.of(kind), f"purchase:{order_id}:{kind}") for kind in KINDS if bought.of(kind)
+    ]
+    ledger.post(connection, moves, now)

@@ -1,0 +1,80 @@
+"""What an audit looks at: the whole history, or what the marks of earlier audits do not cover.
+
+Marks are explained in audit.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, Select, Subquery, and_, func, literal, or_, select, union_all
+
+from models.database.schema import accounts, audit_marks, charges, entries, orders, usage_marks
+from models.sends.charges import charged_since
+
+Query = Select[*tuple[Any, ...]]
+
+checked_seq = func.coalesce(audit_marks.c.seq, 0)
+"""The last entry of an account that was checked."""
+checked_balance = func.coalesce(audit_marks.c.balance, 0)
+"""The balance that this entry left."""
+rolled_since_mark = func.coalesce(usage_marks.c.seq, 0) != func.coalesce(audit_marks.c.usage_seq, 0)
+"""Whether usage of an account was rolled up since its mark was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditScope:
+    """Entries behind the marks (`marked`) or all of them; charges and orders from `since` on, or all of them."""
+
+    marked: bool = False
+    since: datetime | None = None
+
+
+WHOLE_HISTORY = AuditScope()
+"""Everything, whatever the marks are."""
+
+
+def marked_accounts(scope: AuditScope) -> FromClause:
+    """Return all accounts with their marks; without marks in an audit of the whole history."""
+    return accounts.outerjoin(audit_marks, and_(audit_marks.c.account_id == accounts.c.id, literal(scope.marked)))
+
+
+def new_entries(scope: AuditScope) -> FromClause:
+    """Return the entries in the scope, each with its account and the balance that was checked before them."""
+    columns = (entries.c.account_id, entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause,
+               accounts.c.owner_id, accounts.c.kind)  # fmt: skip
+    if not scope.marked:
+        everything = select(*columns, literal(0).label("checked_balance"))
+        return everything.join_from(entries, accounts, accounts.c.id == entries.c.account_id).subquery("new_entries")
+    # The outer joins, materialized, make every planner begin with the accounts that have moved. Otherwise it would read
+    # all entries, and look up for each whether its account has moved.
+    found = marked_accounts(scope).outerjoin(entries, is_behind_mark())
+    moved = select(*columns, checked_balance.label("checked_balance")).select_from(found).where(has_moved(scope))
+    return moved.cte("new_entries").prefix_with("MATERIALIZED")
+
+
+def is_behind_mark() -> ColumnElement[bool]:
+    """Return the condition for entries of an account that were not checked yet."""
+    return and_(entries.c.account_id == accounts.c.id, entries.c.seq > checked_seq)
+
+
+def has_moved(scope: AuditScope) -> ColumnElement[bool]:
+    """Return the condition for accounts that have moved since their marks. It reads no entries."""
+    return or_(literal(not scope.marked), accounts.c.seq != checked_seq)
+
+
+def recent_charges(scope: AuditScope) -> Subquery:
+    """Return charges made in the scope, and earlier ones refunded in it, each found by index and only once."""
+    names = ("job_id", "account_id", "credits", "refunded", "state", "lease_id", "bulk_id", "messages", "due_at")
+    query = select(*(charges.c[name] for name in names))
+    if scope.since is None:
+        return query.subquery("recent_charges")
+    refunded = (charges.c.refunded_at >= scope.since) & (charges.c.created_at < scope.since)
+    conditions = (*charged_since(scope.since), refunded)
+    return union_all(*(query.where(condition) for condition in conditions)).subquery("recent_charges")
+
+
+def recent_orders(scope: AuditScope) -> Sequence[ColumnElement[bool]]:
+    """Return the conditions for orders in the scope."""
+    return [] if scope.since is None else [orders.c.at >= scope.since]

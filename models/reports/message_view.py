@@ -1,0 +1,78 @@
+"""`views.message`: the answer to a send job, read back, and who may read it."""
+
+from sqlalchemy import Connection, select
+
+from models.database.schema import refusals, users
+from models.errors import Reason, Refused
+from models.messages.answer import iso_time, refused_answer
+from models.messages.base import Json
+from models.messages.views import ViewMessage
+from models.messages.wire import SEND_TASKS
+from models.sends.answers import answer_to
+from models.sends.charges import Charge, bulk_payer, find_charges
+from models.users.users import User, get_user
+
+
+def show_message(connection: Connection, view: ViewMessage) -> Json:
+    """Return the answer to one send job, to its sender and to everybody who spends from the pool that paid.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`; `not_permitted` within the organization; `not_found` in any other, where not even the id may be
+        known.
+
+    """
+    viewer = get_user(connection, view.viewer)
+    charge = find_charges(connection, [view.job_id]).get(view.job_id)
+    if charge is None:
+        return _refused_before(connection, view)
+    payer = charge.payer or bulk_payer(connection, charge.job_id)
+    _require_concern(connection, viewer, charge, payer, view)
+    return answer_to(connection, charge)
+
+
+def _refused_before(connection: Connection, view: ViewMessage) -> Json:
+    """Return the refusal of a job that took no key, to the user whom it named as its sender."""
+    refusal = connection.execute(
+        select(refusals)
+        .where(
+            (refusals.c.key == view.job_id) | (refusals.c.task_id == view.job_id),
+            refusals.c.person == view.viewer,
+            refusals.c.task.in_(SEND_TASKS),
+        )
+        .order_by(refusals.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if refusal is None:
+        raise _no_message(view)
+    return {
+        **refused_answer(refusal.reason, refusal.detail),
+        "job_id": view.job_id,
+        "task": refusal.task,
+        "kind": refusal.task.partition(".")[0],
+        "sender": refusal.person,
+        "attempts": 0,
+        "created_at": iso_time(refusal.at),
+        "final_at": iso_time(refusal.at),
+    }
+
+
+def _require_concern(
+    connection: Connection, viewer: User, charge: Charge, payer: str | None, view: ViewMessage
+) -> None:
+    if viewer.id == charge.sender or viewer.owner == payer:
+        return
+    sender = connection.execute(
+        select(users.c.organization, users.c.credit_owner_id).where(users.c.id == charge.sender)
+    ).one_or_none()
+    if sender is None or sender.organization != viewer.organization:
+        raise _no_message(view)
+    if payer is None and sender.credit_owner_id == viewer.owner:  # refused: nobody paid, but their pool would have
+        return
+    sentence = "This message was sent by somebody else and paid from a pool that is not yours."
+    raise Refused(Reason.NOT_PERMITTED, sentence)
+
+
+def _no_message(view: ViewMessage) -> Refused:
+    return Refused(Reason.NOT_FOUND, f"There is no message {view.job_id} that you may see.")

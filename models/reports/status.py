@@ -1,0 +1,85 @@
+"""How jobs stand, for operators and for whoever enqueued them. No rights are checked here."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Select, func, select
+
+from models.database.schema import accounts, charges, dead_letters, refusals, users
+from models.database.statements import search_by_index
+from models.messages.answer import refused_answer
+from models.messages.base import Json
+from models.sends.answers import answer_to
+from models.sends.charges import charged_since, find_charges
+from models.sends.due import is_waiting
+from models.sends.leases import is_leased
+
+
+def find_answer(connection: Connection, job_id: str) -> Json | None:
+    """Return the answer to a send job as it stands, or None if there is no such job."""
+    charge = find_charges(connection, [job_id]).get(job_id)
+    return None if charge is None else answer_to(connection, charge)
+
+
+def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, Json]:
+    """Return the answers of those send jobs that are final, refused or unknown, by Celery task id.
+
+    `jobs` has the job id for each Celery task id.
+    """
+    rows = connection.execute(select(refusals).where(refusals.c.task_id.in_(jobs)).order_by(refusals.c.id))
+    answers = {row.task_id: {"job_id": jobs[row.task_id], **refused_answer(row.reason, row.detail)} for row in rows}
+    found = find_charges(connection, set(jobs.values()))
+    for task_id, job_id in jobs.items():
+        if task_id not in answers and job_id in found:
+            answers[task_id] = answer_to(connection, found[job_id])
+    return {task_id: answer for task_id, answer in answers.items() if answer["status"] not in ("sending", "retrying")}
+
+
+def count_jobs(connection: Connection, since: datetime) -> dict[str, dict[str, int]]:
+    """Return how many send jobs are in each state, by kind: open ones, and those made since then that have ended."""
+    search_by_index(connection)
+    jobs: dict[str, dict[str, int]] = {}
+    for query in _count_queries(since):
+        for kind, state, count in connection.execute(query):
+            counts = jobs.setdefault(kind, {})
+            counts[state] = counts.get(state, 0) + count
+    return jobs
+
+
+def _count_queries(since: datetime) -> Sequence[Select[Any]]:
+    """Return queries that count jobs by kind and state, each read from an index, however long the history is."""
+    by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
+    ended_since = (made & charges.c.final_at.is_not(None) for made in charged_since(since))
+    conditions = (*is_waiting(), is_leased(), charges.c.unknown_since.is_not(None), *ended_since)
+    return [by_state.where(condition).group_by(charges.c.kind, charges.c.state) for condition in conditions]
+
+
+def count_refusals(connection: Connection, since: datetime) -> int:
+    """Return the number of refusals since then that took no key."""
+    return connection.execute(select(func.count()).where(refusals.c.at >= since)).scalar_one()
+
+
+def count_dead_letters(connection: Connection) -> int:
+    """Return the number of dead letters that were not replayed yet."""
+    unreplayed = select(func.count()).select_from(dead_letters).where(dead_letters.c.replayed_at.is_(None))
+    return connection.execute(unreplayed).scalar_one()
+
+
+class Pool(NamedTuple):
+    """A credit owner whose accounts have moved, and who else spends their credits."""
+
+    owner: str
+    credit_users: list[str]
+
+
+def list_pools(connection: Connection) -> list[Pool]:
+    """Return all pools that have any history, by owner."""
+    moved = select(accounts.c.owner_id).where(accounts.c.seq > 0)
+    owners = connection.execute(
+        select(users.c.id).where(users.c.id.in_(moved), users.c.is_owner).order_by(users.c.id)
+    ).scalars()
+    sharing = connection.execute(
+        select(users.c.credit_owner_id, users.c.id).where(~users.c.is_owner).order_by(users.c.id)
+    ).all()
+    return [Pool(owner, [user for its_owner, user in sharing if its_owner == owner]) for owner in owners]

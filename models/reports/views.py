@@ -1,0 +1,260 @@
+"""What users may look at: overview, usage, orders, billing information, users. Nothing is written.
+
+A *pool* is everything that one credit owner pays for. By default a viewer sees the pool that they spend from, with
+everybody's rows, and a reminder if it is not their own. `of: "self"` shows only what the viewer sent, bought and owns.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, union_all
+
+from models.database.paging import PAGE_SIZE, fetch_page
+from models.database.schema import accounts, charges, orders, plans, users
+from models.database.statements import search_by_index
+from models.errors import Reason, Refused
+from models.messages.answer import iso_time
+from models.messages.base import Json
+from models.messages.fields import KINDS
+from models.messages.views import View, ViewUsage
+from models.reports.usage import UsageScope, paid_by, sent_by, usage_by_day
+from models.sends.answers import wire_status
+from models.sends.charges import State
+from models.users.roles import role_holds
+from models.users.users import User, get_user
+
+
+@dataclass(frozen=True, slots=True)
+class ViewScope:
+    """Who looks, and at whose pool: `owner` is the viewer, or the viewer's credit owner."""
+
+    viewer: User
+    owner: User
+    view: View
+
+    @property
+    def whole_pool(self) -> bool:
+        """Whether everybody's rows are shown, or only the viewer's."""
+        return self.view.of == "owner"
+
+    def heading(self) -> Json:
+        """Return the fields that overview, usage and orders share."""
+        return {
+            "status": "done",
+            "viewer": self.viewer.id,
+            "owner": self.owner.id,
+            "of": self.view.of,
+            "sharing": self.viewer.is_credit_user,
+            "reminder": self.reminder(),
+        }
+
+    def reminder(self) -> str | None:
+        """Return the sentence that tells a credit user whose credits these are."""
+        if not self.viewer.is_credit_user:
+            return None
+        owner = self.viewer.owner
+        if self.whole_pool:
+            return f"You are using the credits of {owner}: this shows everything that is charged and credited there."
+        return f"You are using the credits of {owner}: this shows only what is yours."
+
+
+def scope_of(connection: Connection, view: View) -> ViewScope:
+    """Return who looks, and at whose pool.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`.
+
+    """
+    viewer = get_user(connection, view.viewer)
+    owner = get_user(connection, viewer.owner) if view.of == "owner" and viewer.is_credit_user else viewer
+    return ViewScope(viewer, owner, view)
+
+
+def show_overview(connection: Connection, view: View) -> Json:
+    """Return the remaining credits, and the plans that were bought."""
+    scope = scope_of(connection, view)
+    balances = connection.execute(
+        select(accounts.c.kind, accounts.c.available).where(accounts.c.owner_id == scope.owner.id)
+    )
+    remaining = {kind: available for kind, available in balances}  # noqa: C416  a Row is a tuple, dict() is untyped
+    return {
+        **scope.heading(),
+        "remaining": {kind: remaining.get(kind, 0) for kind in KINDS},
+        "plans": _plans(connection, scope),
+    }
+
+
+def _plans(connection: Connection, scope: ViewScope) -> list[Json]:
+    bought = connection.execute(
+        select(plans.c.id, plans.c.name, func.count().label("orders"), func.max(orders.c.at).label("last_at"))
+        .join(orders, orders.c.plan == plans.c.id)
+        .where(_orders_of(scope))
+        .group_by(plans.c.id, plans.c.name)
+        .order_by(plans.c.id)
+    )
+    return [
+        {"plan": row.id, "name": row.name, "orders": row.orders, "last_at": iso_time(row.last_at)} for row in bought
+    ]
+
+
+def show_usage(connection: Connection, view: ViewUsage) -> Json:
+    """Return the credits spent: by user, day and kind, or message by message. Refunds are taken out again."""
+    scope = scope_of(connection, view)
+    usage = paid_by(connection, scope.owner.id) if scope.whole_pool else sent_by(connection, scope.viewer.id)
+    search_by_index(connection)
+    by_day = usage_by_day(usage, view.since, view.until)
+    totals = connection.execute(select(by_day.c.kind, func.sum(by_day.c.credits)).group_by(by_day.c.kind))
+    total = {kind: int(credits_) for kind, credits_ in totals}
+    found = (
+        _usage_by_message(connection, usage, view) if view.by == "message" else _usage_by_day(connection, by_day, view)
+    )
+    rows, more = found
+    return {
+        **scope.heading(),
+        "total": {kind: total.get(kind, 0) for kind in KINDS},
+        "by": view.by,
+        "rows": rows,
+        **_paging(view, more=more),
+    }
+
+
+def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tuple[list[Json], bool]:
+    key = by_day.c.sender, by_day.c.day, by_day.c.kind
+    query = (
+        select(*key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages"))
+        .group_by(*key)
+        .order_by(by_day.c.day.desc(), by_day.c.sender, by_day.c.kind)
+    )
+    found, more = fetch_page(connection, query, view.page)
+    return [
+        {
+            "user": row.sender,
+            "day": str(row.day),
+            "kind": row.kind,
+            "credits": int(row.credits),
+            "messages": int(row.messages),
+        }
+        for row in found
+    ], more
+
+
+def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> tuple[list[Json], bool]:
+    newest = _newest_charges(usage, view)
+    query = (
+        select(newest, accounts.c.owner_id)
+        .join(accounts, accounts.c.id == newest.c.account_id)
+        .order_by(newest.c.created_at.desc(), newest.c.job_id)
+    )
+    found, more = fetch_page(connection, query, view.page)
+    return [
+        {
+            "job_id": row.job_id,
+            "user": row.sender,
+            "kind": row.kind,
+            "credits": row.credits - row.refunded,
+            "status": wire_status(State(row.state), row.attempts),
+            "paid_by": row.owner_id,
+            "at": iso_time(row.created_at),
+        }
+        for row in found
+    ], more
+
+
+def _newest_charges(usage: UsageScope, view: View) -> Subquery:
+    """Return the newest charges, as many as the pages up to this one can show, from each account separately.
+
+    An index gives the charges of one account in the order of their times, but not those of two accounts together.
+    """
+    names = ("job_id", "account_id", "sender", "kind", "credits", "refunded", "state", "attempts", "created_at")
+    separately = [usage] if usage.sender else [UsageScope({account_id: None}) for account_id in usage.marks]
+    newest = [
+        select(*(charges.c[name] for name in names))
+        .where(each.covers(charges), _between(charges.c.created_at, view))
+        .order_by(charges.c.created_at.desc(), charges.c.job_id)
+        .limit(view.page * PAGE_SIZE + 1)
+        .subquery()
+        for each in separately
+    ]
+    return union_all(*(select(each) for each in newest)).subquery("newest")
+
+
+def show_orders(connection: Connection, view: View) -> Json:
+    """Return the orders, newest first. The billing information on an order is the buyer's own and not shown."""
+    scope = scope_of(connection, view)
+    query = (
+        select(orders)
+        .where(_orders_of(scope), _between(orders.c.at, view))
+        .order_by(orders.c.at.desc(), orders.c.order_id)
+    )
+    found, more = fetch_page(connection, query, view.page)
+    return {**scope.heading(), "rows": [_order(row) for row in found], **_paging(view, more=more)}
+
+
+def _order(row: Row[*tuple[Any, ...]]) -> Json:
+    return {
+        "order_id": row.order_id,
+        "buyer": row.buyer_id,
+        "owner": row.owner_id,
+        "plan": row.plan,
+        "credits": {"email": row.email, "sms": row.sms},
+        "amount": row.amount,
+        "currency": row.currency,
+        "at": iso_time(row.at),
+    }
+
+
+def show_billing(connection: Connection, view: View) -> Json:
+    """Return the viewer's own billing information, never anybody else's."""
+    viewer = get_user(connection, view.viewer)
+    information = connection.execute(select(users.c.billing).where(users.c.id == viewer.id)).scalar_one()
+    return {"status": "done", "viewer": viewer.id, "billing": information}
+
+
+def show_users(connection: Connection, view: View) -> Json:
+    """Return the users of the viewer's organization.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`, or `not_permitted` without the right `view_user_list`.
+
+    """
+    viewer = get_user(connection, view.viewer)
+    if not role_holds(connection, viewer.organization, viewer.role, "view_user_list"):
+        sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
+        raise Refused(Reason.NOT_PERMITTED, sentence)
+    query = select(users).where(users.c.organization == viewer.organization).order_by(users.c.id)
+    if view.of == "self":
+        query = query.where(users.c.credit_owner_id == viewer.id)
+    found, more = fetch_page(connection, query, view.page)
+    rows = [
+        {
+            "user_id": row.id,
+            "name": row.name,
+            "email": row.email,
+            "role": row.role,
+            "owner": row.credit_owner_id,
+            "sharing": not row.is_owner,
+        }
+        for row in found
+    ]
+    return {"status": "done", "viewer": viewer.id, "rows": rows, **_paging(view, more=more)}
+
+
+def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
+    if scope.whole_pool:
+        return orders.c.owner_id == scope.owner.id
+    return orders.c.buyer_id == scope.viewer.id
+
+
+def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
+    """Return the condition for times from `since` on and before `until`."""
+    condition = column >= (view.since or datetime(1970, 1, 1, tzinfo=UTC))
+    return condition & (column < view.until) if view.until else condition
+
+
+def _paging(view: View, *, more: bool) -> Json:
+    return {"page": view.page, "more": more}

@@ -1,0 +1,105 @@
+"""What Postage asks of a carrier, and what a carrier may answer. No SMTP and no HTTP here."""
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
+
+from models.text import sanitize
+
+
+class Outcome(enum.StrEnum):
+    """What became of one attempt to hand a message over."""
+
+    ACCEPTED = "accepted"
+    """The carrier took it (an email: for at least one recipient)."""
+    NEVER = "never"
+    """The carrier will not take this message, however often it is asked."""
+    NOT_NOW = "not_now"
+    """The carrier certainly did not take it, and may take it when asked again."""
+    UNSURE = "unsure"
+    """The carrier may have taken it: the connection broke before its answer arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """One email as a carrier gets it. `recipients` is the envelope: those who are still to get it."""
+
+    job_id: str
+    from_name: str
+    from_address: str
+    to: tuple[str, ...]
+    cc: tuple[str, ...]
+    recipients: tuple[str, ...]
+    subject: str
+    text: str | None
+    html: str | None
+    reply_to: str | None
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sms:
+    """One text message as a carrier gets it. `to` is E.164; `segments` is what was charged."""
+
+    job_id: str
+    to: str
+    sender_id: str | None
+    text: str
+    segments: int
+
+
+OutboundMessage = Email | Sms
+"""A message as a carrier gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A carrier's answer to one attempt.
+
+    `detail` is a sentence for people, `reference` the carrier's own id of the message. `refused` and `deferred` name
+    the recipients of an *accepted* email whom the carrier refused for good, or for now, each with the carrier's words.
+    """
+
+    outcome: Outcome
+    detail: str = ""
+    reference: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    deferred: Mapping[str, str] = field(default_factory=dict)
+    recipients_refused: bool = False
+    """With NEVER: the carrier refused every recipient, not the message."""
+
+    def sanitized(self) -> Self:
+        """Return the same receipt with every text of the carrier's sanitized."""
+        detail, reference = sanitize(self.detail), None if self.reference is None else sanitize(self.reference)
+        if (detail, reference) == (self.detail, self.reference) and not self.refused and not self.deferred:
+            return self  # as nearly always
+        return replace(
+            self,
+            detail=detail,
+            reference=reference,
+            refused={address: sanitize(words) for address, words in self.refused.items()},
+            deferred={address: sanitize(words) for address, words in self.deferred.items()},
+        )
+
+
+class Carrier(Protocol):
+    """Takes messages out of the house."""
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether asking again with the same job id can never send twice."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many deliveries at the same time are faster than one, and bearable for the other end."""
+
+    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+        """Hand one message over. Safe to call from threads; never raises for what a carrier or a network does.
+
+        A carrier that is not idempotent calls `before_handover` at the last moment at which it is certain that nobody
+        has accepted the message. If that raises, nothing is handed over.
+        """
+
+    def close(self) -> None:
+        """Close the connections that were kept open."""

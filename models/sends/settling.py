@@ -1,0 +1,149 @@
+"""Settling: writing how attempts ended, with refunds and dead letters, in the caller's transaction."""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Boolean, ColumnElement, Connection, Executable, String, bindparam, case, func, null, update
+from sqlalchemy.types import TypeEngine
+
+from models.database.json_rows import rows_from, rows_param
+from models.database.schema import UtcDateTime, charges
+from models.database.statements import chained, execute_chain, sql_literal
+from models.messages.base import Json
+from models.money import ledger
+from models.money.ledger import Move
+from models.sends.charges import FINAL, Charge, State
+from models.sends.dead_letters import keep_failed
+from models.sends.leases import delete_finished_leases, is_held
+from models.sends.outcomes import Settlement
+
+
+def settle(
+    connection: Connection,
+    settlements: Sequence[Settlement],
+    now: datetime,
+    *,
+    keep_dead: bool,
+    state_before: State = State.SENDING,
+    settled_before: int = 0,
+) -> list[Settlement]:
+    """Write how attempts ended, give back to the payers what is to be given back, and keep a letter of each failed job.
+
+    Returns the settlements that counted, in their order, which is also the order of the refunds: an attempt that is no
+    longer the last one of its job changes nothing. `state_before` is `unknown` where a person has decided. The lease is
+    deleted with its last job; `settled_before` is how many of its jobs were settled by earlier calls.
+    """
+    ended = _end_attempts(connection, settlements, now, state_before=state_before, settled_before=settled_before)
+    counted = [one for one in settlements if one.charge.job_id in ended]
+    refunds = [
+        Move(ended[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
+    ]
+    ledger.post(connection, refunds, now)
+    if keep_dead:
+        keep_failed(connection, counted, now)
+    return counted
+
+
+def settled_charge(settlement: Settlement, now: datetime) -> Charge:
+    """Return the charge as it stands after a settlement that counted."""
+    charge, is_final = settlement.charge, settlement.state in FINAL
+    return replace(
+        charge,
+        state=settlement.state,
+        reason=settlement.reason,
+        detail=settlement.detail,
+        refunded=settlement.refund,
+        due_at=settlement.due_at,
+        recipients_refused=settlement.recipients_refused,
+        carrier_reference=settlement.carrier_reference,
+        crashes=charge.crashes + settlement.crashed,
+        handover_started_at=(charge.handover_started_at or now) if settlement.in_doubt else None,
+        final_at=now if is_final else None,
+        content=None if is_final else settlement.content or charge.content,
+        is_new=False,
+    )
+
+
+def _end_attempts(
+    connection: Connection,
+    settlements: Sequence[Settlement],
+    now: datetime,
+    *,
+    state_before: State,
+    settled_before: int,
+) -> dict[str, int]:
+    """End the attempts that are still the last ones. Returns their jobs, each with the account that paid."""
+    rows = [
+        {
+            "job_id": one.charge.job_id,
+            "attempts": one.charge.attempts,
+            "lease_id": one.charge.lease_id,
+            **_changes(one),
+        }
+        for one in settlements
+    ]
+    leased = Counter(one.charge.lease_id for one in settlements) if state_before is State.SENDING else {}
+    settled_leases = [{"lease_id": lease_id, "jobs": settled_before + jobs} for lease_id, jobs in leased.items()]
+    parameters = {
+        **rows_param(connection, rows, "settlements"),
+        **rows_param(connection, settled_leases, "settled_leases"),
+        "state_before": state_before,
+        "now": now,
+    }
+    ended = execute_chain(connection, _end_attempts_and_leases(connection.dialect.name), parameters)
+    return {row.job_id: row.account_id for row in ended}
+
+
+_CHANGED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refused", "carrier_reference", "crashes",
+            "content", "in_doubt")  # fmt: skip
+
+
+def _changes(settlement: Settlement) -> Json:
+    """Return the columns that a settlement sets. Empty ones are left out to keep the JSON short."""
+    values = {
+        "state": settlement.state,
+        "reason": settlement.reason,
+        "detail": settlement.detail,
+        "refunded": settlement.refund,
+        "due_at": settlement.due_at,
+        "recipients_refused": settlement.recipients_refused,
+        "carrier_reference": settlement.carrier_reference,
+        "crashes": settlement.charge.crashes + settlement.crashed,
+        "content": settlement.content,
+        "in_doubt": settlement.in_doubt,
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+@functools.cache
+def _end_attempts_and_leases(dialect: str) -> Sequence[Executable]:
+    names = ("job_id", "attempts", "lease_id", *_CHANGED)
+    types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name != "in_doubt"}
+    settlement = rows_from(dialect, {**types, "in_doubt": Boolean()}, "settlements")
+    now = bindparam("now", type_=UtcDateTime)
+    is_final = settlement.c.state.in_([sql_literal(state) for state in FINAL])
+    # The attempt itself has noted when its handover started, after it was read.
+    started_at = func.coalesce(charges.c.handover_started_at, now)
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: settlement.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
+                                                 "carrier_reference")},
+        "refunded": func.coalesce(settlement.c.refunded, sql_literal(0)),
+        "refunded_at": case((settlement.c.refunded > sql_literal(0), now), else_=None),
+        "crashes": func.coalesce(settlement.c.crashes, sql_literal(0)),
+        "lease_until": null(),
+        "handover_started_at": case((settlement.c.in_doubt, started_at), else_=None),
+        "unknown_since": case((settlement.c.state == sql_literal(State.UNKNOWN), now), else_=None),
+        "final_at": case((is_final, now), else_=None),
+        "content": case((is_final, None), else_=func.coalesce(settlement.c.content, charges.c.content)),
+    }  # fmt: skip
+    end_attempts = (
+        update(charges)
+        .where(is_held(settlement, bindparam("state_before", type_=String)))
+        .values(values)
+        .returning(charges.c.job_id, charges.c.account_id)
+    )
+    return chained(dialect, delete_finished_leases(dialect), end_attempts, first_name="finished_leases")

@@ -1,0 +1,110 @@
+"""Unknown jobs, which the carrier may or may not have taken: a person decides, and the decision is stored."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Connection, select
+
+from models.database.paging import fetch_page
+from models.database.schema import accounts, charges, decisions
+from models.database.statements import insert
+from models.messages.answer import iso_time
+from models.messages.base import Json
+from models.sends.charges import Charge, State, list_charges, lock_unknown, restart
+from models.sends.outcomes import content_for_resend, settlement_of_refund
+from models.sends.settling import settle
+
+Decision = Literal["refund", "resend"]
+
+
+def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
+    """Return one page of unknown jobs, the longest unknown first, and whether more follow."""
+    query = (
+        select(
+            charges.c.job_id,
+            charges.c.kind,
+            charges.c.sender,
+            accounts.c.owner_id,
+            charges.c.credits,
+            charges.c.attempts,
+            charges.c.handover_started_at,
+            charges.c.detail,
+        )
+        .join(accounts, accounts.c.id == charges.c.account_id)
+        .where(charges.c.unknown_since.is_not(None))
+        .order_by(charges.c.handover_started_at, charges.c.job_id)
+    )
+    found, more = fetch_page(connection, query, page)
+    rows = [
+        {
+            "job_id": row.job_id,
+            "kind": row.kind,
+            "sender": row.sender,
+            "paid_by": row.owner_id,
+            "credits": row.credits,
+            "attempts": row.attempts,
+            "handed_at": iso_time(row.handover_started_at),
+            "detail": row.detail,
+        }
+        for row in found
+    ]
+    return rows, more
+
+
+def unknown_ids(connection: Connection) -> list[str]:
+    """Return the ids of all unknown jobs, in order."""
+    query = select(charges.c.job_id).where(charges.c.unknown_since.is_not(None)).order_by(charges.c.job_id)
+    return list(connection.execute(query).scalars())
+
+
+def refund_unknown(
+    connection: Connection,
+    job_ids: Collection[str],
+    *,
+    operator: str,
+    note: str | None = None,
+    now: datetime,
+    keep_dead: bool = True,
+) -> list[Charge]:
+    """End unknown jobs as failed, with their credits back at the payer. Returns them as they stand then.
+
+    An email that earlier attempts handed to some of its recipients ends as sent, and those stay charged. Jobs that are
+    not unknown (any more) are left alone, so this may be run twice, and by several people at once. `keep_dead` says
+    whether a letter is kept of jobs that failed.
+    """
+    settlements = [settlement_of_refund(charge) for charge in lock_unknown(connection, job_ids)]
+    counted = settle(connection, settlements, now, keep_dead=keep_dead, state_before=State.UNKNOWN)
+    settled_ids = [settlement.charge.job_id for settlement in counted]
+    return _record_decision(connection, "refund", settled_ids, operator=operator, note=note, now=now)
+
+
+def resend_unknown(
+    connection: Connection, job_ids: Collection[str], *, operator: str, note: str | None = None, now: datetime
+) -> list[Charge]:
+    """Let the sweeper send unknown jobs again, with all attempts before them. Returns them as they stand then.
+
+    Like `refund_unknown`, it leaves jobs alone that are not unknown.
+    """
+    unknown = lock_unknown(connection, job_ids)
+    for charge in unknown:
+        restart(connection, charge, content_for_resend(charge), now)
+    restarted_ids = [charge.job_id for charge in unknown]
+    return _record_decision(connection, "resend", restarted_ids, operator=operator, note=note, now=now)
+
+
+def _record_decision(
+    connection: Connection,
+    decision: Decision,
+    job_ids: Sequence[str],
+    *,
+    operator: str,
+    note: str | None,
+    now: datetime,
+) -> list[Charge]:
+    """Store who decided what, and return the jobs as they stand now."""
+    if not job_ids:
+        return []
+    made = {"decision": decision, "operator": operator, "note": note, "at": now}
+    connection.execute(insert(connection, decisions), [{"job_id": job_id, **made} for job_id in job_ids])
+    return list_charges(connection, job_ids)

@@ -1,0 +1,1 @@
+"""Users, what their roles allow, and whose credits they spend."""

@@ -1,0 +1,97 @@
+"""Credit sharing: the one change, who may make it, and the rules that it must keep."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, update
+
+from models.database.schema import owner_changes, users
+from models.database.statements import insert
+from models.errors import Reason, Refused
+from models.messages.billing import SetOwner
+from models.users.roles import lock_role, role_holds
+from models.users.users import User, lock_users, unknown_user
+
+
+def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now: datetime) -> None:
+    """Let `change.user` spend the credits of `change.owner` from now on. Their own id ends the sharing.
+
+    All users named are locked first, so the rules hold at the moment of the change. A change that was made before is
+    not made again.
+
+    Raises
+    ------
+    Refused
+        `conflicting_job`, `unknown_user`, `not_permitted`, `other_organization`, `owner_is_credit_user` or
+        `user_has_credit_users`.
+
+    """
+    named = lock_users(connection, {change.actor, change.user, change.owner}, to_change=True)
+    if _was_made_before(connection, change, digest):
+        return
+    actor, user, owner = (_require_known(named, one) for one in (change.actor, change.user, change.owner))
+    _require_one_organization(actor, user, owner)
+    _require_rights(connection, actor)
+    if owner.id != user.id:
+        _require_eligible(connection, user, owner)
+    connection.execute(
+        update(users).where(users.c.id == user.id).values(credit_owner_id=owner.id, is_owner=owner.id == user.id)
+    )
+    connection.execute(
+        insert(connection, owner_changes).values(
+            change_id=change.change_id,
+            digest=digest,
+            actor_id=actor.id,
+            user_id=user.id,
+            old_owner_id=user.owner,
+            new_owner_id=owner.id,
+            at=now,
+        )
+    )
+
+
+def _was_made_before(connection: Connection, change: SetOwner, digest: str) -> bool:
+    earlier = connection.execute(
+        select(owner_changes.c.digest).where(owner_changes.c.change_id == change.change_id)
+    ).scalar()
+    if earlier is not None and earlier != digest:
+        sentence = f"The change_id {change.change_id} was used for another change: give this one an id of its own."
+        raise Refused(Reason.CONFLICTING_JOB, sentence)
+    return earlier is not None
+
+
+def _require_known(users_by_id: dict[str, User], user_id: str) -> User:
+    if user_id not in users_by_id:
+        raise unknown_user(user_id)
+    return users_by_id[user_id]
+
+
+def _require_one_organization(actor: User, user: User, owner: User) -> None:
+    if not actor.organization == user.organization == owner.organization:
+        sentence = "Actor, user and owner must belong to one organization: credits are not shared beyond it."
+        raise Refused(Reason.OTHER_ORGANIZATION, sentence)
+
+
+def _require_rights(connection: Connection, actor: User) -> None:
+    lock_role(connection, actor.organization, actor.role)
+    if not role_holds(connection, actor.organization, actor.role, "view_user_list", "edit_user"):
+        sentence = (
+            f"The role {actor.role} of {actor.id} does not hold both rights view_user_list and edit_user, "
+            "which setting a credit owner needs: ask somebody whose role does."
+        )
+        raise Refused(Reason.NOT_PERMITTED, sentence)
+
+
+def _require_eligible(connection: Connection, user: User, owner: User) -> None:
+    """Make sure that sharing stays one level deep."""
+    if owner.is_credit_user:
+        sentence = f"{owner.id} uses the credits of {owner.owner} and has none to share: choose {owner.owner} instead."
+        raise Refused(Reason.OWNER_IS_CREDIT_USER, sentence)
+    credit_users = connection.execute(
+        select(func.count()).where(users.c.credit_owner_id == user.id, users.c.id != user.id)
+    ).scalar_one()
+    if credit_users:
+        sentence = (
+            f"{credit_users} other{'s use' if credit_users > 1 else ' uses'} the credits of {user.id}: "
+            "set their credit owner back to themselves first."
+        )
+        raise Refused(Reason.USER_HAS_CREDIT_USERS, sentence)

@@ -1,0 +1,239 @@
+"""How every job is answered: parse the message, run the use case, answer with an object, record what was refused.
+
+There is one path, for many jobs at once; a single job is a batch of one. A task answers and never raises for a refusal,
+which is a normal outcome. Any other exception is a fault (the database is away) or a bug. It is logged as an error, and
+the job is tried again, which every use case bears.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, cast
+
+import structlog
+from celery import Task
+from celery.exceptions import Reject
+from sqlalchemy import Connection
+
+from models.errors import Refused
+from models.messages.answer import Answer, refused_answer
+from models.messages.base import Json, TaskMessage
+from models.messages.wire import MESSAGES, parse
+from models.sends.dead_letters import DeadLetter, Status, is_keepable, keep_letters
+from models.sends.refusals import record_refusal
+from models.text import sanitize
+from tasks.context import Context
+from tasks.job_ids import ID_FIELDS, USER_FIELDS, first_id
+
+log = structlog.get_logger(__name__)
+
+FAULT_RETRIES = 20
+FAULT_WAIT_S = 2.0
+FAULT_WAIT_MAX_S = 60.0
+"""After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
+
+TASK_ID_MAX = 255
+"""Characters of a Celery task id that are kept."""
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A job as it arrived: the object that was on the wire, which may be anything, and its Celery task id."""
+
+    given: object
+    task_id: str
+    job_id: str | None = field(init=False)
+    user: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.task_id = sanitize(self.task_id, TASK_ID_MAX)
+        self.job_id = first_id(self.given, ID_FIELDS)
+        self.user = first_id(self.given, USER_FIELDS)
+
+
+Result = Json | Refused
+"""What a use case makes of a job: the fields of its answer, or the refusal."""
+
+
+class PostageTask(Task):  # type: ignore[type-arg]
+    """The base of every task. Its `run` is called with the context and the parsed message."""
+
+    abstract = True
+    typing = False  # a job with any arguments at all must get as far as its refusal
+    max_retries = FAULT_RETRIES
+    log_level = logging.INFO
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Answer:  # noqa: ANN401  whatever was on the wire
+        """Answer one job. After a fault it is tried again."""
+        given = args[0] if len(args) == 1 and not kwargs else None
+        arrival = Arrival(given, str(self.request.id))
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task=self.name, job=self._job_id(arrival), sender=arrival.user)
+        try:
+            [(_, answer)] = chain.from_iterable(self.answer([arrival]))
+        except Exception as fault:
+            log.exception("fault", retries=self.request.retries)
+            raise self._retry_or_give_up(arrival, fault) from fault
+        return answer
+
+    def answer(self, arrivals: Sequence[Arrival]) -> Iterator[list[tuple[int, Answer]]]:
+        """Answer jobs; yields their places in `arrivals` and their answers, in groups as they come.
+
+        A fault is raised, and leaves the jobs unanswered that no group has named before it.
+        """
+        context: Context = self.app.context  # type: ignore[attr-defined]
+        parsed: list[tuple[int, TaskMessage]] = []
+        refused: list[tuple[int, Result]] = []
+        for place, arrival in enumerate(arrivals):
+            try:
+                parsed.append((place, self._parse(arrival)))
+            except Refused as why:
+                refused.append((place, why))
+        yield self._close(context, arrivals, refused)
+        for results in self.handle(context, parsed):
+            yield self._close(context, arrivals, results)
+
+    def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
+        """Run the use case for each parsed message; yields their places and results, in groups as they come."""
+        for place, message in parsed:
+            try:
+                result: Result = cast("Json", self.run(context, message))
+            except Refused as why:
+                result = why
+            yield [(place, result)]
+
+    def _parse(self, arrival: Arrival) -> TaskMessage:
+        return parse(self.name, arrival.given, job_id=arrival.task_id)
+
+    def _close(
+        self, context: Context, arrivals: Sequence[Arrival], results: Sequence[tuple[int, Result]]
+    ) -> list[tuple[int, Answer]]:
+        """Record the refusals among the results, and return the answers."""
+        self._record_refused(context, [(arrivals[place], result) for place, result in results])
+        return [(place, self._answer(arrivals[place], result)) for place, result in results]
+
+    def _answer(self, arrival: Arrival, result: Result) -> Answer:
+        if isinstance(result, Refused):
+            fields = self._key_field(arrival) | refused_answer(result.reason, result.detail)
+        else:
+            fields = result
+        log.log(
+            self.log_level,
+            "answered",
+            job=self._job_id(arrival),
+            sender=arrival.user,
+            payer=fields.get("paid_by"),
+            status=fields.get("status"),
+            reason=fields.get("reason"),
+        )
+        return Answer(fields)
+
+    def _record_refused(self, context: Context, results: Sequence[tuple[Arrival, Result]]) -> None:
+        """Store what was refused, in one transaction: a dead letter, and the refusal if no charge records it."""
+        refused = [(arrival, result) for arrival, result in results if _is_refused(result)]
+        letters = [
+            letter
+            for arrival, result in refused
+            for letter in self._letter(context, arrival, "refused", *_reason_of(result))
+        ]
+        unrecorded = [(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
+        if not letters and not unrecorded:
+            return
+
+        def store(connection: Connection) -> None:
+            now = context.now()
+            for arrival, why in unrecorded:
+                record_refusal(
+                    connection,
+                    task=self.name,
+                    task_id=arrival.task_id,
+                    key=arrival.job_id,
+                    person=arrival.user,
+                    why=why,
+                    now=now,
+                )
+            keep_letters(connection, letters, now)
+
+        context.database.write(store)
+
+    def _letter(
+        self, context: Context, arrival: Arrival, status: Status, reason: str | None, detail: str
+    ) -> list[DeadLetter]:
+        """Return the dead letter of a job, or none if it is not to be kept."""
+        given = arrival.given
+        if not context.keeps_dead or not isinstance(given, dict) or not is_keepable(self.name, given):
+            return []
+        return [
+            DeadLetter(
+                task=self.name,
+                task_id=arrival.task_id,
+                key=arrival.job_id or arrival.task_id,
+                person=arrival.user,
+                status=status,
+                reason=reason,
+                detail=detail,
+                job=given,
+            )
+        ]
+
+    def _retry_or_give_up(self, arrival: Arrival, fault: Exception) -> Exception:
+        """Return what to raise after a fault: Celery's retry, or the fault itself once the retries are used up.
+
+        A job that is given up becomes a dead letter first. If that cannot be stored, the job is not given up.
+        """
+        context: Context = self.app.context  # type: ignore[attr-defined]
+        retries = self.request.retries or 0
+        if retries < FAULT_RETRIES or self.request.called_directly:
+            return self._retry(fault, retries, FAULT_RETRIES)
+        detail = f"{type(fault).__name__}, {retries + 1} times: the log says more."
+        letters = self._letter(context, arrival, "fault", None, detail)
+        try:
+            context.database.write(lambda connection: keep_letters(connection, letters, context.now()))
+        except Exception:
+            log.exception("job not given up: its dead letter could not be stored", retries=retries)
+            return self._retry(fault, retries, retries + 1)
+        log.error("job given up after too many faults", kept=bool(letters), retries=retries)
+        return fault
+
+    def _retry(self, fault: Exception, retries: int, most: int) -> Exception:
+        """Enqueue the job once more. If the broker does not take it, leave it where it is."""
+        try:
+            return self.retry(exc=fault, countdown=_wait_s(retries), max_retries=most)
+        except Reject:  # without this Celery would drop the job
+            raise Reject(type(fault).__name__, requeue=True) from fault
+
+    def _job_id(self, arrival: Arrival) -> str | None:
+        return arrival.job_id or (arrival.task_id if self.name in MESSAGES else None)
+
+    def _key_field(self, arrival: Arrival) -> Json:
+        """Return the field by whose value the producer knows the job."""
+        name = MESSAGES[self.name].key if self.name in MESSAGES else None
+        if name is None:
+            return {}
+        return {name: first_id(arrival.given, (name,)) or (arrival.task_id if name == "job_id" else None)}
+
+
+def _is_refused(result: Result) -> bool:
+    return isinstance(result, Refused) or result.get("status") == "refused"
+
+
+def _reason_of(result: Result) -> tuple[str | None, str]:
+    if isinstance(result, Refused):
+        return result.reason, result.detail
+    return result.get("reason"), result.get("detail") or ""
+
+
+def _wait_s(retries: int) -> float:
+    return float(min(FAULT_WAIT_MAX_S, FAULT_WAIT_S * 2**retries) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+
+
+class InternalTask(PostageTask):
+    """The base of Postage's own tasks, whose objects no producer makes."""
+
+    abstract = True
+    log_level = logging.DEBUG  # beat sends them all the time
+
+    def _parse(self, arrival: Arrival) -> TaskMessage:
+        return cast("TaskMessage", arrival.given)

@@ -1,0 +1,23 @@
+"""Which job an object off the wire is, and whose: all that logs and events may show of it."""
+
+from models.messages.fields import ID
+
+ID_FIELDS = ("job_id", "order_id", "change_id", "user_id")
+USER_FIELDS = ("sender", "buyer", "actor", "viewer")
+
+
+def first_id(given: object, fields: tuple[str, ...]) -> str | None:
+    """Return the first of `fields` that holds a valid id in an object off the wire, which may be anything."""
+    if not isinstance(given, dict):
+        return None
+    for field in fields:
+        value = given.get(field)
+        if isinstance(value, str) and ID.fullmatch(value):
+            return value
+    return None
+
+
+def redacted_args(args: object) -> str:
+    """Return the arguments of a task as logs and events may show them: the job's id and its sender, nothing else."""
+    given = args[0] if isinstance(args, (list, tuple)) and args else None
+    return f"(job={first_id(given, ID_FIELDS) or '-'}, sender={first_id(given, USER_FIELDS) or '-'})"

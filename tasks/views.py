@@ -1,0 +1,57 @@
+"""`views.*`: what users look at. Each reads one state of the data and changes nothing."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from celery import shared_task
+from sqlalchemy import Connection
+
+from models.messages.base import Json
+from models.messages.views import View, ViewMessage, ViewUsage
+from models.reports.message_view import show_message
+from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
+from tasks.base import PostageTask
+from tasks.context import Context
+
+V = TypeVar("V", bound=View)
+
+
+def read_view(context: Context, show: Callable[[Connection, V], Json], view: V) -> Json:
+    """Return what the viewer asked to see."""
+    return context.database.read(lambda connection: show(connection, view))
+
+
+@shared_task(name="views.overview", base=PostageTask)
+def views_overview(context: Context, message: View) -> Json:
+    """Remaining credits and plans."""
+    return read_view(context, show_overview, message)
+
+
+@shared_task(name="views.usage", base=PostageTask)
+def views_usage(context: Context, message: ViewUsage) -> Json:
+    """Credits spent."""
+    return read_view(context, show_usage, message)
+
+
+@shared_task(name="views.orders", base=PostageTask)
+def views_orders(context: Context, message: View) -> Json:
+    """Orders."""
+    return read_view(context, show_orders, message)
+
+
+@shared_task(name="views.billing", base=PostageTask)
+def views_billing(context: Context, message: View) -> Json:
+    """The viewer's own billing information."""
+    return read_view(context, show_billing, message)
+
+
+@shared_task(name="views.users", base=PostageTask)
+def views_users(context: Context, message: View) -> Json:
+    """The users of the viewer's organization."""
+    return read_view(context, show_users, message)
+
+
+@shared_task(name="views.message", base=PostageTask)
+def views_message(context: Context, message: ViewMessage) -> Json:
+    """The answer to one send job."""
+    return read_view(context, show_message, message)

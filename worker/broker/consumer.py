@@ -1,0 +1,114 @@
+"""A consumer that sets aside messages that can never be a job, where Celery's would drop them or end.
+
+A message that is not of Celery's protocol ends a stock worker, or is acknowledged with its whole body logged: a job for
+a newer worker would be lost, and its text would stand in the log. Here each message is checked first. One of which no
+task can be made goes to the quarantine, and the log names ids only.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery.worker.consumer import Consumer
+
+from models.text import sanitize
+from worker.broker.json_codec import JSON
+from worker.broker.transport import Channel
+
+log = structlog.get_logger(__name__)
+
+NAME_MAX = 64
+"""Characters of names in a message that are logged."""
+
+
+class QuarantiningConsumer(Consumer):
+    """Celery's consumer, which quarantines messages that are not jobs of ours."""
+
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
+        # Workers need not know of each other. Mingle would delay each start by a second, and leave the channel
+        # consuming in kombu's own way for a while. Gossip makes every worker read the heartbeats of all others.
+        quiet = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        super().__init__(*args, **{**options, "worker_options": quiet})
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:  # noqa: ANN401  Celery's
+        """Return the handler of all messages: Celery's, for those that are task messages."""
+        handle: Callable[[Any], None] = super().create_task_handler(*args, **options)
+
+        def check_and_handle(message: Any) -> None:  # noqa: ANN401  kombu's
+            why = why_unfit(message)
+            if why is None:
+                handle(message)
+            else:
+                self._quarantine(message, why)
+
+        return check_and_handle
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ANN401, ARG002  Celery's
+        """Quarantine a message that is not of Celery's protocol."""
+        self._quarantine(message, "not a task message")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ANN401, ARG002
+        """Quarantine a task that this worker does not know; a newer one may."""
+        self._quarantine(message, "a task that this worker does not know")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ANN401, ARG002
+        """Quarantine a task message with impossible parts."""
+        self._quarantine(message, "an invalid task message")
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ANN401, ARG002
+        """Quarantine a message whose body cannot be decoded."""
+        self._quarantine(message, "a body that cannot be read")
+
+    def _quarantine(self, message: Any, why: str) -> None:  # noqa: ANN401
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        task, task_id = (sanitize(str(headers.get(name)), NAME_MAX) for name in ("task", "id"))
+        log.error("quarantined", why=why, task=task, task_id=task_id)
+        channel = message.channel
+        if isinstance(channel, Channel):
+            channel.qos.quarantine(message.delivery_tag, json.dumps(message._raw).encode())  # type: ignore[attr-defined]  # noqa: SLF001
+        else:  # a broker without our transport has no quarantine
+            message.reject()
+
+
+def why_unfit(message: Any) -> str | None:  # noqa: ANN401  kombu's
+    """Return why no task can be made of a message, or None if one can.
+
+    Both of Celery's protocols are known. In version 2, headers name the task and the body is [args, kwargs, embed]; in
+    version 1, the body is one object.
+    """
+    if message.content_type != JSON:
+        return "a content type other than application/json"
+    try:
+        body = message.payload
+    except Exception:  # noqa: BLE001  whatever its bytes do to a decoder
+        return "a body that cannot be read"
+    headers = message.headers or {}
+    if not isinstance(headers, dict):
+        return "headers that are no object"
+    if "task" in headers:
+        return None if _is_version_2(headers, body) else "not a task message of protocol 2"
+    return None if _is_version_1(body) else "not a task message of protocol 1"
+
+
+def _is_version_2(headers: dict[str, Any], body: object) -> bool:
+    return (
+        _are_names(headers.get("task"), headers.get("id"))
+        and isinstance(body, list)
+        and [type(part) for part in body[:2]] == [list, dict]
+        and len(body) == 3  # noqa: PLR2004  args, kwargs, embed
+        and isinstance(body[2], (dict, type(None)))
+    )
+
+
+def _is_version_1(body: object) -> bool:
+    return (
+        isinstance(body, dict)
+        and _are_names(body.get("task"), body.get("id"))
+        and isinstance(body.get("args", []), list)
+        and isinstance(body.get("kwargs", {}), dict)
+    )
+
+
+def _are_names(*values: object) -> bool:
+    return all(isinstance(value, str) and value for value in values)

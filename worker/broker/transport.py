@@ -1,0 +1,323 @@
+# mypy: disable-error-code="attr-defined,misc,no-untyped-call,type-arg"
+# kombu is only partly typed, and its channels get much of what they have while running.
+"""kombu's Redis transport, which takes messages in such a way that none is lost.
+
+kombu pops a message (BRPOP) and writes it to the `unacked` hash in a second round trip. A worker that is killed in
+between loses it. Here one script pops messages and registers them as unacknowledged in the same step, many in one round
+trip. On the wire nothing changes: producers, Flower and other workers go on using plain kombu.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic, time
+from typing import Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport.virtual import Empty
+from kombu.utils.encoding import bytes_to_str
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+from worker.broker import fair_queue, json_codec
+
+log = structlog.get_logger(__name__)
+
+RETURNS_MAX = 20
+"""How often a message may come back without having been given back: its worker was killed, or stood still."""
+ACK_BATCH = 500
+"""Acknowledgements that wait to be written, at most."""
+PAUSE_S = 0.02
+"""How long a worker waits before it asks again after it got nothing, in seconds."""
+NEVER_FILLED = "postage.pause"
+"""A list to which nobody ever pushes. To wait for it is a pause that takes nothing."""
+
+
+class QoS(redis.QoS):
+    """The messages that were delivered and not acknowledged yet. Acknowledgements are written many at a time."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
+        super().__init__(*args, **options)
+        self._acked: list[str] = []
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message. It is removed from Redis with the next request for messages, or with the batch.
+
+        If that fails nothing is lost: the message comes again after the visibility timeout, and is known then.
+        """
+        self._acked.append(delivery_tag)
+        self.channel.bulk_taken.discard(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+        if len(self._acked) >= ACK_BATCH:
+            self.write_acks()
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's
+        """Give a message back, or drop it."""
+        self.channel.bulk_taken.discard(delivery_tag)
+        super().reject(delivery_tag, requeue)
+
+    def write_acks(self) -> None:
+        """Remove what was acknowledged from Redis, in one round trip."""
+        commands = self.take_ack_commands()
+        if commands:
+            with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                pipe.execute()
+
+    def take_ack_commands(self) -> list[tuple[Any, ...]]:
+        """Return the commands that remove what was acknowledged from Redis; the caller must send them."""
+        tags, self._acked = self._acked, []
+        return [("ZREM", self.unacked_index_key, *tags), ("HDEL", self.unacked_key, *tags)] if tags else []
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:  # noqa: ANN401  kombu's
+        """At the end: remove what was acknowledged, and put back what was not."""
+        with suppress(*self.channel.connection_errors):
+            self.write_acks()
+        super().restore_unacked_once(stderr)
+
+    @property
+    def unacked_count(self) -> int:
+        """How many messages are delivered and not acknowledged."""
+        return len(self._delivered or ()) - len(self._dirty or ())
+
+    def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  kombu's
+        """Remember a delivered message; one that the script took is registered in Redis already."""
+        if delivery_tag in self.channel.taken_tags:
+            self.channel.taken_tags.discard(delivery_tag)
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002
+        """Put a message back on its queue, or into the quarantine if it came back too often, in one step.
+
+        kombu drops a message, and prints it, if it cannot tell which queue it is for.
+        """
+        with self.channel.conn_or_acquire(client) as connected:
+            connected.transaction(functools.partial(self._put_back, tag, leftmost), self.unacked_key)
+
+    def _put_back(self, tag: str, leftmost: bool, pipe: Any) -> None:  # noqa: ANN401, FBT001
+        held = pipe.hget(self.unacked_key, tag)
+        pipe.multi()
+        self._remove_from_indices(tag, pipe)
+        if held is None:  # acknowledged, or put back by another worker
+            return
+        try:
+            message, exchange, key = json.loads(held)
+            queues = self.channel._lookup(exchange, key) if exchange else [key]  # noqa: SLF001  as kombu does
+            if not _note_return(message, was_lost=tag not in (self._delivered or ())):
+                queues = []
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            message, queues = None, []
+        if not queues:
+            log.error("quarantined", why="it came back too often, or for no known queue; it may be what kills workers")
+            pipe.lpush(fair_queue.QUARANTINE, held if message is None else json.dumps(message))
+        for queue in queues:
+            priority = self.channel._get_message_priority(message, reverse=False)  # noqa: SLF001
+            push = pipe.lpush if leftmost else pipe.rpush
+            push(self.channel._q_for_pri(queue, priority), json.dumps(message))  # noqa: SLF001
+
+    def quarantine(self, delivery_tag: str, item: bytes) -> None:
+        """Move a message that can never be a job into the quarantine, and acknowledge it, in one step."""
+        self.channel.bulk_taken.discard(delivery_tag)
+        with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.lpush(fair_queue.QUARANTINE, item)
+            self._remove_from_indices(delivery_tag, pipe).execute()
+        virtual.QoS.ack(self, delivery_tag)
+
+
+def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any JSON
+    """Mark a message as delivered before. Returns False if too many workers were killed with it, or stood still."""
+    properties = message["properties"]
+    message["headers"]["redelivered"] = properties["delivery_info"]["redelivered"] = True
+    returns = int(properties.get("returns", 0)) + was_lost
+    if was_lost:
+        properties["returns"] = returns
+    return returns <= RETURNS_MAX
+
+
+class JsonMessage(virtual.Message):
+    """A message whose body is decoded directly if it is JSON. kombu's detours take longer than the decoding."""
+
+    def _decode(self) -> Any:  # noqa: ANN401  JSON
+        if self.body and (self.content_type, self.content_encoding) == (json_codec.JSON, "utf-8"):
+            return json_codec.decode(self.body)
+        return super()._decode()
+
+
+class Channel(redis.Channel):
+    """kombu's channel, which takes messages with the script."""
+
+    JsonMessage = JsonMessage
+    QoS = QoS
+
+    shared_queues: Sequence[str] = ()
+    """Queues on which senders take turns, and from which jobs are taken in batches."""
+    batch: int = 1
+    """As long as there is work to do, no fewer messages are taken from shared queues than this: few cost more each."""
+    bulk_max: int = 1
+    """Messages that stand for many jobs and are at work at a time, at most; those with an ETA do not count."""
+    from_transport_options = (*redis.Channel.from_transport_options, "shared_queues", "batch", "bulk_max")
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
+        self.taken_tags: set[str] = set()
+        self.bulk_taken: set[str] = set()
+        self._unacknowledged_queues: set[str] = set()
+        self._asked_by_script = False
+        self._paused = False
+        self._ack_commands = 0
+        self._kept_client: Any = None
+        self._take_script: Any = None
+        super().__init__(*args, **options)
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  kombu's
+        """Return a client of the broker. kombu makes one for each command, which takes longer than most commands."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+            self._kept_client = super()._create_client()
+        return self._kept_client
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
+        """Consume a queue. Without acknowledgements (replies of remote control) its messages are taken as kombu does.
+
+        A worker does so for a moment at its start, on the very channel that consumes its tasks afterwards.
+        """
+        if no_ack:
+            self._unacknowledged_queues.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **options)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for messages, after a pause if there were none the last time."""
+        self._asked_by_script = self._unacknowledged_queues.isdisjoint(self.active_queues)
+        if not self._asked_by_script:
+            self.qos.write_acks()
+            super()._brpop_start(timeout)
+            return
+        if self._paused and self.connection.loop is not None:
+            return
+        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if self._is_worth_asking(queue)]
+        if not queues:
+            return
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        commands = [*self.qos.take_ack_commands(), self._take_command(queues)]
+        self._ack_commands = len(commands) - 1
+        if self._paused:
+            commands.insert(self._ack_commands, ("BRPOP", NEVER_FILLED, PAUSE_S))
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    def _pause(self) -> None:
+        """Ask for nothing for a moment. The clock of the event loop is finer than that of an idle Redis."""
+        self._paused = True
+        if self.connection.loop is not None:
+            self.connection.loop.call_later(PAUSE_S, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._paused = False
+
+    def _is_worth_asking(self, queue: str) -> bool:
+        if queue not in self.shared_queues or not self.qos.unacked_count:
+            return True
+        credit = self.qos.can_consume_max_estimate()
+        return credit is None or credit >= min(self.batch, self.qos.prefetch_count // 2)
+
+    def _take_command(self, queues: Sequence[str]) -> tuple[Any, ...]:
+        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        credit = self.qos.can_consume_max_estimate()
+        if self._take_script is None:
+            self._take_script = fair_queue.take_script(self.client)
+        arguments = fair_queue.take_args(
+            unacked=self.unacked_key,
+            unacked_index=self.unacked_index_key,
+            lists=lists,
+            queues=len(queues),
+            now=time(),
+            limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
+            bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
+            shared=[queue for queue in queues if queue in self.shared_queues],
+        )
+        return ("EVALSHA", self._take_script.sha, *arguments)
+
+    def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  kombu's
+        """Read the answer of the script, and deliver what was taken."""
+        if not self._asked_by_script:
+            return bool(super()._brpop_read(**options))
+        connection = self.client.connection
+        try:
+            for _ in range(self._ack_commands):
+                self.client.parse_response(connection, "HDEL")
+            if self._paused:
+                self.client.parse_response(connection, "BRPOP")
+            broken, *taken = self.client.parse_response(connection, "EVALSHA")
+        except NoScriptError:  # a broker that was just started
+            self.client.script_load(self._take_script.script)
+            raise Empty from None
+        except Exception:
+            connection.disconnect()  # answers that were not read must not be taken for the next ones
+            raise
+        finally:
+            self._in_poll = None
+        self._paused = False
+        if broken:
+            log.error("quarantined", why="not messages", items=broken)
+        if not taken:
+            self._pause()
+            raise Empty
+        for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self._deliver_taken(queue, bytes_to_str(tag), item)
+        return True
+
+    def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
+        self.taken_tags.add(tag)
+        try:
+            message = json_codec.decode(item)
+            if fair_queue.is_bulk(item) and not message["headers"].get("eta"):
+                self.bulk_taken.add(tag)
+            self.connection._deliver(message, queue)  # noqa: SLF001  kombu's channels call it so
+        except self.connection_errors:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one message, the next ones are delivered
+            # Without its traceback, which may show the body.
+            log.error("quarantined", why=f"{type(error).__name__} while it was read")  # noqa: TRY400
+            self.qos.quarantine(tag, item)
+
+    def _size(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            of_other_priorities = int(super()._size(queue)) - int(client.llen(queue))
+            return of_other_priorities + fair_queue.waiting_count(client, queue)
+
+    def _purge(self, queue: str) -> int:
+        with self.conn_or_acquire() as client:
+            return fair_queue.purge(client, queue) + int(super()._purge(queue))
+
+
+class Transport(redis.Transport):
+    """The transport behind redis://, rediss:// and redis+socket:// in a Postage process."""
+
+    Channel = Channel
+    loop: Any = None
+    """The event loop that asks for messages, if there is one."""
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  kombu's
+        """Note the event loop, which asks for messages."""
+        self.loop = loop
+        super().register_with_event_loop(connection, loop)
+
+
+def redis_client(channel: Any) -> Redis:  # noqa: ANN401  kombu's
+    """Return the Redis client of a channel of this transport."""
+    client: Redis = channel.client
+    return client
+
+
+def register_transport() -> None:
+    """Make this the transport for every Redis URL of this process."""
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = "worker.broker.transport:Transport"

@@ -1,0 +1,93 @@
+"""Every setting of Celery's, with its reason, and the tasks that beat sends."""
+
+from typing import Any
+
+from kombu import Exchange
+from kombu import Queue as KombuQueue
+
+from models.messages.base import Json
+from models.messages.wire import SEND_ONE_TASKS
+from tasks.queues import ROUTES, Queue
+from worker.broker.json_codec import PLAIN_JSON
+from worker.settings import Settings
+
+
+def celery_config(settings: Settings) -> Json:
+    """Return Celery's configuration: nothing is acknowledged before it is done, and nothing is pickled."""
+    return {
+        "broker_url": settings.broker,
+        "broker_transport_options": _transport_options(settings),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend": settings.results,
+        "result_backend_transport_options": {"visibility_timeout": settings.visibility_timeout_s},
+        "result_expires": settings.result_expires_s,
+        # Only JSON, in both directions: with pickle, whoever writes to the broker could run code here.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "event_serializer": PLAIN_JSON,
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        # Each queue has an exchange and a key of its own name, as a producer that only knows the name declares it.
+        "task_queues": [KombuQueue(queue, Exchange(queue), routing_key=queue) for queue in Queue],
+        "task_default_queue": Queue.UPKEEP,
+        "task_create_missing_queues": False,
+        "task_routes": {task: {"queue": queue} for task, queue in ROUTES.items()},
+        # A job is acknowledged when it is answered, so a worker that crashes leaves it to another one.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # One batch at work, and one that comes next.
+        "worker_prefetch_multiplier": -(-2 * settings.batch // settings.concurrency),
+        # After a blink of Redis the jobs at work are delivered again, and are known then. To take fewer for that
+        # reason, as Celery would, would mean small batches.
+        "worker_enable_prefetch_count_reduction": False,
+        "task_annotations": {
+            "*": {"Request": "worker.broker.request:RedactedRequest"},
+            **{task: {"Strategy": "worker.broker.batching:strategy"} for task in SEND_ONE_TASKS},
+        },
+        "worker_consumer": "worker.broker.consumer:QuarantiningConsumer",
+        "worker_pool": "threads",
+        "worker_concurrency": settings.concurrency,
+        # A message that is half handed over must not be cut off because Redis blinked.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        # For Flower. Events show the id of a job and its sender only (worker/broker/request.py).
+        "worker_send_task_events": settings.task_events,
+        "task_send_sent_event": False,
+        "beat_schedule": _beat_schedule(settings),
+        "beat_schedule_filename": str(settings.var / "beat-schedule"),
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "visibility_timeout": settings.visibility_timeout_s,
+        # By default kombu looks for the jobs of crashed workers every 100 s, and restores 10 of them at a time.
+        "unacked_restore_interval": min(10, settings.visibility_timeout_s / 4),
+        "unacked_restore_throttle": 1,
+        "unacked_restore_limit": None,
+        "unacked_mutex_expire": 30,
+        # On these queues a campaign takes turns with everybody else.
+        "shared_queues": [Queue.EMAIL, Queue.SMS],
+        "batch": settings.batch,
+        "bulk_max": settings.concurrency,
+        # Every thread may acknowledge, while the consumer takes messages and the heart beats.
+        "max_connections": settings.concurrency + 10,
+        # Without timeouts, a call to a broker that stands still would wait for ever.
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 30,
+    }
+
+
+def _beat_schedule(settings: Settings) -> dict[str, Json]:
+    """Return beat's table. A round that no worker has begun two rounds later expires, so they never pile up."""
+    every_s = {"sweep": settings.sweep_s, "roll_up": settings.roll_up_s, "audit": settings.audit_s}
+    return {
+        name: {"task": f"upkeep.{name}", "schedule": seconds, "args": [{}], "options": {"expires": 2 * seconds}}
+        for name, seconds in every_s.items()
+    }

@@ -1,0 +1,1 @@
+"""The command line: one file a subject. Commands call use cases and print answers; none touches the schema."""

@@ -1,0 +1,63 @@
+"""How commands ask use cases, and how they print the answers."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import click
+from kombu.exceptions import OperationalError
+from redis import RedisError
+from rich.console import Console
+
+from models.messages.answer import Answer
+from models.messages.base import Json
+from worker.cli.session import current_session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def ask(task: str, given: Json) -> Json:
+    """Return the answer of a task's use case, run here and now. Refusals are recorded as by a worker."""
+    answer = cast("Callable[[Json], Answer]", current_session().app.tasks[task])
+    return answer(given).fields
+
+
+def new_id(prefix: str) -> str:
+    """Return an id for a job, an order or a change that was given none."""
+    return f"{prefix}-{uuid.uuid4().hex[:16]}"
+
+
+def json_option(command: F) -> F:
+    """Give a command the option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
+
+
+def print_answer(answer: Json, *, as_json: bool, table: Callable[[Console, Json], None]) -> None:
+    """Print an answer, as JSON or by `table`. Exits with 1 if it is refused, failed or unknown."""
+    if as_json:
+        text = json.dumps(answer, indent=2, ensure_ascii=False)
+        click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate becomes its \\u escape
+    elif answer.get("status") == "refused":
+        click.echo(f"Refused ({answer['reason']}): {answer['detail']}", err=True)
+    else:
+        table(Console(), answer)
+    if answer.get("status") in ("refused", "failed", "unknown"):
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn a broker that does not answer into a sentence.
+
+    Raises
+    ------
+    click.ClickException
+        If the broker does not answer.
+
+    """
+    try:
+        yield
+    except (OperationalError, RedisError) as error:
+        raise click.ClickException("The broker does not answer: see POSTAGE_BROKER_URL.") from error

@@ -1,0 +1,46 @@
+"""Commands that run the processes of an installation: worker, beat, Flower, migrations, and Celery's remote control."""
+
+import os
+
+import click
+from celery.bin.beat import beat as celery_beat
+from celery.bin.control import control as celery_control
+from celery.bin.control import inspect as celery_inspect
+from celery.bin.worker import worker as celery_worker
+
+from models.database.migrations import migrate as migrate_database
+from worker.cli.session import Need, adopted, current_session, needs
+
+worker = adopted(celery_worker, Need.SERVICE | Need.BROKER | Need.PREFLIGHT | Need.METRICS)
+beat = adopted(celery_beat, Need.SERVICE | Need.BROKER | Need.PREFLIGHT)
+inspect = adopted(celery_inspect, Need.BROKER)
+control = adopted(celery_control, Need.BROKER)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@needs(Need.SERVICE | Need.BROKER)
+def flower(options: tuple[str, ...]) -> None:
+    """Start Flower, which shows every task.
+
+    It uses POSTAGE_FLOWER_ADDRESS, POSTAGE_FLOWER_PORT and POSTAGE_FLOWER_AUTH. OPTIONS are Flower's own.
+    """
+    from flower.command import flower as celery_flower  # noqa: PLC0415  a large import for one command
+
+    settings = current_session().settings
+    os.environ.setdefault("FLOWER_ADDRESS", settings.flower_address)
+    os.environ.setdefault("FLOWER_PORT", str(settings.flower_port))
+    if settings.flower_auth is not None:
+        os.environ.setdefault("FLOWER_BASIC_AUTH", settings.flower_auth)
+    # Unless Flower asks for a password, nobody may stop workers or apply tasks there.
+    os.environ.setdefault("FLOWER_READ_ONLY", str(settings.flower_auth is None))
+    click.get_current_context().invoke(celery_flower, tornado_argv=options)
+
+
+@click.command()
+def migrate() -> None:
+    """Migrate the database to the newest schema. Safe at any time, also for several at once."""
+    settings = current_session().settings
+    settings.var.mkdir(parents=True, exist_ok=True)
+    migrate_database(settings.database)
+    click.echo("The database is up to date.")

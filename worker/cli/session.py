@@ -1,0 +1,133 @@
+"""What one run of the command line works with, and what each command needs before it can run."""
+
+import copy
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+import click
+from celery.bin.base import CLIContext
+
+from models.database.migrations import check_migrated, migrate
+from tasks.context import Context
+from worker.app import PostageApp, create_app
+from worker.local.valkey import embedded_broker
+from worker.logs import set_up_logging
+from worker.metrics import served_metrics
+from worker.preflight import require_ready
+from worker.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PERSON_WAIT_S = 5.0
+"""How long a command that a person waits for, waits for a database that does not answer, in seconds."""
+
+
+class Need(enum.Flag):
+    """What a command needs. It is declared on the command, by `needs`."""
+
+    BROKER = enum.auto()
+    """A broker. The embedded one is started, unless it runs already or POSTAGE_BROKER_URL names another."""
+    DATABASE = enum.auto()
+    """A database with every migration. The embedded one is made and migrated."""
+    PREFLIGHT = enum.auto()
+    """Everything that worker/preflight.py checks: the command does not start while something is wrong."""
+    METRICS = enum.auto()
+    """Metrics, served while the command runs."""
+    SERVICE = enum.auto()
+    """The settings of a service: it logs at the configured level, and waits for the database as long as configured."""
+
+
+class Session(CLIContext):
+    """The settings and the app of one run of the command line, made when they are first used.
+
+    Celery's own commands find the app here too. `--help` of a command uses neither.
+    """
+
+    def __init__(self) -> None:
+        self.no_color = False
+        self.quiet = False
+        self.workdir = None
+
+    @cached_property
+    def configured(self) -> Settings:
+        """The settings from the environment."""
+        return Settings.from_environment()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that this command works with: unless it is a service, it is quiet and does not wait for long."""
+        wait_s = min(self.configured.database_wait_s, PERSON_WAIT_S)
+        return self.configured.model_copy(update={"log_level": "WARNING", "database_wait_s": wait_s})
+
+    @cached_property
+    def app(self) -> PostageApp:  # type: ignore[override]  # Celery's class sets an attribute
+        """The Celery app for these settings."""
+        return create_app(self.settings)
+
+    @property
+    def context(self) -> Context:
+        """What use cases may reach."""
+        return self.app.context
+
+    @contextmanager
+    def prepared(self, need: Need) -> Iterator[None]:
+        """Give the block everything that it needs.
+
+        Raises
+        ------
+        OperatorError
+            If something cannot be had, saying what to do.
+
+        """
+        if Need.SERVICE in need:
+            self.settings = self.configured
+        settings = self.settings
+        set_up_logging(settings)
+        if need & (Need.DATABASE | Need.PREFLIGHT) and settings.database_url is None:
+            settings.var.mkdir(parents=True, exist_ok=True)
+            migrate(settings.database)
+        with ExitStack() as stack:
+            if Need.BROKER in need:
+                stack.enter_context(embedded_broker(settings))
+            stack.callback(self._close)
+            if Need.PREFLIGHT in need:
+                require_ready(settings)
+            if Need.METRICS in need:
+                stack.enter_context(served_metrics(settings))
+            if Need.DATABASE in need:
+                check_migrated(self.context.database)
+            yield
+
+    def _close(self) -> None:
+        if "app" in self.__dict__:
+            self.app.close_context()
+
+
+def current_session() -> Session:
+    """Return the session of the command that runs."""
+    return cast("Session", click.get_current_context().find_object(Session))
+
+
+def needs(need: Need) -> Callable[[F], F]:
+    """Declare what a command needs. It is prepared once the command line was parsed, so `--help` needs nothing."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def prepare_and_run(*args: Any, **options: Any) -> Any:  # noqa: ANN401  the command's
+            with current_session().prepared(need):
+                return command(*args, **options)
+
+        return cast("F", prepare_and_run)
+
+    return decorate
+
+
+def adopted(command: click.Command, need: Need) -> click.Command:
+    """Return a command of Celery's as one of ours, with what it needs."""
+    ours = copy.copy(command)
+    ours.callback = needs(need)(cast("Callable[..., Any]", command.callback))
+    return ours

@@ -1,0 +1,42 @@
+"""Commands that show operators how jobs, queues and workers stand, and whether the money is right."""
+
+from datetime import timedelta
+
+import click
+
+from models.reports.audit import run_audit
+from tasks.context import utc_now
+from worker.cli import tables
+from worker.cli.monitor import job_answer, overall
+from worker.cli.output import json_option, print_answer
+from worker.cli.session import Need, current_session, needs
+from worker.preflight import database_clock_differs
+
+
+@click.command()
+@click.argument("job_id", required=False)
+@json_option
+@needs(Need.BROKER | Need.DATABASE)
+def status(*, job_id: str | None, as_json: bool) -> None:
+    """Show how JOB_ID stands; without it, how workers, queues and jobs stand. For operators: no rights are checked."""
+    session = current_session()
+    if job_id is None:
+        print_answer(overall(session.app), as_json=as_json, table=tables.status)
+    else:
+        print_answer(job_answer(session.context, job_id), as_json=as_json, table=tables.message)
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Check the whole history again, not only what is new since the last audit.")
+@json_option
+@needs(Need.DATABASE)
+def audit(*, full: bool, as_json: bool) -> None:
+    """Check every invariant of the money. Exits with 0 only if all hold; names what differs."""
+    session = current_session()
+    database = session.context.database
+    wrong_clock = database_clock_differs(database, utc_now)  # the next audit continues from the time of this one
+    if wrong_clock is not None:
+        raise click.ClickException(wrong_clock)
+    retried_for = timedelta(seconds=session.configured.database_wait_s)  # by workers, not by this command
+    report = run_audit(database, utc_now(), retried_for=retried_for, whole=full)
+    print_answer(report.as_json(), as_json=as_json, table=tables.audit)

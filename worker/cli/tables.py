@@ -1,0 +1,253 @@
+"""How answers are printed for people: tables and short lines."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from models.messages.base import Json
+
+STYLES = {
+    "sent": "green",
+    "done": "green",
+    "refused": "yellow",
+    "failed": "red",
+    "unknown": "magenta",
+    "fault": "red",
+    "quarantined": "magenta",
+}
+
+
+def table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """Return a table in our style; the columns in `numbers` are aligned right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return made
+
+
+def coloured(status: str) -> Text:
+    """Return a status in its colour."""
+    return Text(status, style=STYLES.get(status, "cyan"))
+
+
+def moment(instant: str | None) -> str:
+    """Return an ISO 8601 time to the second. All times are UTC."""
+    return (instant or "")[: len("2026-11-23T10:00:00")].replace("T", " ")
+
+
+def _reminder(console: Console, answer: Json) -> None:
+    if answer.get("reminder"):
+        console.print(Text(answer["reminder"], style="italic cyan"))
+
+
+def _more(console: Console, answer: Json) -> None:
+    if answer.get("more"):
+        console.print(f"More: --page {answer['page'] + 1}")
+
+
+def message(console: Console, answer: Json) -> None:
+    """Print the answer to one send job."""
+    console.print(answer["job_id"], coloured(answer["status"]), answer.get("reason") or "")
+    if answer.get("detail"):
+        console.print(Text(answer["detail"]))
+    if answer.get("paid_by"):
+        console.print(f"{answer['credits']} credits paid by {answer['paid_by']}, {answer['attempts']} attempts")
+    for state, count in (answer.get("messages") or {}).items():
+        console.print(f"  {count} {state}")
+    for address, words in (answer.get("recipients_refused") or {}).items():
+        console.print(Text(f"  refused {address}: {words}"))
+
+
+def purchase(console: Console, answer: Json) -> None:
+    """Print a purchase."""
+    bought = answer["credits"]
+    console.print(
+        f"{answer['order_id']}: {bought['email']} email and {bought['sms']} SMS credits for {answer['owner']}, "
+        f"bought by {answer['buyer']}."
+    )
+
+
+def change(console: Console, answer: Json) -> None:
+    """Print a change of credit owner."""
+    console.print(f"{answer['change_id']}: {answer['user']} now spends the credits of {answer['owner']}.")
+
+
+def overview(console: Console, answer: Json) -> None:
+    """Print remaining credits and plans."""
+    _reminder(console, answer)
+    credits_left = table(f"Credits of {answer['owner']}", "kind", "remaining", numbers=("remaining",))
+    for kind, remaining in answer["remaining"].items():
+        credits_left.add_row(kind, str(remaining))
+    console.print(credits_left)
+    if answer["plans"]:
+        plans = table("Plans", "plan", "name", "orders", "last bought", numbers=("orders",))
+        for plan in answer["plans"]:
+            plans.add_row(plan["plan"], plan["name"], str(plan["orders"]), moment(plan["last_at"]))
+        console.print(plans)
+
+
+def usage(console: Console, answer: Json) -> None:
+    """Print credits spent."""
+    _reminder(console, answer)
+    total = answer["total"]
+    title = f"Usage of {answer['owner']}: {total['email']} email, {total['sms']} SMS"
+    if answer["by"] == "message":
+        rows = table(title, "at", "job", "user", "kind", "credits", "status", "paid by", numbers=("credits",))
+        for row in answer["rows"]:
+            rows.add_row(moment(row["at"]), row["job_id"], row["user"], row["kind"], str(row["credits"]),
+                         coloured(row["status"]), row["paid_by"])  # fmt: skip
+    else:
+        rows = table(title, "day", "user", "kind", "messages", "credits", numbers=("messages", "credits"))
+        for row in answer["rows"]:
+            rows.add_row(row["day"], row["user"], row["kind"], str(row["messages"]), str(row["credits"]))
+    console.print(rows)
+    _more(console, answer)
+
+
+def orders(console: Console, answer: Json) -> None:
+    """Print orders."""
+    _reminder(console, answer)
+    columns = ("at", "order", "buyer", "credited to", "email", "sms", "minor units", "currency")
+    rows = table(f"Orders of {answer['owner']}", *columns, numbers=("email", "sms", "minor units"))
+    for row in answer["rows"]:
+        rows.add_row(moment(row["at"]), row["order_id"], row["buyer"], row["owner"], str(row["credits"]["email"]),
+                     str(row["credits"]["sms"]), str(row["amount"]), row["currency"])  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def billing(console: Console, answer: Json) -> None:
+    """Print billing information."""
+    if not answer["billing"]:
+        console.print(f"No billing information is saved for {answer['viewer']}.")
+        return
+    rows = table(f"Billing information of {answer['viewer']}", "field", "text")
+    for name, text in answer["billing"].items():
+        rows.add_row(name, Text(text))
+    console.print(rows)
+
+
+def users(console: Console, answer: Json) -> None:
+    """Print users."""
+    rows = table("Users", "user", "name", "email", "role", "credits of")
+    for row in answer["rows"]:
+        owner = row["owner"] if row["sharing"] else "their own"
+        rows.add_row(row["user_id"], Text(row["name"]), Text(row["email"]), row["role"], owner)
+    console.print(rows)
+    _more(console, answer)
+
+
+def status(console: Console, answer: Json) -> None:
+    """Print how workers, queues and jobs stand."""
+    console.print("Workers:", ", ".join(answer["workers"]) or "none answers")
+    queues = table("Queues", "queue", "jobs waiting", numbers=("jobs waiting",))
+    for queue, length in answer["queues"].items():
+        queues.add_row(queue, "broker does not answer" if length is None else str(length))
+    console.print(queues)
+    jobs = table("Send jobs: open, or ended in the last 24 hours", "kind", "state", "jobs", numbers=("jobs",))
+    for kind, states in sorted(answer["jobs"].items()):
+        for state, count in sorted(states.items()):
+            jobs.add_row(kind, coloured(state), str(count))
+    console.print(jobs)
+    console.print(f"Refusals that took no key, in the last 24 hours: {answer['refusals']}")
+    if answer["dead"] or answer["quarantined"]:
+        console.print(
+            f"Dead: {answer['dead']} jobs, and {answer['quarantined'] or 0} in quarantine: `postage dead list`."
+        )
+    if any(states.get("unknown") for states in answer["jobs"].values()):
+        console.print("Some messages are unknown: `postage unknown list`.")
+
+
+def unknown(console: Console, answer: Json) -> None:
+    """Print messages whose outcome is unknown."""
+    if not answer["rows"]:
+        console.print("Nothing is unknown.", style="green")
+        return
+    rows = table("Unknown", "job", "kind", "sender", "credits", "paid by", "handed over", "why", numbers=("credits",))
+    for row in answer["rows"]:
+        rows.add_row(row["job_id"], row["kind"], row["sender"], str(row["credits"]), row["paid_by"],
+                     moment(row["handed_at"]), Text(row["detail"] or ""))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def decided(console: Console, answer: Json) -> None:
+    """Print what a person has decided about unknown messages."""
+    for job in answer["settled"]:
+        if answer["decision"] == "resend":
+            console.print(f"{job['job_id']}: will be sent again.")
+        else:
+            back = job["cost"] - job["credits"]
+            console.print(f"{job['job_id']}: {back} of {job['cost']} credits went back to {job['paid_by']}.")
+    for job in answer["not_unknown"]:
+        console.print(Text(f"{job['job_id']}: {job['detail']} ({job['status']})"), style="red")
+    if not answer["settled"] and not answer["not_unknown"]:
+        console.print("Nothing is unknown.", style="green")
+
+
+def dead(console: Console, answer: Json) -> None:
+    """Print dead jobs, without their contents."""
+    if answer.get("detail"):
+        console.print(Text(answer["detail"]), style="yellow")
+    if not answer["rows"]:
+        console.print("No dead jobs.", style="green")
+        return
+    rows = table("Dead jobs", "id", "kind", "task", "job", "person", "reason", "at", "replayed as")
+    for row in answer["rows"]:
+        if row["kind"] == "quarantined":
+            job, reason = row["queue"] or "", f"{row['bytes']} bytes"
+        else:
+            job, reason = row["key"], row["reason"] or ""
+        rows.add_row(row["id"], coloured(row["kind"]), Text(row["task"] or "-"), Text(job), row.get("person") or "",
+                     reason, moment(row.get("at")), Text(row.get("replayed_as") or ""))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def dead_job(console: Console, answer: Json) -> None:
+    """Print one dead job with its contents."""
+    for name, part in answer.items():
+        if name not in ("status", "job", "raw") and part is not None:
+            console.print(Text(f"{name}: {part}"))
+    if "raw" in answer:
+        console.print(Text(escape_controls(answer["raw"])))
+    else:
+        console.print_json(data=answer["job"], ensure_ascii=True)
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with everything escaped that a terminal would obey, except line breaks."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1] for character in text
+    )
+
+
+def replayed(console: Console, answer: Json) -> None:
+    """Print the results of a replay."""
+    for row in answer["rows"]:
+        if row["replayed_as"] is None:
+            console.print(Text(f"{row['id']}: not replayed. {row['detail']}"), style="red")
+        else:
+            console.print(Text(f"{row['id']}: {row['task'] or 'the item'} is enqueued again, as {row['replayed_as']}."))
+    if not answer["rows"]:
+        console.print("Nothing to replay.", style="green")
+
+
+def audit(console: Console, answer: Json) -> None:
+    """Print what an audit has examined and found."""
+    looked_at = ", ".join(f"{count} {table}" for table, count in answer["examined"].items())
+    since = "the whole history" if answer["full"] else f"since {moment(answer['since']) or 'the beginning'}"
+    console.print(f"Looked at {looked_at}: {since}.")
+    if not answer["findings"]:
+        console.print("Every invariant of the money holds.", style="green")
+        return
+    rows = table("Invariants that do not hold", "invariant", "where", "difference")
+    for finding in answer["findings"]:
+        rows.add_row(finding["invariant"], finding["subject"], finding["difference"])
+    console.print(rows)
+
+
+def enqueued(console: Console, answer: Json) -> None:
+    """Print how many jobs were enqueued."""
+    console.print(f"{answer['enqueued']} jobs are on their queues. `postage status JOB_ID` shows how each stands.")
