@@ -32,6 +32,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine
 
+from models.database.statements import sql_literal
+
 T = TypeVar("T")
 
 
@@ -42,13 +44,15 @@ def rows_from(dialect: str, columns: Mapping[str, TypeEngine[Any]], name: str) -
         typed = [column(each, POSTGRES_JSON() if isinstance(kind, JSON) else kind) for each, kind in columns.items()]
         records = func.json_to_recordset(cast(parameter, POSTGRES_JSON)).table_valued(*typed, name="record")
         # The planner guesses a hundred rows, and for that many it would rather read all of a small table.
-        known_number = select(records.render_derived(with_types=True)).limit(bindparam(f"{name}_count", type_=Integer))
+        known_number = select(records.render_derived(name="record", with_types=True)).limit(
+            bindparam(f"{name}_count", type_=Integer)
+        )
         return known_number.subquery(name)
     record = func.json_each(parameter).table_valued("value", name="record")
     values = [
-        type_coerce(func.json_extract(record.c.value, f"$.{each}"), String if isinstance(kind, JSON) else kind).label(
-            each
-        )
+        type_coerce(
+            func.json_extract(record.c.value, sql_literal(f"$.{each}")), String if isinstance(kind, JSON) else kind
+        ).label(each)
         for each, kind in columns.items()
     ]
     return select(*values).subquery(name)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
-from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, Line
+from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, TextLine
 
 
 class Credits(TaskMessage):
@@ -63,7 +63,7 @@ class SaveUser(TaskMessage):
 
     user_id: Id
     organization: Id
-    name: Line
+    name: TextLine
     email: Address
     role: Id
     billing: Billing | None = None
@@ -84,7 +84,7 @@ class SavePlan(TaskMessage):
     """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
 
     plan: Id
-    name: Line
+    name: TextLine
     credits: Credits
     price: Amount
     currency: Currency

@@ -106,7 +106,7 @@ Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 """An id that a producer made."""
 MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
 """The id of a send job, or of one message of a bulk job."""
-Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
+TextLine = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
 Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]
 Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(_address)]
 Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
@@ -132,7 +132,7 @@ Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Billing = Annotated[
-    dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], Line],
+    dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], TextLine],
     Field(min_length=1, max_length=30),
 ]
 """Billing information: lines of text by name, such as name, address, country, tax_id."""
@@ -160,4 +160,4 @@ def _free_headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-Headers = Annotated[dict[HeaderName, Line], Field(max_length=30), AfterValidator(_free_headers)]
+Headers = Annotated[dict[HeaderName, TextLine], Field(max_length=30), AfterValidator(_free_headers)]

@@ -125,6 +125,6 @@ def _write_balances_and_entries(dialect: str) -> Sequence[Executable]:
     )
     columns = ("account_id", "seq", "amount", "balance_after", "cause")
     new_entries = rows_from(dialect, {name: entries.c[name].type for name in columns}, "new_entries")
-    rows = select(*(new_entries.c[name] for name in columns), bindparam("now", type_=UtcDateTime))
+    rows = select(*(new_entries.c[name] for name in columns), bindparam("now", type_=UtcDateTime).label("at"))
     insert_entries = insert_for(dialect, entries).from_select([*columns, "at"], rows)
     return chained(dialect, update_balances, insert_entries, first_name="moved_accounts")

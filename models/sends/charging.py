@@ -216,7 +216,7 @@ def _insert_charges(dialect: str, *, leased: bool) -> Sequence[Executable]:
     }
     payer = (accounts.c.owner_id == new_charges.c.payer) & (accounts.c.kind == new_charges.c.kind)
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
-    rows = select(*values.values()).select_from(new_charges.outerjoin(accounts, payer)).where(true())
+    rows = select(*_labelled(values)).select_from(new_charges.outerjoin(accounts, payer)).where(true())
     insert_rows = insert_for(dialect, charges).from_select(list(values), rows.order_by(new_charges.c.job_id))
     insert_new = insert_rows.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
     return chained(dialect, insert_lease(dialect), insert_new, first_name="new_lease") if leased else [insert_new]
@@ -256,7 +256,11 @@ def _insert_waiting(dialect: str) -> Executable:
         "crashes": sql_literal(0),
         "created_at": bindparam("now", type_=UtcDateTime),
     }
-    return insert_for(dialect, charges).from_select(list(values), select(*values.values()))
+    return insert_for(dialect, charges).from_select(list(values), select(*_labelled(values)))
+
+
+def _labelled(values: Mapping[str, ColumnElement[Any]]) -> list[ColumnElement[Any]]:
+    return [value.label(name) for name, value in values.items()]
 
 
 # -- refusing ---------------------------------------------------------------------------------------------------------

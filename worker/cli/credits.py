@@ -23,7 +23,7 @@ from worker.cli.session import Need, needs
 @json_option
 @needs(Need.DATABASE)
 def buy(*, buyer: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Record a purchase of BUYER; the credits go to their credit owner."""
+    """Record a purchase. The credits go to the credit owner of BUYER."""
     order: Json = {"order_id": given["order_id"] or new_id("order"), "buyer": buyer}
     order |= {name: given[name] for name in ("plan", "amount", "currency") if given[name] is not None}
     bought = {kind: given[kind] for kind in ("email", "sms") if given[kind] is not None}
@@ -51,6 +51,6 @@ def _pair(text: str) -> tuple[str, str]:
 @json_option
 @needs(Need.DATABASE)
 def share(*, user: str, owner: str, actor: str, change_id: str | None, as_json: bool) -> None:
-    """Let USER spend the credits of OWNER; OWNER = USER ends the sharing."""
+    """Let USER spend the credits of OWNER. OWNER = USER ends the sharing."""
     change = {"change_id": change_id or new_id("change"), "actor": actor, "user": user, "owner": owner}
     print_answer(ask("credits.set_owner", change), as_json=as_json, table=tables.change)

@@ -30,9 +30,10 @@ PRIVATE = "What follows is what a producer sent, and may be private: text, addre
 
 @click.group()
 def dead() -> None:
-    """List, show and replay jobs that were refused, failed, given up after faults, or quarantined.
+    """List, show and replay dead jobs.
 
-    They are kept for POSTAGE_KEEP_DEAD_S; quarantined items are kept by the broker until they are replayed.
+    Those are jobs that were refused, failed, or given up after faults, which are kept for POSTAGE_KEEP_DEAD_S, and
+    quarantined items, which the broker keeps until they are replayed.
     """
 
 

@@ -37,7 +37,7 @@ class PostageGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's
         """Run a command. An error that a person can mend is told in a sentence, without a traceback."""
-        session = ctx.obj = Session()
+        session = ctx.obj = ctx.obj or Session()
         try:
             return super().invoke(ctx)
         except PostageError as error:

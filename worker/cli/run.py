@@ -11,10 +11,16 @@ from celery.bin.worker import worker as celery_worker
 from models.database.migrations import migrate as migrate_database
 from worker.cli.session import Need, adopted, current_session, needs
 
-worker = adopted(celery_worker, Need.SERVICE | Need.BROKER | Need.PREFLIGHT | Need.METRICS)
-beat = adopted(celery_beat, Need.SERVICE | Need.BROKER | Need.PREFLIGHT)
-inspect = adopted(celery_inspect, Need.BROKER)
-control = adopted(celery_control, Need.BROKER)
+worker = adopted(
+    celery_worker,
+    Need.SERVICE | Need.BROKER | Need.PREFLIGHT | Need.METRICS,
+    "Run a worker for all queues, or some (-Q).",
+)
+beat = adopted(
+    celery_beat, Need.SERVICE | Need.BROKER | Need.PREFLIGHT, "Run beat, which triggers upkeep. One is enough."
+)
+inspect = adopted(celery_inspect, Need.BROKER, "Ask running workers what they do.")
+control = adopted(celery_control, Need.BROKER, "Tell running workers what to do.")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -126,8 +126,9 @@ def needs(need: Need) -> Callable[[F], F]:
     return decorate
 
 
-def adopted(command: click.Command, need: Need) -> click.Command:
-    """Return a command of Celery's as one of ours, with what it needs."""
+def adopted(command: click.Command, need: Need, summary: str) -> click.Command:
+    """Return a command of Celery's as one of ours, with what it needs and its line in the list of commands."""
     ours = copy.copy(command)
+    ours.short_help = summary
     ours.callback = needs(need)(cast("Callable[..., Any]", command.callback))
     return ours

@@ -18,7 +18,10 @@ from worker.preflight import database_clock_differs
 @json_option
 @needs(Need.BROKER | Need.DATABASE)
 def status(*, job_id: str | None, as_json: bool) -> None:
-    """Show how JOB_ID stands; without it, how workers, queues and jobs stand. For operators: no rights are checked."""
+    """Show how a job stands, or everything.
+
+    Without JOB_ID: how workers, queues and jobs stand. For operators: no rights are checked.
+    """
     session = current_session()
     if job_id is None:
         print_answer(overall(session.app), as_json=as_json, table=tables.status)

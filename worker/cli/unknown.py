@@ -21,7 +21,7 @@ NOTE_MAX = 500
 
 @click.group()
 def unknown() -> None:
-    """Settle messages that the carrier may or may not have taken.
+    """Settle messages that the carrier perhaps took.
 
     They stay charged, and nothing is done with them, until a person decides. Search the carrier's log for the
     Message-ID: its part before the @ is the job id. If the message was not taken, `refund` gives the credits back, and

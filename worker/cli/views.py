@@ -69,5 +69,5 @@ def billing(*, viewer: str, as_json: bool) -> None:
 @_view_options
 @needs(Need.DATABASE)
 def users(*, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-    """Show the users of VIEWER's organization; VIEWER needs the right view_user_list."""
+    """Show the users of VIEWER's organization. VIEWER needs the right view_user_list."""
     print_answer(ask("views.users", _view(**given)), as_json=as_json, table=tables.users)

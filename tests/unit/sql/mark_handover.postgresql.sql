@@ -1,0 +1,15 @@
+UPDATE charges SET handover_started_at = COALESCE(charges.handover_started_at, CAST(%(now)s AS TIMESTAMPTZ))
+FROM (
+  SELECT
+    record.job_id AS job_id,
+    record.attempts AS attempts,
+    record.lease_id AS lease_id
+  FROM JSON_TO_RECORDSET(CAST(CAST(%(attempts_json)s AS VARCHAR) AS JSON)) AS record(job_id VARCHAR(72), attempts SMALLINT, lease_id VARCHAR(32))
+  LIMIT CAST(%(attempts_count)s AS INT)
+) AS attempts
+WHERE
+  charges.job_id = attempts.job_id
+  AND charges.attempts = attempts.attempts
+  AND charges.lease_id = attempts.lease_id
+  AND charges.state = 'sending'
+RETURNING charges.job_id;
