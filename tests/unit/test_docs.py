@@ -250,3 +250,11 @@ def test_decisions_are_numbered_without_a_gap() -> None:
     numbers = sorted(int(path.name[:4]) for path in ROOT.glob("docs/decisions/0*.md"))
 
     assert list(range(1, len(numbers) + 1)) == numbers
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_code_name_what_is_there(document: Path) -> None:
+    """A link such as [`settle`](../models/sends/settling.py) names a class or function that the file defines."""
+    for name, target in re.findall(r"\[`(\w+)`\]\(([^)\s]+\.py)\)", document.read_text()):
+        source = (document.parent / target).resolve().read_text()
+        assert re.search(rf"^(class|def) {name}\b", source, re.MULTILINE), f"{target} does not define {name}"
