@@ -4,7 +4,7 @@ ENV UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/opt/postage UV_LINK_MODE=c
 RUN pip install --no-cache-dir --disable-pip-version-check 'uv>=0.13.6,<0.14'
 WORKDIR /source
 # The packages of the lock first: this layer is built again only when the lock changes.
-COPY pyproject.toml uv.lock README.md ./
+COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN uv sync --frozen --no-dev --no-install-project
 COPY worker worker
 COPY tasks tasks
