@@ -91,9 +91,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
                 parsed.append((place, self._parse(arrival)))
             except Refused as why:
                 refused.append((place, why))
-        yield self._close(context, arrivals, refused)
-        for results in self.handle(context, parsed):
-            yield self._close(context, arrivals, results)
+        for results in chain([refused], self.handle(context, parsed)):
+            if results:
+                yield self._close(context, arrivals, results)
 
     def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
         """Run the use case for each parsed message; yields their places and results, in groups as they come."""
