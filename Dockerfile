@@ -1,9 +1,9 @@
-# 3.11, because that is the version the tests run on.
+# 3.11 is the version that the tests run on.
 FROM python:3.11-slim AS build
 ENV UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/opt/postage UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 RUN pip install --no-cache-dir --disable-pip-version-check 'uv>=0.13.6,<0.14'
 WORKDIR /source
-# The packages of the lock first: this layer is built again only when the lock changes.
+# The locked packages come first, so this layer is rebuilt only when the lock changes.
 COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN uv sync --frozen --no-dev --no-install-project
 COPY worker worker
@@ -17,6 +17,6 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin
 COPY --from=build /opt/postage /opt/postage
 ENV PATH=/opt/postage/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 POSTAGE_VAR=/var/lib/postage
 USER postage
-# Not a folder with sources: nothing in the working directory may be imported instead of the installed rooms.
+# Not a folder with sources: nothing in the working directory may be imported instead of the installed packages.
 WORKDIR /var/lib/postage
 ENTRYPOINT ["postage"]

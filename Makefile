@@ -1,4 +1,4 @@
-# What can be done with Postage. `make` or `make help` lists it. Needs Python 3.11 or later and a package index.
+# What can be done with Postage; `make` or `make help` lists it. Needs Python 3.11 or later and a package index.
 
 PYTHON = python3
 UV = uv>=0.13.6,<0.14
@@ -6,7 +6,7 @@ JOBS = 3
 BIN = .venv/bin
 READY = .venv/.ready
 
-# The steps of `make test` follow each other, whatever -j says.
+# The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
 .PHONY: help setup run test lint format types imports tests chaos bench clean
 
@@ -16,8 +16,8 @@ help: ## List what can be done
 setup: $(READY) ## Build .venv with the exact packages of uv.lock (PYTHON=python3.12 picks another interpreter)
 
 # uv comes from the package index too, into the same .venv, and uses the interpreter that is here. Everything is
-# compiled at once: without that a process takes seconds to start where Python may write no bytecode. The last line is
-# reached, and the stamp written, only if everything before succeeded; a change of the lock brings all of it again.
+# compiled in advance: otherwise a process takes seconds to start if Python may not write bytecode. The stamp is written
+# by the last line, so only if everything before it succeeded; when the lock changes, all of it runs again.
 $(READY): pyproject.toml uv.lock
 	@echo '== Setup: .venv'
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Postage needs Python 3.11 or later, and " \
@@ -28,10 +28,10 @@ $(READY): pyproject.toml uv.lock
 		--compile-bytecode
 	@touch $(READY)
 
-run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it (ONCE=1: ends by itself)
+run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it (ONCE=1: ends when done)
 	@exec $(BIN)/postage up examples/john-peter-mary.jsonl $${ONCE:+--exit}
 
-test: lint types imports tests ## Check and test everything, ending at the first failure
+test: lint types imports tests ## Check and test everything, stopping at the first failure
 	@echo '== All of it passed.'
 
 lint: $(READY) ## Check style and format
@@ -40,7 +40,7 @@ lint: $(READY) ## Check style and format
 	@echo '== Format: ruff format --check'
 	@$(BIN)/ruff format --check
 
-format: $(READY) ## Format, and mend what can be mended
+format: $(READY) ## Format, and fix what can be fixed automatically
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
@@ -48,20 +48,20 @@ types: $(READY) ## Check types
 	@echo '== Types: mypy'
 	@$(BIN)/mypy
 
-imports: $(READY) ## Check which room may import which
+imports: $(READY) ## Check which package may import which
 	@echo '== Imports: lint-imports'
 	@$(BIN)/lint-imports
 
-tests: $(READY) ## Run the tests alone (JOBS=4: in four processes)
+tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
 	@echo '== Tests: pytest'
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
-chaos: $(READY) ## Kill, stop and cut everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
+chaos: $(READY) ## Kill, stop and cut off everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
 	@exec $(BIN)/python -m tests.chaos $(CHAOS)
 
 bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
 	@exec $(BIN)/python -m bench $(BENCH)
 
-clean: ## Remove .venv and every cache; var/, where messages and money are, stays
+clean: ## Remove .venv and every cache, but not var/, which holds messages and money
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find worker tasks models tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-// Enqueue an email, and read what became of it, from Node: only `npm install`, which brings the Redis client.
+// Enqueue an email from Node, and read its outcome. It needs only `npm install`, which brings the Redis client.
 //
 //     node enqueue.mjs redis://127.0.0.1:6379/0 mary you@example.org
 //
@@ -22,7 +22,7 @@ export function envelope(task, queue, argument, id = randomUUID()) {
       root_id: id,
       parent_id: null,
       group: null,
-      // What is shown of the argument: no address and no text. By its sender the queue is shared out.
+      // What the header shows of the argument: no address and no text. Senders take turns on the queue by this.
       argsrepr: argument.sender ? `(sender=${argument.sender})` : "(…)",
       kwargsrepr: "{}",
       retries: 0,
@@ -55,7 +55,7 @@ export async function enqueue(redis, task, queue, argument) {
   return message.headers.id;
 }
 
-/** Put a task that answers on its queue, and wait for its answer, which the worker writes to a key of its own. */
+/** Put a task that answers on its queue, and wait for its answer, which the worker writes to a key of that task. */
 export async function ask(redis, task, queue, argument, seconds = 30) {
   const id = await enqueue(redis, task, queue, argument);
   for (const until = Date.now() + seconds * 1000; Date.now() < until; await sleep(50)) {
@@ -73,7 +73,7 @@ async function main([url, sender, to]) {
     .on("error", (error) => console.error(String(error)))
     .connect();
   try {
-    // Made before the job is sent and kept with it: the same job sent again under the same id is neither charged nor
+    // Made before the job is sent, and kept with it: the same job sent again under the same id is neither charged nor
     // delivered a second time.
     const jobId = `example-${randomUUID()}`;
     const email = { job_id: jobId, sender, to, subject: "Hello", text: "Hello from Node, über Postage." };

@@ -1,10 +1,10 @@
 # ruff: noqa: INP001, T201  a program on its own, which prints
-"""Enqueue an email, and read what became of it, with nothing of Postage's: only `pip install "celery[redis]"`.
+"""Enqueue an email, and read its outcome. It needs only `pip install "celery[redis]"`, and no code of Postage's.
 
     python enqueue.py redis://127.0.0.1:6379/0 mary you@example.org
 
-It sends as the user `mary`, whose credits pay. Who enqueues needs no code, no routes and no settings of Postage: a task
-is its name, its queue and one JSON object.
+It sends as the user `mary`, whose credits pay. A producer needs neither Postage's routes nor its settings: to enqueue a
+task it names the task and its queue, and gives one JSON object.
 """
 
 import argparse
@@ -27,11 +27,11 @@ def main() -> None:
 
     # The backend is needed only to read answers. Postage keeps them there for an hour (POSTAGE_RESULT_EXPIRES_S).
     app = Celery(broker=given.broker, backend=given.broker)
-    # Made before the job is sent and kept with it: whoever sends the same job again, after a crash or a timeout, sends
-    # it under the same id, and it is neither charged nor delivered a second time.
+    # Made before the job is sent, and kept with it: if the same job is sent again after a crash or a timeout, it has
+    # the same id, and is neither charged nor delivered a second time.
     job_id = f"example-{uuid.uuid4().hex[:12]}"
     email = {"job_id": job_id, "sender": given.sender, "to": given.to, "subject": "Hello", "text": "Hello from Python."}
-    # argsrepr: what the job's header shows of the arguments. By the sender in it the queue is shared out.
+    # argsrepr is what the job's header shows of the arguments. By the sender in it, senders take turns on the queue.
     app.send_task("email.send", args=[email], queue="email", argsrepr=f"(sender={given.sender})")
     print(f"enqueued {job_id}")
 
