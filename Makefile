@@ -64,4 +64,4 @@ bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rou
 
 clean: ## Remove .venv and every cache, but not var/, which holds messages and money
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
-	find worker tasks models tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find worker tasks models bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

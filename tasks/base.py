@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 FAULT_RETRIES = 20
 FAULT_WAIT_S = 2.0
 FAULT_WAIT_MAX_S = 60.0
-"""After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: for about a quarter of an hour in all."""
+"""After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: waits of about a quarter of an hour in all,
+beside the time that each try waits for the database itself."""
 
 TASK_ID_MAX = 255
 """Characters of a Celery task id that are kept."""

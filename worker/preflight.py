@@ -226,8 +226,8 @@ def broker_name(url: str) -> str:
 @contextmanager
 def _open_broker(url: str) -> Iterator[Redis]:
     """Give a client of the broker, made from the URL by kombu, like the worker's."""
-    patience = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
-    with BrokerConnection(url, transport_options=patience) as connection:
+    timeouts = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+    with BrokerConnection(url, transport_options=timeouts) as connection:
         connection.ensure_connection(max_retries=1, interval_start=ASK_AGAIN_S)
         yield redis_client(connection.channel())
 

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
     batch: int = Field(default=100, ge=1, le=500, description="Send jobs charged in one transaction, at most.")
     connections: int = Field(
-        default=8, ge=1, le=128, description="Conversations with a carrier at a time, for jobs that came together."
+        default=8, ge=1, le=128, description="Transactions with a carrier at a time, for jobs that arrived together."
     )
     database_pool: int = Field(default=10, ge=1, le=256, description="Database connections kept by one process.")
     database_wait_s: float = Field(
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     retry_base_s: float = Field(default=5.0, gt=0, le=3600, description="Longest wait before the second attempt.")
     retry_max_s: float = Field(default=900.0, gt=0, le=86400, description="Longest wait between two attempts.")
     lease_s: float = Field(
-        default=300.0, gt=0, le=86400, description="How long one attempt may hold a job before it counts as dead."
+        default=300.0, gt=0, le=86400, description="How long one attempt may hold a job before its worker counts as crashed."
     )
     keep_dead_s: int = Field(
         default=604800, ge=0, le=31_622_400, description="How long refused and failed jobs are kept to be replayed."

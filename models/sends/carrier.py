@@ -84,7 +84,7 @@ class Receipt:
 
 
 class Carrier(Protocol):
-    """Takes messages out of the house."""
+    """A service that messages are handed to."""
 
     @property
     def is_idempotent(self) -> bool:

@@ -24,7 +24,7 @@ _LATER = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_
 
 
 class SmsGateway:
-    """Hands text messages to an HTTP gateway that honours the job id as `Idempotency-Key`."""
+    """Hands text messages to an HTTP gateway that takes the job id as `Idempotency-Key`."""
 
     is_idempotent = True
 
