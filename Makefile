@@ -8,7 +8,7 @@ READY = .venv/.ready
 
 # The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test lint format types imports tests chaos bench clean
+.PHONY: help setup run test unit lint format types imports tests chaos bench clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,10 @@ run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it
 
 test: lint types imports tests ## Check and test everything, stopping at the first failure
 	@echo '== All of it passed.'
+
+unit: lint types imports ## Check what can be checked without servers, for the loop of writing: under a minute
+	@echo '== Unit tests: pytest'
+	@$(BIN)/pytest -n $(JOBS) tests/unit
 
 lint: $(READY) ## Check style and format
 	@echo '== Style: ruff check'
