@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the long form. Prints a table, and writes everything it knows as JSON."""
+"""`python -m tests.chaos`: the long form of the scenarios. It prints a table, and writes all figures as JSON."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ COLUMNS = ("jobs", "faults", "lost", "sent_twice", "charged_twice", "drift", "un
 
 
 def main() -> int:
-    """Run the scenarios that were asked for; 1 if anything was wrong."""
+    """Run the scenarios that were asked for. Returns 1 if anything was wrong."""
     asked = _arguments()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)

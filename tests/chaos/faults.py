@@ -1,4 +1,4 @@
-"""The faults, each done to a running rig, and the garbage."""
+"""The faults that are done to a running rig, and the garbage that is put on its queues."""
 
 import base64
 import contextlib
@@ -17,13 +17,13 @@ from redis import RedisError
 from tests.chaos.rig import Program, Rig
 
 Fault = Callable[[Rig], int]
-"""Does it, and returns how many messages can be in hand in what was hit."""
+"""Does the fault, and returns how many messages may have been handed over and not settled in what it hit."""
 
 
 def kill_worker(rig: Rig) -> int:
-    """SIGKILL to a worker's main process, to its whole group, or, where it has some, to one of its children.
+    """Kill the main process of a worker, its whole group, or one of its children if it has any.
 
-    The rig starts a main process again at once; the worker itself replaces its children.
+    The rig starts a main process again at once. A worker replaces its children itself.
     """
     victim = _running(rig)
     assert victim.pid is not None
@@ -33,8 +33,8 @@ def kill_worker(rig: Rig) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rig.rng.choice(children), signal.SIGKILL)
             return 1
-        case what:
-            rig.kill(victim, group=what == "group")
+        case target:
+            rig.kill(victim, group=target == "group")
             return rig.in_doubt_most
 
 
@@ -45,7 +45,7 @@ def _running(rig: Rig) -> Program:
 
 
 def stop_worker(seconds: float) -> Fault:
-    """SIGSTOP of a worker that has messages in hand, SIGCONT after so many seconds."""
+    """Stop a worker that is at work by SIGSTOP, and continue it after so many seconds."""
 
     def stop(rig: Rig) -> int:
         pid = _running(rig).pid
@@ -60,7 +60,7 @@ def stop_worker(seconds: float) -> Fault:
 
 
 def kill_valkey(rig: Rig) -> int:
-    """SIGKILL of the broker, and its start from its append-only file."""
+    """Kill the broker, and start it again from its append-only file."""
     rig.valkey.kill()
     time.sleep(rig.rng.uniform(0.0, 2.0))
     rig.valkey.start()
@@ -74,7 +74,7 @@ def restart_valkey(rig: Rig) -> int:
 
 
 def stop_valkey(rig: Rig) -> int:
-    """SIGSTOP of the broker for a while: it accepts connections and says nothing."""
+    """Stop the broker for a while by SIGSTOP: it accepts connections, but does not answer."""
     os.kill(rig.valkey.pid, signal.SIGSTOP)
     time.sleep(rig.rng.uniform(0.5, 4.0))
     os.kill(rig.valkey.pid, signal.SIGCONT)
@@ -82,7 +82,7 @@ def stop_valkey(rig: Rig) -> int:
 
 
 def cut_valkey(rig: Rig) -> int:
-    """Every client of the broker loses its connection."""
+    """Cut the connection of every client of the broker."""
     with contextlib.suppress(RedisError):
         rig.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
         rig.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -90,7 +90,7 @@ def cut_valkey(rig: Rig) -> int:
 
 
 def kill_postgres(rig: Rig) -> int:
-    """SIGKILL of the database, alone or with all its processes, and its start, with recovery."""
+    """Kill the main process of the database, or all of its processes, and start it again. It recovers by itself."""
     children = _children(rig.postgres.pid) if rig.rng.random() < 0.5 else []
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
@@ -132,7 +132,7 @@ NESTED: Final = 100_000
 
 
 def garbage(rng: Random, queue: str) -> list[bytes]:
-    """What can never be a job: one item of each kind, for one queue."""
+    """Give items that can never be a job: one of each kind, for one queue."""
     deep = "[" * NESTED + "]" * NESTED
     call: list[Any] = [[{}], {}, {}]
     return [
@@ -168,14 +168,14 @@ def garbage(rng: Random, queue: str) -> list[bytes]:
 
 
 def refusable(queue: str) -> list[bytes]:
-    """Messages to tasks that exist, with arguments that no task takes: answered as refusals, not set aside."""
+    """Give messages to tasks that exist, with arguments that no task takes. They are refused, not quarantined."""
     calls: list[Any] = [[[], {}, {}], [[17], {}, {}], [[{"to": "x"}], {}, {}], [[{}, {}], {"a": 1}, {}]]
     oddly_encoded = _item(queue, [[17], {}, {}], **{"content-encoding": "no such encoding"})
     return [*(_item(queue, call) for call in calls), oddly_encoded]
 
 
 def _item(queue: str, call: object, *, drop: tuple[str, ...] = (), **changes: Any) -> bytes:
-    """A queue item as kombu writes it, with changes."""
+    """Give a queue item as kombu writes it, with changes."""
     task_id = str(uuid.uuid4())
     headers = {**_GOOD_HEADERS, "id": task_id, "root_id": task_id}
     headers |= {name: changes.pop(name) for name in ("task", "eta") if name in changes}

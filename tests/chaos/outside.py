@@ -1,7 +1,7 @@
-"""What is outside: a mail server and an SMS gateway that keep count of everything, and a producer that never gives up.
+"""What is outside of Postage: a mail server and an SMS gateway that count everything, and a stubborn producer.
 
-Both servers run on one event loop in a thread, and are fast enough to be no part of the measurement. The producer is a
-plain Celery app that knows names of tasks and queues, and nothing of our code.
+Both servers run on one event loop in a thread, and are too fast to slow a measurement down. The producer is a plain
+Celery app that knows the names of tasks and queues, and nothing of Postage's code.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ Json = dict[str, Any]
 
 QUEUES: Final = {"email.send": "email", "sms.send": "sms", "email.send_many": "bulk", "sms.send_many": "bulk"}
 ALL_QUEUES: Final = ("email", "sms", "bulk", "billing", "views", "upkeep")
-"""The wire as other systems were told of it; on purpose not read from our code."""
+"""The queues as producers were told; on purpose not read from Postage's code."""
 
 OK: Final = "250 2.0.0 Ok"
 HANG: Final = "hang"
-"""The whole message is taken, and no word is said any more."""
+"""The mail server takes the whole message, and then says nothing more."""
 HANG_EARLY: Final = "hang early"
-"""No word is said after a recipient was named."""
+"""The mail server says nothing more once a recipient is named."""
 DROP_BEFORE_DOT: Final = "drop before the dot"
 DROP_AFTER_DOT: Final = "drop after the dot"
 NOT_NOW: Final = "451 4.3.0 Not now"
@@ -36,7 +36,7 @@ _MESSAGE_ID = re.compile(rb"^Message-ID:\s*<([^@>]+)@", re.IGNORECASE | re.MULTI
 
 
 class Outside:
-    """The mail server and the SMS gateway, on ports of this machine, for the length of the block."""
+    """The mail server and the SMS gateway, on ports of this machine. Both end with the block."""
 
     def __init__(self) -> None:
         self.mail = Mail()
@@ -73,7 +73,7 @@ class Outside:
 
     @property
     def taken(self) -> int:
-        """How many messages were accepted so far."""
+        """How many messages were taken so far."""
         return self.mail.taken + len(self.gateway.kept)
 
 
@@ -86,22 +86,22 @@ class Mail:
         self.silent: Counter[str] = Counter()
         """Messages that were taken whole, without an answer."""
         self.put_off: Counter[str] = Counter()
-        """Conversations that ended without the message being taken."""
+        """Mail transactions that ended before the message was taken."""
         self.taken = 0
         self._plans: dict[str, deque[str]] = {}
 
     def will(self, job_id: str, *actions: str) -> None:
-        """Do so at the next conversations about a job; after these, accept."""
+        """Do so in the next mail transactions of a job; after these, accept."""
         self._plans[job_id] = deque(actions)
 
     def planned(self, job_id: str, *which: str) -> str | None:
-        """The next action about a job if it is one of `which`, and no longer planned then."""
+        """Take the next planned action of a job if it is one of `which`."""
         plan = self._plans.get(job_id)
         return plan.popleft() if plan and plan[0] in which else None
 
 
 class _Smtp(asyncio.Protocol):
-    """As much SMTP as a client needs that says one command at a time."""
+    """As much SMTP as a client needs that sends one command at a time."""
 
     def __init__(self, mail: Mail) -> None:
         self._mail = mail
@@ -186,7 +186,7 @@ class _Smtp(asyncio.Protocol):
 
 
 class Gateway:
-    """What an SMS gateway saw: it honours the Idempotency-Key, as the one that Postage needs does."""
+    """What an SMS gateway saw. It recognizes the Idempotency-Key, as the gateway that Postage needs does."""
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
@@ -195,7 +195,7 @@ class Gateway:
 
 
 class _Http(asyncio.Protocol):
-    """As much HTTP as a client needs that posts JSON on a kept connection."""
+    """As much HTTP as a client needs that posts JSON on a connection that stays open."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -229,7 +229,7 @@ class _Http(asyncio.Protocol):
 
 
 class Producer:
-    """Another system that enqueues jobs, and tries each again until the broker has confirmed it."""
+    """Another system: it enqueues jobs, and tries each again until the broker has confirmed it."""
 
     def __init__(self, broker_url: str) -> None:
         self.app = Celery("outside", broker=broker_url, backend="disabled://", set_as_current=False)
@@ -255,12 +255,12 @@ class Producer:
         return not any(thread.is_alive() for thread in self._threads)
 
     def publish(self, task: str, job: Json, copies: int = 1) -> None:
-        """Put a job on its queue, confirmed by the broker. After a failure the job may be there twice."""
+        """Put a job on its queue, until the broker confirms it. After a failure the job may be there twice."""
         for _ in range(copies):
             while not self._ended.is_set():
                 try:
                     self.app.send_task(task, args=[job], queue=QUEUES[task])
-                except Exception:  # noqa: BLE001  whatever it was, only a confirmed job is published
+                except Exception:  # noqa: BLE001  whatever it was, the job is not confirmed
                     self.failures += 1
                     time.sleep(0.1)
                 else:
@@ -268,7 +268,7 @@ class Producer:
         self.published += 1
 
     def publish_meanwhile(self, jobs: Iterable[tuple[str, Json]], may: Callable[[], bool], copies: int = 1) -> None:
-        """Publish these jobs on a thread, each as soon as it `may` be."""
+        """Publish these jobs in a thread, each as soon as it `may` be."""
 
         def work() -> None:
             for task, job in jobs:

@@ -1,8 +1,8 @@
-"""The rig: real Valkey, PostgreSQL, worker and beat processes, with somebody who starts again what has died.
+"""The rig: real Valkey, PostgreSQL, worker and beat processes, and a supervisor that starts again what has ended.
 
-Valkey writes every command to disk before it answers (`appendfsync always`), so that what a producer was told is
-enqueued cannot be lost by killing the server: the rig asks what Postage does, not what a lenient broker forgets.
-PostgreSQL runs with its own defaults, where a commit that was answered is durable.
+Valkey writes every command to disk before it answers (`appendfsync always`), so killing it loses no job that a producer
+was told is enqueued: the rig tests what Postage does, not what a lenient broker forgets. PostgreSQL runs with its own
+defaults, where a commit that was answered is durable.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ SETTINGS: Final = {
 }
 END_WITHIN_S: Final = 30.0
 GIVEN_UP_AFTER: Final = 50
-"""Looks at which no job was on its way."""
+"""Times that no job was found on its way before missing ones are given up."""
 POOL: Final = ("owner", "ann", "bob", "cid", "dan")
-"""An owner, and who uses their credits."""
+"""An owner, and four users who spend their credits."""
 ALONE: Final = ("eve", "fay")
+"""Two users who spend their own credits; fay has few."""
 RICH: Final = 1_000_000
-
 
 JOB_QUEUES: Final = tuple(queue for queue in ALL_QUEUES if queue != "upkeep")
 
 
 @dataclass
 class Program:
-    """One of Postage's processes: started again whenever it has ended."""
+    """One of Postage's processes, which is started again whenever it has ended."""
 
     name: str
     arguments: Sequence[str]
@@ -79,7 +79,7 @@ class Program:
 
 
 class Rig:
-    """Everything, for the length of the block; whatever was started is ended by its process id."""
+    """All servers and processes. They end with the block, each by its process id."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Rig:
         options: Sequence[str] = (),
         **settings: object,
     ) -> None:
-        """Make ready; `options` are more arguments for `postage worker`, `settings` go to the environment."""
+        """Prepare everything. `options` are more arguments for `postage worker`, `settings` go to the environment."""
         self.folder = folder
         self.seed = seed
         self.rng = random.Random(seed)
@@ -116,10 +116,10 @@ class Rig:
 
     @property
     def in_doubt_most(self) -> int:
-        """How many messages of one worker may be handed over without their outcome's being written.
+        """How many messages of one worker may be handed over and not settled.
 
-        One for each thread that sends a single message; of two batches, those in conversation, as many that wait to be
-        settled, and as many that are being settled.
+        One for each thread that sends a single message; of two batches, those in a mail transaction, as many that wait
+        to be settled, and as many that are being settled.
         """
         connections = int(str(self.settings.get("connections", Settings.model_fields["connections"].default)))
         return self.threads + 2 * 3 * connections
@@ -157,7 +157,7 @@ class Rig:
     # -- people and jobs ----------------------------------------------------------------------------------------------
 
     def _make_people(self) -> None:
-        """An owner with four credit users, and two who are alone, one of them poor."""
+        """Make an owner with four credit users, and two users who are alone, one of them poor."""
         context = Context(database=self.database, carriers={}, enqueue=lambda _task, _given: None)
 
         def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:
@@ -179,12 +179,12 @@ class Rig:
             do(billing.purchase, "credits.purchase", {"order_id": f"order-{user}", "buyer": user, **bought})
 
     def jobs(self, count: int, prefix: str = "job") -> list[tuple[str, Json]]:
-        """Jobs of distinct ids: most by credit users of one owner, some text messages, some of whom is poor."""
+        """Make jobs of distinct ids: most of one owner's credit users, some of a poor user, some text messages."""
         senders = [*POOL * 4, "eve", "eve", "fay"]
         return [self._job(f"{prefix}-{number:06}", self.rng.choice(senders)) for number in range(count)]
 
     def bulks(self, messages: int, prefix: str = "bulk") -> list[tuple[str, Json]]:
-        """Bulk jobs of so many messages together, by people who can pay for all."""
+        """Make bulk jobs with so many messages in all, of users who can pay for them."""
         jobs = []
         while messages:
             count = min(messages, self.rng.randint(1, 60))
@@ -195,10 +195,10 @@ class Rig:
     def _bulk(self, job_id: str, sender: str, count: int) -> tuple[str, Json]:
         values = [{"name": f"n{number}"} for number in range(count)]
         if self.rng.random() < 0.1:
-            recipients = [{"to": "+4915112345678", "values": one} for one in values]
+            recipients = [{"to": "+4915112345678", "values": given} for given in values]
             job = {"job_id": job_id, "sender": sender, "text": "Hello {{name}}", "recipients": recipients}
             return "sms.send_many", job
-        recipients = [{"to": f"{one['name']}@people.example", "values": one} for one in values]
+        recipients = [{"to": f"{given['name']}@people.example", "values": given} for given in values]
         text = "Hello {{name}}.\n" * 20
         job = {"job_id": job_id, "sender": sender, "subject": job_id, "text": text, "recipients": recipients}
         return "email.send_many", job
@@ -212,27 +212,27 @@ class Rig:
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        # One thread for the whole life of the rig: a child ends with the thread that started it.
+        # This thread lives as long as the rig, for a process ends with the thread that started it.
         while not self._closing.wait(0.02):
             with self._lock:
                 for program in self._wanted:
-                    self._revive(program)
+                    self._restart(program)
         with self._lock:
             self._end([program for program in (*self.workers, self.beat) if program.process is not None])
 
-    def _revive(self, program: Program) -> None:
+    def _restart(self, program: Program) -> None:
         process = program.process
         if process is not None:
             if process.poll() is None:
                 return
             if process.pid not in program.killed:
                 program.ended.append((process.pid, process.returncode))
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("POSTAGE_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("POSTAGE_")}
         with (self.folder / f"{program.name}.log").open("ab") as log:
             program.process = subprocess.Popen(
                 dying_with_parent([sys.executable, "-P", "-m", "worker", *program.arguments], signal.SIGKILL),
                 cwd=self.folder,
-                env=ours | {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()},
+                env=inherited | {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -266,13 +266,13 @@ class Rig:
         self._supervisor.join()
 
     def stop_beat(self) -> None:
-        """End beat for good: nothing new is asked for any more."""
+        """End beat for good, so that it enqueues nothing more."""
         with self._lock:
             self._wanted.remove(self.beat)
             self._end([self.beat])
 
     def kill(self, program: Program, *, group: bool) -> bool:
-        """Kill a process, or its whole group, at once. False if it is not running."""
+        """Kill a process, or its whole group, at once. Returns False if it is not running."""
         with self._lock:
             pid = program.pid
             if pid is None:
@@ -281,7 +281,7 @@ class Rig:
             (os.killpg if group else os.kill)(pid, signal.SIGKILL)
             return True
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- what is going on ---------------------------------------------------------------------------------------------
 
     def open_jobs(self) -> int:
         """How many jobs Postage still works on."""
@@ -295,41 +295,41 @@ class Rig:
         return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def waiting(self, *queues: str) -> int:
-        """How many messages are on these queues; on all if none is named."""
+        """How many messages are on these queues, or on all if none is named."""
         redis: Any = self.redis
         return sum(fair_queue.waiting_count(redis, queue) for queue in queues or ALL_QUEUES)
 
     def unacked(self) -> list[bytes]:
-        """The messages in workers' hands, or in those of the dead."""
+        """The messages that workers have taken and not acknowledged, those of crashed workers included."""
         redis: Any = self.redis
         held: list[bytes] = redis.hvals("unacked")
         return held
 
     def quarantine(self) -> list[bytes]:
-        """What was set aside as no job."""
+        """The messages in the quarantine."""
         redis: Any = self.redis
         items: list[bytes] = redis.lrange("postage.quarantine", 0, -1)
         return items
 
     def ended_jobs(self, prefix: str) -> int:
-        """How many jobs of this prefix have an end, or are unknown."""
+        """How many jobs of this prefix are final or unknown."""
         ended = charges.c.job_id.startswith(f"{prefix}-") & charges.c.state.not_in((*OPEN, State.BULK))
         return self._count(select(func.count()).where(ended))
 
     def wait_until_ended(self, jobs: int, prefix: str, within_s: float) -> None:
-        """Wait until so many jobs of this prefix have an end, for `within_s` at most."""
-        looks_until(lambda: self.ended_jobs(prefix) >= jobs, within_s)
+        """Wait until so many jobs of this prefix are final or unknown, for `within_s` at most."""
+        wait_until(lambda: self.ended_jobs(prefix) >= jobs, within_s)
 
     def is_idle(self) -> bool:
-        """Whether no job is on its way: all are published, and only beat keeps asking."""
+        """Whether no job is on its way: all are published, and only what beat enqueues still comes."""
         if not self.producer.is_done or self.waiting(*JOB_QUEUES):
             return False
         return all(b'"upkeep.' in held for held in self.unacked()) and not self.open_jobs()
 
     def wait_until_quiet(self, jobs: int, within_s: float) -> float:
-        """Wait until nothing more happens, for `within_s` at most; gives how long that took.
+        """Wait until nothing more happens, for `within_s` at most. Returns how long that took.
 
-        Jobs that the database does not know, while none is on its way, will not come any more.
+        If no job is on its way for a while, those that the database does not know are given up.
         """
         began = time.monotonic()
         idle = 0
@@ -339,18 +339,18 @@ class Rig:
             idle = idle + 1 if self.is_idle() else 0
             return idle > 0 and (self.known_jobs() >= jobs or idle > GIVEN_UP_AFTER)
 
-        looks_until(quiet, within_s)
+        wait_until(quiet, within_s)
         self.stop_beat()
-        looks_until(lambda: not self.unacked() and not self.waiting(), within_s)
+        wait_until(lambda: not self.unacked() and not self.waiting(), within_s)
         return time.monotonic() - began
 
 
-def looks_until(look: Callable[[], object], within_s: float) -> bool:
-    """Look until there is something to see. False if there was not in time."""
+def wait_until(condition: Callable[[], object], within_s: float) -> bool:
+    """Wait until the condition is true. Returns False if it was not in time."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         with contextlib.suppress(RedisError):
-            if look():
+            if condition():
                 return True
         time.sleep(0.1)
     return False

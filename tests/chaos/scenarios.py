@@ -1,4 +1,4 @@
-"""The scenarios: jobs, faults while they run, and the verdict once everything is quiet."""
+"""The scenarios: jobs, faults while they run, and the verdict once everything has ended."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from tests.chaos import faults as inject
 from tests.chaos.outside import ALL_QUEUES, DROP_AFTER_DOT, DROP_BEFORE_DOT, HANG, HANG_EARLY, NOT_NOW, Json
-from tests.chaos.rig import Rig, looks_until
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.rig import Rig, wait_until
+from tests.chaos.verdict import Verdict, fill_in
 
 STUCK_S: Final = 30.0
-"""A fault that waits for progress longer than this is done all the same."""
+"""How long a fault waits for progress of the jobs before it is done all the same."""
 MOODS: Final[tuple[tuple[str, ...], ...]] = (
     (DROP_BEFORE_DOT,),
     (NOT_NOW, NOT_NOW, NOT_NOW),
@@ -23,11 +23,12 @@ MOODS: Final[tuple[tuple[str, ...], ...]] = (
     (DROP_BEFORE_DOT, NOT_NOW, HANG),
     (HANG_EARLY, NOT_NOW),
 )
+"""What the mail server does in the attempts of one job."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a scenario is run."""
+    """How many jobs and faults of a scenario are run."""
 
     jobs: int
     faults: int
@@ -36,17 +37,17 @@ class Size:
 
 
 @dataclass
-class Storm:
-    """Jobs, and what happens while they run."""
+class Plan:
+    """Jobs, and the faults while they run."""
 
     jobs: Sequence[tuple[str, Json]]
     faults: Sequence[inject.Fault] = ()
     count: int = 0
-    """How many faults that makes, where it is not the number of `faults`."""
+    """How many faults were done. It is set at once where the faults are not in `faults`."""
     ahead: int = 2_000
-    """How many jobs may be enqueued that no carrier has taken."""
+    """How many jobs may be enqueued that no carrier has taken yet."""
     pace: float | None = None
-    """Jobs a second, at most, once so many are ahead."""
+    """How many jobs a second are enqueued at most, once `ahead` of them are."""
     copies: int = 1
     unknown_least: int = 0
     unknown_most: int = 0
@@ -64,75 +65,75 @@ def _messages_of(job: Json) -> list[str]:
     return [f"{job['job_id']}/{place}" for place in range(len(job["recipients"]))]
 
 
-def worker_killed(rig: Rig, size: Size, prefix: str) -> Storm:
-    """Workers are killed at random moments under full load."""
-    return Storm(rig.jobs(size.jobs, prefix), [inject.kill_worker] * size.faults)
+def worker_killed(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Kill workers at random moments under full load."""
+    return Plan(rig.jobs(size.jobs, prefix), [inject.kill_worker] * size.faults)
 
 
-def prefork_killed(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The same with a pool of processes, which are killed one by one too."""
+def prefork_killed(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Do the same with a pool of processes, which are also killed one by one."""
     return worker_killed(rig, size, prefix)
 
 
-def bulk_killed(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The broker, which knows what is to be sent, and then workers are killed while bulk jobs are charged and sent.
+def bulk_killed(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Kill the broker, and then workers, while bulk jobs are charged and sent.
 
-    Not in turn: a worker that is started while there is no broker says so and ends, as it should.
+    They are not killed in turn, for a worker that is started while there is no broker says so and ends, as it should.
     """
     brokers = size.faults // 2
     kills = [inject.kill_valkey] * brokers + [inject.kill_worker] * (size.faults - brokers)
-    storm = Storm(rig.bulks(size.jobs, prefix), kills, ahead=500)
-    # Each thread may have a batch of its own, and messages of it whose outcome is not yet written.
-    storm.unknown_most = storm.faults.count(inject.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
-    return storm
+    plan = Plan(rig.bulks(size.jobs, prefix), kills, ahead=500)
+    # Each thread may have a batch of its own, of which some messages are handed over and not settled.
+    plan.unknown_most = plan.faults.count(inject.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
+    return plan
 
 
-def worker_stopped(rig: Rig, size: Size, prefix: str) -> Storm:
-    """A worker stands still for longer than lease and visibility timeout, and then goes on."""
+def worker_stopped(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Stop a worker for longer than lease and visibility timeout, and then continue it."""
     stopped_s = float(str(rig.settings["visibility_timeout_s"])) + 4
-    storm = Storm(rig.jobs(size.jobs, prefix), [inject.stop_worker(stopped_s)] * size.faults)
-    storm.ahead, storm.pace = max(50, size.jobs // 4), size.jobs / (stopped_s * size.faults + 5)
-    return storm
+    plan = Plan(rig.jobs(size.jobs, prefix), [inject.stop_worker(stopped_s)] * size.faults)
+    plan.ahead, plan.pace = max(50, size.jobs // 4), size.jobs / (stopped_s * size.faults + 5)
+    return plan
 
 
-def redis_gone(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The broker is killed, started again, stands still, or cuts everybody off."""
+def redis_gone(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Kill, stop or restart the broker, or cut all connections to it."""
     kinds = (inject.kill_valkey, inject.stop_valkey, inject.cut_valkey, inject.restart_valkey)
-    return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
+    return Plan(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
 
 
-def postgres_gone(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The database is killed and recovers, or is started again."""
+def postgres_gone(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Kill the database, which recovers, or restart it."""
     kinds = (inject.kill_postgres, inject.restart_postgres)
-    return Storm(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
+    return Plan(rig.jobs(size.jobs, prefix), _in_turn(kinds, size.faults), ahead=500)
 
 
 def _in_turn(kinds: Sequence[inject.Fault], count: int) -> list[inject.Fault]:
     return [kinds[number % len(kinds)] for number in range(count)]
 
 
-def delivered_thrice(rig: Rig, size: Size, prefix: str) -> Storm:
-    """Every message is delivered three times, and some queue items again as they are."""
-    return Storm(rig.jobs(size.jobs, prefix), [inject.republish] * size.faults, copies=3)
+def delivered_thrice(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Publish every message three times, and put some queue items on their queues again as they are."""
+    return Plan(rig.jobs(size.jobs, prefix), [inject.republish] * size.faults, copies=3)
 
 
-def smtp_moody(rig: Rig, size: Size, prefix: str) -> Storm:
-    """The mail server hangs, drops the connection before or after the final dot, or says not now."""
+def smtp_moody(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Let the mail server hang, drop the connection before or after the final dot, or say not now."""
     jobs = rig.jobs(size.jobs, prefix)
     emails = [job["job_id"] for task, job in jobs if task == "email.send" and job["sender"] != "fay"]
     moody = rig.rng.sample(emails, min(size.faults, len(emails)))
-    storm = Storm(jobs, count=len(moody))
+    plan = Plan(jobs, count=len(moody))
     for number, job_id in enumerate(moody):
         mood = MOODS[number % len(MOODS)]
         rig.outside.mail.will(job_id, *mood)
-        # A short message goes out in one piece with its dot: its sender cannot tell before which of them it was cut.
-        storm.unknown_most += bool({HANG, DROP_AFTER_DOT, DROP_BEFORE_DOT} & set(mood))
-        storm.unknown_least += DROP_BEFORE_DOT not in mood and bool({HANG, DROP_AFTER_DOT} & set(mood))
-    return storm
+        # A short message and its final dot go out in one piece, so the worker cannot tell which of them has arrived.
+        plan.unknown_most += bool({HANG, DROP_AFTER_DOT, DROP_BEFORE_DOT} & set(mood))
+        plan.unknown_least += DROP_BEFORE_DOT not in mood and bool({HANG, DROP_AFTER_DOT} & set(mood))
+    return plan
 
 
-def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
-    """Every queue gets what can never be a job, with good jobs between."""
+def garbage(rig: Rig, size: Size, prefix: str) -> Plan:
+    """Put items that can never be a job on every queue, with good jobs between them."""
 
     def push(queue: str) -> inject.Fault:
         def fault(rig: Rig) -> int:
@@ -146,11 +147,11 @@ def garbage(rig: Rig, size: Size, prefix: str) -> Storm:
 
         return fault
 
-    rounds = [push(queue) for queue in ALL_QUEUES] * max(1, size.faults // len(ALL_QUEUES))
-    return Storm(rig.jobs(size.jobs, prefix), rounds)
+    pushes = [push(queue) for queue in ALL_QUEUES] * max(1, size.faults // len(ALL_QUEUES))
+    return Plan(rig.jobs(size.jobs, prefix), pushes)
 
 
-SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Storm]]] = {
+SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Plan]]] = {
     "worker-killed": worker_killed,
     "prefork-killed": prefork_killed,
     "bulk-killed": bulk_killed,
@@ -173,60 +174,59 @@ LONG: Final[dict[str, Size]] = {
     "garbage": Size(2_000, 12),
 }
 
-
 POOLS: Final = {"prefork-killed": ("--pool", "prefork")}
 
 
 def run(name: str, folder: Path, seed: int, size: Size, *, options: Sequence[str] = (), **rest: Any) -> Verdict:
-    """Run one scenario in a rig of its own, until nothing moves any more."""
+    """Run one scenario in a rig of its own, until nothing more happens."""
     with Rig(folder, seed, options=[*POOLS.get(name, ()), *options], **rest) as rig:
         began = time.monotonic()
         verdict = run_in(rig, name, size)
         rig.wait_until_quiet(size.jobs, size.quiet_s)
-        verdict = judge(rig, verdict, quiet=True)
+        verdict = fill_in(rig, verdict, quiet=True)
         verdict.seconds = round(time.monotonic() - began, 1)
     verdict.rig = list(dict.fromkeys([*verdict.rig, *rig.broken]))
     return verdict
 
 
 def run_in(rig: Rig, name: str, size: Size) -> Verdict:
-    """Run one scenario in a rig that others may have used before, until all its jobs have an end."""
+    """Run one scenario in a rig that others may have used before, until all its jobs are final or unknown."""
     began = time.monotonic()
-    storm = SCENARIOS[name](rig, size, name)
+    plan = SCENARIOS[name](rig, size, name)
     starts = sum(worker.starts for worker in rig.workers)
-    done, failures = rig.outside.taken, rig.producer.failures
-    most = storm.unknown_most + _blow(rig, storm)
-    stormed = time.monotonic()
-    rig.wait_until_ended(len(storm.messages), name, size.quiet_s)
+    taken, failures = rig.outside.taken, rig.producer.failures
+    unknown_most = plan.unknown_most + _carry_out(rig, plan)
+    last_fault = time.monotonic()
+    rig.wait_until_ended(len(plan.messages), name, size.quiet_s)
     ended = time.monotonic()
-    verdict = Verdict(name, rig.seed, len(storm.messages), storm.count or len(storm.faults))
-    verdict.job_ids = storm.messages
-    verdict.unknown_least, verdict.unknown_most = storm.unknown_least, most
+    verdict = Verdict(name, rig.seed, len(plan.messages), plan.count or len(plan.faults))
+    verdict.job_ids = plan.messages
+    verdict.unknown_least, verdict.unknown_most = plan.unknown_least, unknown_most
     verdict.seconds = round(ended - began, 1)
     verdict.notes = [
-        f"{rig.outside.taken - done} messages taken by carriers",
-        f"all jobs ended {ended - stormed:.0f} s after the last fault",
+        f"{rig.outside.taken - taken} messages taken by carriers",
+        f"all jobs ended {ended - last_fault:.0f} s after the last fault",
         f"{rig.producer.failures - failures} publishes tried again",
         f"{sum(worker.starts for worker in rig.workers) - starts} worker starts",
     ]
-    return judge(rig, verdict, quiet=False)
+    return fill_in(rig, verdict, quiet=False)
 
 
-def _blow(rig: Rig, storm: Storm) -> int:
-    """Publish the jobs and do the faults at random moments while they run; how many may be unknown by them."""
+def _carry_out(rig: Rig, plan: Plan) -> int:
+    """Publish the jobs, and do the faults at random moments meanwhile. Returns how many jobs may be unknown by them."""
     began, before = time.monotonic(), rig.outside.taken
     published = rig.producer.published
 
     def may_publish() -> bool:
         count = rig.producer.published - published
-        slow = storm.pace is not None and count > storm.ahead + storm.pace * (time.monotonic() - began)
-        return not slow and count < rig.outside.taken - before + storm.ahead
+        is_too_fast = plan.pace is not None and count > plan.ahead + plan.pace * (time.monotonic() - began)
+        return not is_too_fast and count < rig.outside.taken - before + plan.ahead
 
-    rig.producer.publish_meanwhile(storm.jobs, may_publish, storm.copies)
+    rig.producer.publish_meanwhile(plan.jobs, may_publish, plan.copies)
     unknown = 0
-    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(storm.messages) for _ in storm.faults):
-        looks_until(lambda moment=moment: rig.outside.taken - before >= moment, STUCK_S)  # type: ignore[misc]
+    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(plan.messages) for _ in plan.faults):
+        wait_until(lambda moment=moment: rig.outside.taken - before >= moment, STUCK_S)  # type: ignore[misc]
         time.sleep(rig.rng.uniform(0.0, 0.3))
-        unknown += storm.faults[storm.count](rig)
-        storm.count += 1
+        unknown += plan.faults[plan.count](rig)
+        plan.count += 1
     return unknown

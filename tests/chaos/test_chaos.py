@@ -1,4 +1,4 @@
-"""The short form of the fault harness: every scenario once, small, in one rig. `make chaos` is the long form."""
+"""The short form of the chaos scenarios: each runs once, small, in one rig. `make chaos` runs the long form."""
 
 import random
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.rig import Rig
 from tests.chaos.scenarios import Size, run_in
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Verdict, fill_in
 
 SETTINGS = {"smtp_timeout_s": 1, "sms_timeout_s": 1, "lease_s": 6, "visibility_timeout_s": 12, "sweep_s": 0.3,
             "retry_base_s": 0.3, "retry_max_s": 0.6}  # fmt: skip
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("chaos")
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """Give the rig that all scenarios here share, one after the other."""
+    """Give the rig that all scenarios use, one after the other."""
     seed = random.SystemRandom().randrange(10**6)
     with Rig(tmp_path_factory.mktemp("chaos"), seed, threads=4, **SETTINGS) as rig:
         yield rig
@@ -37,7 +37,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("scenario", SHORT)
 def test_no_job_is_lost_sent_twice_or_charged_twice(rig: Rig, scenario: str) -> None:
-    """Whatever breaks while jobs run, each comes to its one end, and the money adds up."""
+    """Whatever breaks while jobs run, each job ends once, and the money adds up."""
     verdict = run_in(rig, scenario, SHORT[scenario])
 
     assert verdict.wrong == [], verdict
@@ -45,10 +45,10 @@ def test_no_job_is_lost_sent_twice_or_charged_twice(rig: Rig, scenario: str) -> 
 
 @pytest.mark.timeout(180)
 def test_nothing_is_left_over(rig: Rig) -> None:
-    """After all of it nothing waits and nothing is unacknowledged, and the quarantine holds the garbage alone."""
+    """After all scenarios nothing waits, nothing is unacknowledged, and the quarantine holds only the garbage."""
     jobs = rig.known_jobs()
 
     rig.wait_until_quiet(jobs, QUIET_S)
 
-    verdict = judge(rig, Verdict("all", rig.seed, jobs, 0), quiet=True)
+    verdict = fill_in(rig, Verdict("all", rig.seed, jobs, 0), quiet=True)
     assert verdict.wrong == [], verdict

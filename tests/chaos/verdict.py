@@ -1,4 +1,4 @@
-"""The verdict: what is in the database, against what was enqueued and what the carriers saw."""
+"""The verdict: what is in the database, compared with what was enqueued and what the carriers saw."""
 
 import json
 from collections import Counter
@@ -19,7 +19,6 @@ from tests.chaos.rig import Rig
 
 Json = dict[str, Any]
 SHOWN_MAX = 5
-
 
 ENDED = ("sent", "failed", "refused", "unknown")
 ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "not_received", "free", "unacked",
@@ -44,19 +43,19 @@ class Verdict:
     unknown: int = 0
     unknown_least: int = 0
     unknown_most: int = 0
-    """How many messages may be unknown: as many as can have been in hand at the faults."""
+    """How many messages may be unknown: as many as may have been handed over and not settled at the faults."""
     unknown_taken: int = 0
     """How many of the unknown ones a carrier had taken."""
     not_received: int = 0
-    """Jobs called sent that no carrier accepted."""
+    """Jobs in the state sent that no carrier accepted."""
     free: int = 0
-    """Jobs called failed or refused that a carrier took."""
+    """Jobs in the state failed or refused that a carrier took."""
     audit: list[str] = field(default_factory=list)
     unacked: int = 0
     waiting: int = 0
     quarantined: int = 0
     quarantine_wrong: int = 0
-    """Garbage that is not in quarantine, and what is in quarantine without being garbage."""
+    """Garbage that is not in the quarantine, and items in it that are no garbage."""
     ended_by_itself: int = 0
     """Worker and beat processes that ended though nobody killed them."""
     states: dict[str, int] = field(default_factory=dict)
@@ -68,21 +67,21 @@ class Verdict:
 
     @property
     def wrong(self) -> list[str]:
-        """What should not be, in words; empty if all is well."""
+        """What is wrong, in words; empty if nothing is."""
         wrong = [f"{name.replace('_', ' ')}: {getattr(self, name)}" for name in ZERO if getattr(self, name)]
         if not self.unknown_least <= self.unknown <= self.unknown_most:
             wrong.append(f"unknown: {self.unknown}, not {self.unknown_least} to {self.unknown_most}")
         return [*wrong, *(f"audit: {finding}" for finding in self.audit), *(f"rig: {what}" for what in self.rig)]
 
     def as_json(self) -> Json:
-        """All of it but the ids, for a file."""
+        """Everything but the ids, for a file."""
         fields = {name: value for name, value in asdict(self).items() if name != "job_ids"}
         return {**fields, "wrong": self.wrong}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Every charge and the entries of every job."""
+    """The state of every charge, and what its entries moved."""
 
     states: dict[str, str]
     why: dict[str, str]
@@ -93,7 +92,7 @@ class Evidence:
 
 
 def collect(database: Database, bought: dict[str, int]) -> Evidence:
-    """Read it all at one moment; balances are computed anew from charges, without the entries."""
+    """Read everything at one moment. Balances are computed anew from the charges, without the entries."""
     with database.snapshot() as connection:
         rows = connection.execute(
             select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail, charges.c.bulk_id,
@@ -128,13 +127,13 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
     )
 
 
-def judge(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
-    """Fill in what became of the jobs of a scenario; of everything else too once all is `quiet`."""
+def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
+    """Fill in what became of the jobs of a scenario, and what is on the queues too once everything is `quiet`."""
     evidence = collect(rig.database, rig.bought)
     mail, gateway = rig.outside.mail, Counter(rig.outside.gateway.kept.values())
     taken, accepted = mail.accepted + mail.silent + gateway, mail.accepted + gateway
     states = {job_id: evidence.states.get(job_id, "not there") for job_id in verdict.job_ids}
-    which = {
+    jobs_by_count = {
         "lost": [job for job, state in states.items() if state not in ENDED],
         "sent_twice": [job for job in states if taken[job] > 1],
         "charged_twice": [job for job in states if evidence.charged[job] > 1],
@@ -143,23 +142,27 @@ def judge(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
         "not_received": [job for job, state in states.items() if state == State.SENT and not accepted[job]],
         "free": [job for job, state in states.items() if state in (State.FAILED, State.REFUSED) and taken[job]],
     }
-    for name, jobs in which.items():
+    for name, jobs in jobs_by_count.items():
         setattr(verdict, name, len(jobs))
     verdict.drift = evidence.drift
     verdict.states = dict(Counter(states.values()))
-    verdict.unknown_taken = sum(1 for job in which["unknown"] if taken[job])
+    verdict.unknown_taken = sum(1 for job in jobs_by_count["unknown"] if taken[job])
     with rig.database.snapshot() as connection:
-        # As if it were later: a lease that stands long after its end is a fault here.
+        # The audit believes that it is later, so that a lease that is not ended in time is a finding.
         later = timedelta(0) if not quiet else STALE_AFTER
         verdict.audit = [
-            f"{one.invariant}: {one.subject}, {one.difference}"
-            for one in audit_everything(connection, utc_now() + later)
+            f"{finding.invariant}: {finding.subject}, {finding.difference}"
+            for finding in audit_everything(connection, utc_now() + later)
         ]
     programs = [*rig.workers, rig.beat]
     verdict.ended_by_itself = sum(len(program.ended) for program in programs)
     verdict.rig = list(rig.broken)
     why = Counter(evidence.why[job] for job, state in states.items() if state in (State.FAILED, State.UNKNOWN))
-    named = [f"{name.replace('_', ' ')}: {', '.join(which[name][:SHOWN_MAX])}" for name in ZERO if which.get(name)]
+    named = [
+        f"{name.replace('_', ' ')}: {', '.join(jobs_by_count[name][:SHOWN_MAX])}"
+        for name in ZERO
+        if jobs_by_count.get(name)
+    ]
     verdict.details = [f"{count} {words}" for words, count in why.most_common(SHOWN_MAX)] + named
     verdict.details += [f"{program.name} ended by itself: {program.ended}" for program in programs if program.ended]
     if quiet:
@@ -172,7 +175,7 @@ def judge(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
 
 
 def different(garbage: Iterable[bytes], quarantined: Sequence[bytes]) -> list[tuple[str, bytes]]:
-    """What is missing from the quarantine, and what is there that should not be."""
+    """Give the items that the quarantine lacks, and those that should not be there."""
     wanted, found = Counter(map(plain, garbage)), Counter(map(plain, quarantined))
     return [
         *(("lacks", item) for item in (wanted - found).elements()),
@@ -181,7 +184,7 @@ def different(garbage: Iterable[bytes], quarantined: Sequence[bytes]) -> list[tu
 
 
 def plain(item: bytes) -> bytes:
-    """A queue item in the one form in which two of them can be compared."""
+    """Give a queue item in a form that can be compared."""
     try:
         message = json.loads(item)
         properties = message["properties"]

@@ -1,40 +1,37 @@
-"""A house that flow tests share, and servers of their own for those that must be alone."""
+"""A deployment that flow tests share, and deployments of their own for tests that need one alone."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TEMPLATE
-from tests.flows.house import Deployment
+from tests.flows.deployment import Deploy, Deployment
 from tests.servers import PostgresServer, ValkeyServer
 
 
 @pytest.fixture(scope="session")
 def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Give a broker that no other test empties."""
-    with ValkeyServer(tmp_path_factory.mktemp("valkey-of-the-house")) as server:
+    """Give the URL of the broker of the shared deployment, which no test empties."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey-of-the-deployment")) as server:
         yield server.url()
 
 
 @pytest.fixture(scope="session")
-def house(
+def deployment(
     migrated_postgres: PostgresServer, broker_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """Give a worker and beat that run as long as there are tests. Each test makes people of its own."""
     with (
         migrated_postgres.copy_of(TEMPLATE) as url,
-        Deployment(tmp_path_factory.mktemp("house"), url, broker_url, beat=True) as house,
+        Deployment(tmp_path_factory.mktemp("deployment"), url, broker_url, beat=True) as deployment,
     ):
-        yield house
-
-
-OpenHouse = Callable[..., Deployment]
+        yield deployment
 
 
 @pytest.fixture
-def open_house(tmp_path: Path, postgres_url: str) -> Iterator[OpenHouse]:
-    """Give a way to open a house with a database and a broker that nothing else uses: `with open_house() as house`."""
+def deploy(tmp_path: Path, postgres_url: str) -> Iterator[Deploy]:
+    """Give a function that makes a deployment with its own database and broker: `with deploy() as deployment`."""
     with ValkeyServer(tmp_path / "valkey") as broker:
-        yield functools.partial(Deployment, tmp_path / "house", postgres_url, broker.url())
+        yield functools.partial(Deployment, tmp_path / "deployment", postgres_url, broker.url())

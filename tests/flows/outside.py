@@ -1,6 +1,6 @@
-"""What is outside in a flow test: a mail server and an SMS gateway that can be told what to say, and a producer.
+"""What is outside of Postage: a mail server and an SMS gateway that a test tells what to answer, and a producer.
 
-The producer is a plain Celery app that knows names of tasks and queues, and nothing of our code.
+The producer is a plain Celery app that knows the names of tasks and queues, and nothing of Postage's code.
 """
 
 import email
@@ -8,8 +8,8 @@ import email.policy
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,10 +26,11 @@ from worker.local.sinks import LoopbackController
 Json = dict[str, Any]
 
 DROP: Final = "drop"
-"""Said by a mail server that takes a message and hangs up without a word."""
+"""The answer of a mail server that takes a message and hangs up without a word."""
 HELD_S: Final = 60.0
-"""A message that is held longer hangs the test."""
+"""How long a message is held at most, so that no test hangs."""
 ANSWERED_S: Final = 60.0
+"""How long a producer waits for an answer."""
 
 QUEUES: Final = {
     "email.send": "email",
@@ -48,12 +49,12 @@ QUEUES: Final = {
     "views.users": "views",
     "views.message": "views",
 }
-"""The wire as other systems were told of it; on purpose not read from our code."""
+"""The queue of each task as producers were told; on purpose not read from Postage's code."""
 
 
 @dataclass(frozen=True)
 class ReceivedMail:
-    """One mail as the server got it: the envelope, and the content as a reader's program parses it."""
+    """One mail as the server got it: the envelope, and the content as the program of its reader parses it."""
 
     sender: str
     recipients: list[str]
@@ -72,17 +73,17 @@ class ReceivedMail:
 
 
 class MailServer:
-    """A real mail server that accepts everything, except what it was told to say of a job or of a recipient."""
+    """A real mail server that accepts everything, except where it was told to answer otherwise."""
 
     def __init__(self) -> None:
-        self.letters: list[ReceivedMail] = []
+        self.mails: list[ReceivedMail] = []
         self.offers: Counter[str] = Counter()
         """How often each job's message came as far as the final dot."""
         self._answers: dict[str, list[str]] = {}
         self._recipients: dict[str, str] = {}
-        self._open = threading.Event()
-        self._open.set()
-        self._held_alone: set[str] = set()
+        self._released = threading.Event()
+        self._released.set()
+        self._held_jobs: set[str] = set()
         self._controller = LoopbackController(self, enable_SMTPUTF8=True)
         self._controller.start()
         self.url = f"smtp://127.0.0.1:{self._controller.port}?starttls=never"
@@ -91,34 +92,34 @@ class MailServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.let_go()
+        self.release()
         self._controller.stop()
 
-    def will_say(self, job_id: str, *answers: str) -> None:
-        """Answer the next messages of a job so, or `DROP` the line; after these, accept."""
+    def will_answer(self, job_id: str, *answers: str) -> None:
+        """Answer the next messages of a job so, or `DROP` the connection; after these, accept."""
         self._answers[job_id] = list(answers)
 
-    def will_say_of(self, address: str, answer: str) -> None:
-        """Answer so whenever a recipient is named."""
+    def will_answer_recipient(self, address: str, answer: str) -> None:
+        """Answer so whenever this recipient is named."""
         self._recipients[address] = answer
 
     def hold(self) -> None:
-        """Say nothing at the end of messages, until they are let go."""
-        self._open.clear()
+        """Leave every message unanswered until `release`."""
+        self._released.clear()
 
     def hold_one(self, job_id: str) -> None:
-        """Say nothing at the end of one job's message, until it is let go."""
-        self._held_alone.add(job_id)
+        """Leave the message of one job unanswered until `release`."""
+        self._held_jobs.add(job_id)
         self.hold()
 
-    def let_go(self) -> None:
-        """Answer what is held, and hold no more."""
-        self._held_alone.clear()
-        self._open.set()
+    def release(self) -> None:
+        """Answer what is held, and hold nothing more."""
+        self._held_jobs.clear()
+        self._released.set()
 
-    def letters_of(self, job_id: str) -> list[ReceivedMail]:
+    def mails_of(self, job_id: str) -> list[ReceivedMail]:
         """The mails of one job that were accepted."""
-        return [letter for letter in self.letters if letter.job_id == job_id]
+        return [mail for mail in self.mails if mail.job_id == job_id]
 
     async def handle_RCPT(  # noqa: N802  aiosmtpd's
         self, server: SMTP, session: object, envelope: Envelope, address: str, options: list[str]
@@ -129,22 +130,22 @@ class MailServer:
         return "250 2.1.5 Ok"
 
     async def handle_DATA(self, server: SMTP, session: object, envelope: Envelope) -> str:  # noqa: N802
-        letter = ReceivedMail(
+        mail = ReceivedMail(
             sender=envelope.mail_from or "",
             recipients=[str(address) for address in envelope.rcpt_tos],
             content=email.message_from_bytes(envelope.original_content or b"", policy=email.policy.default),
         )
-        self.offers[letter.job_id] += 1
-        if not self._held_alone or letter.job_id in self._held_alone:
-            await server.loop.run_in_executor(None, self._open.wait, HELD_S)
-        told = self._answers.get(letter.job_id)
-        said = told.pop(0) if told else f"250 2.0.0 Ok: queued as 4XyZ{len(self.letters):06}"
-        if said == DROP:
+        self.offers[mail.job_id] += 1
+        if not self._held_jobs or mail.job_id in self._held_jobs:
+            await server.loop.run_in_executor(None, self._released.wait, HELD_S)
+        answers = self._answers.get(mail.job_id)
+        answer = answers.pop(0) if answers else f"250 2.0.0 Ok: queued as 4XyZ{len(self.mails):06}"
+        if answer == DROP:
             assert server.transport is not None
             server.transport.abort()
-        elif said.startswith("250"):
-            self.letters.append(letter)
-        return said
+        elif answer.startswith("250"):
+            self.mails.append(mail)
+        return answer
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Post:
 
 
 class SmsGateway(ThreadingHTTPServer):
-    """A real HTTP server that accepts every text message, except what it was told to say of a job."""
+    """A real HTTP server that accepts every text message, except where it was told to answer otherwise."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -178,14 +179,14 @@ class SmsGateway(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
-    def will_say(self, job_id: str, *statuses: int) -> None:
+    def will_answer(self, job_id: str, *statuses: int) -> None:
         """Answer the next requests of a job so; after these, accept."""
         self._answers[job_id] = list(statuses)
 
     def answer_to(self, key: str, text: Json) -> int:
-        """Keep a request, and say how it is answered."""
-        told = self._answers.get(key)
-        status = told.pop(0) if told else 200
+        """Keep a request, and give the status with which it is answered."""
+        statuses = self._answers.get(key)
+        status = statuses.pop(0) if statuses else 200
         self.posts.append(Post(key, text, status))
         return status
 
@@ -194,7 +195,7 @@ class SmsGateway(ThreadingHTTPServer):
         return [post for post in self.posts if post.text["id"] == job_id]
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a worker that ends hangs up on it."""
+        """Print nothing when a worker ends and so drops its connection."""
 
 
 class _Answering(BaseHTTPRequestHandler):
@@ -213,11 +214,11 @@ class _Answering(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Producer:
-    """Another system that enqueues jobs by the names it was told, and reads answers where Celery keeps them."""
+    """Another system: it enqueues jobs by the names that it was told, and reads answers where Celery keeps them."""
 
     def __init__(self, broker_url: str) -> None:
         self.app = Celery("outside", broker=broker_url, backend="disabled://", set_as_current=False)
@@ -234,19 +235,19 @@ class Producer:
         self.app.close()
 
     def send(self, task: str, job: object, task_id: str | None = None) -> str:
-        """Enqueue a job; gives its task id."""
+        """Enqueue a job. Returns its task id."""
         return self.send_raw(task, [job], task_id=task_id)
 
     def send_raw(
         self, task: str, args: list[Any], kwargs: Mapping[str, Any] | None = None, task_id: str | None = None
     ) -> str:
-        """Enqueue whatever is to be the arguments of a task; gives its task id."""
+        """Enqueue a task with any arguments. Returns its task id."""
         return str(self.app.send_task(task, args=args, kwargs=dict(kwargs or {}), task_id=task_id, queue=QUEUES[task]))
 
     def publish(
         self, queue: str, body: str, headers: Mapping[str, Any], content_type: str = "application/json"
     ) -> None:
-        """Put a message of whatever make on a queue."""
+        """Put any message on a queue."""
         with closing(self.app.connection_for_write()) as connection, closing(connection.channel()) as channel:
             Publisher(channel).publish(
                 body,
@@ -259,26 +260,51 @@ class Producer:
             )
 
     def ask(self, task: str, job: object, task_id: str | None = None) -> Json:
-        """Enqueue a job, and give its answer."""
+        """Enqueue a job, and return its answer."""
         result = self._asking.send_task(task, args=[job], task_id=task_id, queue=QUEUES[task])
         try:
             answer: Json = result.get(timeout=ANSWERED_S)
         finally:
-            # Or else it would reach for the broker whenever its memory is freed, be that after the broker's end.
+            # Otherwise it would use the broker when its memory is freed, which may be after the broker has ended.
             result.backend.remove_pending_result(result)
             result.backend = None
         return answer
 
-    def done(self, task: str, job: Json) -> Json:
-        """Enqueue a job that must be done, and give its answer."""
+    def do(self, task: str, job: Json) -> Json:
+        """Enqueue a job that must be done, and return its answer."""
         answer = self.ask(task, job)
         assert answer["status"] == "done", answer
         return answer
 
     def control(self, command: str, *, timeout: float = 5.0, **arguments: Any) -> Any:
-        """What the first worker answers to a command of remote control; None if none does in time."""
+        """Send a command of remote control, and return the first worker's reply; None if none comes in time."""
         with closing(self.app.connection_for_write()) as connection:
             replies = self.app.control.broadcast(
                 command, arguments=arguments, reply=True, timeout=timeout, limit=1, connection=connection
             )
         return next(iter(replies[0].values())) if replies else None
+
+
+@contextmanager
+def collected_events(app: Celery) -> Iterator[list[Json]]:
+    """Collect every event that workers send during the block, as Flower does."""
+    events: list[Json] = []
+    ready, over = threading.Event(), threading.Event()
+
+    def collect() -> None:
+        with app.connection_for_read() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": events.append})
+            with receiver.consumer_context() as (its_connection, _, _):
+                ready.set()
+                while not over.is_set():
+                    with suppress(TimeoutError):
+                        its_connection.drain_events(timeout=0.2)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield events
+    finally:
+        over.set()
+        thread.join()

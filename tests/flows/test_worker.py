@@ -1,19 +1,18 @@
-"""How a worker starts, and how it ends: with a sentence when it cannot, and in order when it is told to."""
+"""How a worker starts and ends: it says why it cannot start, and finishes what it sends before it ends."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from models.sends.charges import State
 from tasks.queues import Queue
-from tests.flows.house import Deployment, run, until
+from tests.flows.deployment import Deploy, Program, run, wait_until
+from tests.flows.jobs import email_job
 from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(180)
-
-OpenHouse = Callable[..., Deployment]
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def empty_database(postgres: PostgresServer) -> Iterator[str]:
     postgres.drop_database("never_migrated")
 
 
-def test_a_worker_refuses_to_start_on_a_database_that_was_never_migrated(empty_database: str, tmp_path: Path) -> None:
-    """With a sentence that says what to do."""
+def test_a_worker_does_not_start_on_a_database_never_migrated(empty_database: str, tmp_path: Path) -> None:
+    """It says in a sentence what to do."""
     ended = run("worker", cwd=tmp_path, database_url=empty_database, broker_url="redis://127.0.0.1:1/0")
 
     assert ended.code == 1
@@ -32,8 +31,8 @@ def test_a_worker_refuses_to_start_on_a_database_that_was_never_migrated(empty_d
     assert "Traceback" not in ended.err
 
 
-def test_other_commands_refuse_such_a_database_too(empty_database: str, tmp_path: Path) -> None:
-    """Nothing is made there on the quiet."""
+def test_other_commands_refuse_a_database_never_migrated(empty_database: str, tmp_path: Path) -> None:
+    """They do not migrate it by themselves."""
     ended = run("audit", cwd=tmp_path, database_url=empty_database)
 
     assert ended.code == 1
@@ -52,8 +51,8 @@ def test_other_commands_refuse_such_a_database_too(empty_database: str, tmp_path
         ("lease_s", "1", "POSTAGE_LEASE_S"),
     ],
 )
-def test_a_wrong_setting_is_told_in_a_sentence(tmp_path: Path, setting: str, value: str, word: str) -> None:
-    """Which one it is, without a traceback, and without the password in it."""
+def test_a_wrong_setting_is_named_in_a_sentence(tmp_path: Path, setting: str, value: str, word: str) -> None:
+    """The sentence names the setting, without a traceback and without its password."""
     ended = run(
         "worker", cwd=tmp_path, **{"var": tmp_path / "var", "broker_url": "redis://127.0.0.1:1/0", setting: value}
     )
@@ -65,43 +64,46 @@ def test_a_wrong_setting_is_told_in_a_sentence(tmp_path: Path, setting: str, val
     assert "secret" not in ended.err + ended.out
 
 
-def test_a_worker_without_options_consumes_every_queue(open_house: OpenHouse) -> None:
-    """So that nothing waits for ever."""
-    with open_house() as house:
-        consumed = house.producer.control("active_queues")
-        stats = house.producer.control("stats")
+def test_a_worker_without_options_consumes_every_queue(deploy: Deploy) -> None:
+    """No job waits for ever."""
+    with deploy() as deployment:
+        consumed = deployment.producer.control("active_queues")
+        stats = deployment.producer.control("stats")
 
         assert sorted(queue["name"] for queue in consumed) == sorted(Queue)
-        assert stats["pid"] == house.worker.pid
+        assert stats["pid"] == deployment.worker.pid
         assert stats["pool"]["max-concurrency"] == 8
 
 
-def test_a_worker_that_is_told_to_end_finishes_what_it_sends(open_house: OpenHouse) -> None:
-    """The mail is sent and settled, nothing is left in its hands, and what has not begun waits for the next worker."""
-    with open_house(concurrency=2) as house:
-        _, member = house.people(email=10)
-        job = {"sender": member, "to": "ada@customer.example", "subject": "Hello", "text": "Hello"}
-        house.mail.hold()
-        house.send("email.send", {**job, "job_id": "first"})
-        until(lambda: house.mail.offers["first"], "the mail server holds the mail")
+def test_a_worker_that_is_told_to_end_finishes_what_it_sends(deploy: Deploy) -> None:
+    """The email is sent and settled, and a job that has not begun waits for the next worker."""
+    with deploy(concurrency=2) as deployment:
+        _, member = deployment.people(email=10)
+        deployment.mail_server.hold()
+        deployment.send("email.send", email_job("first", member))
+        wait_until(lambda: deployment.mail_server.offers["first"], "the mail server holds the email")
 
-        house.worker.tell(signal.SIGTERM)
-        until(lambda: "Stopping" in house.worker.said or "Warm shutdown" in house.worker.said, "it heard")
-        still_runs = house.worker.runs()
-        house.mail.let_go()
-        code = house.worker.wait()
-        house.send("email.send", {**job, "job_id": "second"})
+        deployment.worker.ask_to_end(signal.SIGTERM)
+        wait_until(lambda: _begins_to_end(deployment.worker), "the worker begins to end")
+        was_running = deployment.worker.is_running()
+        deployment.mail_server.release()
+        code = deployment.worker.wait()
+        deployment.send("email.send", email_job("second", member))
 
-        assert still_runs
+        assert was_running
         assert code == 0
-        assert "Traceback" not in house.worker.said
-        charge = house.charges(["first"])["first"]
+        assert "Traceback" not in deployment.worker.output
+        charge = deployment.charges(["first"])["first"]
         assert (charge.state, charge.attempts) == (State.SENT, 1)
-        assert len(house.mail.letters_of("first")) == 1
-        assert house.redis.hlen("unacked") == 0
-        assert house.redis.llen("email") == 1
+        assert len(deployment.mail_server.mails_of("first")) == 1
+        assert deployment.redis.hlen("unacked") == 0
+        assert deployment.redis.llen("email") == 1
 
-        house.revive(forget=False)
-        house.wait_until_final("second")
-        assert len(house.mail.letters_of("second")) == 1
-        assert house.findings() == []
+        deployment.restart_worker(empty_queues=False)
+        deployment.wait_until_final("second")
+        assert len(deployment.mail_server.mails_of("second")) == 1
+        assert deployment.findings() == []
+
+
+def _begins_to_end(worker: Program) -> bool:
+    return "Stopping" in worker.output or "Warm shutdown" in worker.output

@@ -1,4 +1,4 @@
-"""State machines against a fresh database for each history."""
+"""How state machines are run: each history has a fresh database of its own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +24,7 @@ def _opened(url: str, pool_size: int) -> Iterator[Database]:
 
 @contextmanager
 def fresh_sqlite(template: Path, file: Path, pool_size: int) -> Iterator[Database]:
-    """A copy of a migrated SQLite database."""
+    """Open a copy of a migrated SQLite database."""
     for leftover in (file, *(file.with_name(file.name + ending) for ending in ("-wal", "-shm"))):
         leftover.unlink(missing_ok=True)
     with _opened(f"sqlite:///{copyfile(template, file)}", pool_size) as database:
@@ -33,7 +33,7 @@ def fresh_sqlite(template: Path, file: Path, pool_size: int) -> Iterator[Databas
 
 @contextmanager
 def fresh_postgres(server: PostgresServer, pool_size: int) -> Iterator[Database]:
-    """A migrated PostgreSQL database, for the length of the block."""
+    """Open a copy of a migrated PostgreSQL database, which exists for the length of the block."""
     with server.copy_of(TEMPLATE) as url, _opened(url, pool_size) as database:
         yield database
 
@@ -44,7 +44,7 @@ def run(
     examples: int,
     *allowed: HealthCheck,
 ) -> None:
-    """Check so many histories of 40 steps. Slow ones are allowed, and what `allowed` says."""
+    """Check so many histories of 40 steps. They may be slow, and may do what the health checks `allowed` warn of."""
     run_state_machine_as_test(
         lambda: machine(open_database),
         settings=settings(

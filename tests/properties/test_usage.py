@@ -1,4 +1,4 @@
-"""Whatever was charged, given back and rolled up in whatever order, usage is what all charges add up to."""
+"""Whatever was charged, refunded and rolled up in whatever order, usage is what all charges add up to."""
 
 import itertools
 from collections.abc import Callable
@@ -40,59 +40,59 @@ moments = st.none() | st.integers(0, 24 * 12).map(lambda hours: NOON.replace(hou
 
 
 class Spending(RuleBasedStateMachine):
-    """Charges, settles, rolls up and looks, while hours and days pass."""
+    """Everything that can happen to usage: jobs are charged, settled and rolled up, and people look at it."""
 
     def __init__(self, open_database: Callable[[], Any]) -> None:
         super().__init__()
         self._opened = open_database()
         self.database: Database = self._opened.__enter__()
         self.clock = Clock()
-        self.held: list[Charge] = []
+        self.unsettled: list[Charge] = []
         self.count = 0
-        self.looks = itertools.count()
+        self.views = itertools.count()
 
     def teardown(self) -> None:
         self._opened.__exit__(None, None, None)
 
     @initialize()
-    def found(self) -> None:
-        """Three people of one organization, each with credits."""
+    def set_up(self) -> None:
+        """Make three people of one organization, each with credits."""
         save_people(self.database)
         for person in PEOPLE:
             buy(self.database, person, email=40, sms=20)
 
     @rule(senders=st.lists(people, min_size=1, max_size=4), size=st.integers(1, 3), is_email=st.booleans())
     def charge(self, senders: list[str], size: int, *, is_email: bool) -> None:
-        """Charge jobs together, whoever pays for them now; some can no longer be paid."""
-        given = []
+        """Charge jobs in one batch to whoever pays for them now; some can no longer be paid."""
+        jobs = []
         for sender in senders:
             self.count += 1
             email = email_job(f"job-{self.count}", sender, to=[f"u{place}@x.test" for place in range(size)])
-            given.append(email if is_email else sms_job(f"job-{self.count}", sender, text="a" * 150 * size))
-        made = self.database.write(
+            jobs.append(email if is_email else sms_job(f"job-{self.count}", sender, text="a" * 150 * size))
+        charged = self.database.write(
             lambda connection: charge_jobs(
                 connection,
-                [ledger_job(job) for job in given],
+                [ledger_job(job) for job in jobs],
                 lease_id=f"h{self.count}",
                 now=self.clock.now,
                 lease_until=self.clock.now + LEASE,
             )
         )
-        self.held += [charge for charge in made if charge.is_new]
+        self.unsettled += [charge for charge in charged if charge.is_new]
 
-    @precondition(lambda self: self.held)
-    @rule(place=st.integers(0, 9), share_of_it=st.sampled_from([0, 0.5, 1]))
-    def settle(self, place: int, share_of_it: float) -> None:
-        """A message is sent, to some perhaps, or to none."""
-        charge = self.held.pop(place % len(self.held))
-        refund = int(charge.credits * share_of_it)
+    @precondition(lambda self: self.unsettled)
+    @rule(place=st.integers(0, 9), refunded_share=st.sampled_from([0, 0.5, 1]))
+    def settle(self, place: int, refunded_share: float) -> None:
+        """A message is sent to all recipients, to some, or to none."""
+        charge = self.unsettled.pop(place % len(self.unsettled))
+        refund = int(charge.credits * refunded_share)
         state = State.FAILED if refund == charge.credits else State.SENT
-        one = Settlement(charge=charge, state=state, refund=refund)
-        self.database.write(lambda connection: settle(connection, [one], self.clock.now, keep_dead=False))
+        settlement = Settlement(charge=charge, state=state, refund=refund)
+        self.database.write(lambda connection: settle(connection, [settlement], self.clock.now, keep_dead=False))
 
     @rule(user=people, owner=people)
     def set_owner(self, user: str, owner: str) -> None:
-        """Somebody spends somebody's credits from now on."""
+        """A user spends the credits of another owner from now on."""
         try:
             share(self.database, user, owner, now=self.clock.now)
         except Refused:
@@ -100,13 +100,13 @@ class Spending(RuleBasedStateMachine):
 
     @rule(account_batch=st.integers(1, 6), entry_batch=st.integers(1, 12))
     def roll_up(self, account_batch: int, entry_batch: int) -> None:
-        """A part is rolled up, or all."""
+        """A part of the entries is rolled up, or all of them."""
         roll_up = partial(roll_up_usage, account_batch=account_batch, entry_batch=entry_batch)
         assert self.database.write(roll_up) <= entry_batch
 
     @rule(entry_batch=st.integers(1, 12))
-    def die_while_rolling_up(self, entry_batch: int) -> None:
-        """A part is rolled up, and lost."""
+    def crash_while_rolling_up(self, entry_batch: int) -> None:
+        """A part of the entries is rolled up, and the transaction is lost."""
         with self.database.engine.connect() as connection:
             roll_up_usage(connection, entry_batch=entry_batch)
             connection.rollback()
@@ -123,14 +123,14 @@ class Spending(RuleBasedStateMachine):
         since=moments,
         until=moments,
     )
-    def read(self, **asked: Any) -> None:
-        """Somebody looks, at some span of time."""
-        self._compare(ViewUsage.model_construct(page=1, **asked))
+    def view(self, **fields: Any) -> None:
+        """Somebody looks at the usage of some span of time."""
+        self._compare(ViewUsage.model_construct(page=1, **fields))
 
     @invariant()
     def everybody_sees_what_all_charges_add_up_to(self) -> None:
-        """In their pool, or of their own: another person each time."""
-        number = next(self.looks)
+        """Another person looks each time: at their pool, or at their own messages."""
+        number = next(self.views)
         if self.count:
             of = "self" if number // len(PEOPLE) % 2 else "owner"
             self._compare(ViewUsage(viewer=PEOPLE[number % len(PEOPLE)], of=of))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Races of real processes: how they are started at one moment, and what all of them do.
+"""Races of real processes: how they are started at the same moment, and what all of them need.
 
 Every process has a database connection and a carrier of its own, as workers have. What a process does lives here
 rather than in the tests, so that the processes need not import pytest.
@@ -43,13 +43,13 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["pytest", __name__])
 
 Start = Callable[[], object]
-"""Waits until every process of the race has called it as often."""
+"""Called in a process, it waits until every other process of the race has called it as often."""
 
 
 def race(*runs: tuple[Any, ...]) -> list[Any]:
-    """Run each (function, *arguments) in a process of its own; what they return, in that order.
+    """Run each (function, *arguments) in a process of its own, and return their results in the same order.
 
-    The function's first argument is a `Start`. Whatever one of them raises fails the race.
+    The first argument of each function is a `Start`. An error in one process fails the race.
     """
     barrier = _processes.Barrier(len(runs))
     started = []
@@ -70,7 +70,7 @@ def race(*runs: tuple[Any, ...]) -> list[Any]:
             process.close()
     faults = [fault for _, fault in ended if fault]
     if faults:
-        # A process that was only left waiting by another says nothing of interest.
+        # The error of a process that only waited for another one says nothing of interest.
         raise AssertionError(next((fault for fault in faults if "BrokenBarrierError" not in fault), faults[0]))
     return [result for result, _ in ended]
 
@@ -79,44 +79,44 @@ def _end(pipe: Pipe, until: float) -> tuple[Any, str | None]:
     try:
         return pipe.recv() if pipe.poll(max(0, until - time.monotonic())) else (None, "A process did not end.")
     except EOFError:
-        return None, "A process died without a word."
+        return None, "A process crashed and left no error."
 
 
 def _run(barrier: Barrier, pipe: Pipe, function: Callable[..., Any], *arguments: Any) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         pipe.send((function(barrier.wait, *arguments), None))
-    except BaseException:  # noqa: BLE001  whatever it was, the test shall say it
+    except BaseException:  # noqa: BLE001  the test shows it, whatever it was
         barrier.abort()
         pipe.send((None, traceback.format_exc()))
 
 
 @dataclass
 class RecordingCarrier:
-    """A carrier that accepts everything, and remembers whose messages it got."""
+    """A carrier that accepts everything, and remembers which jobs it got."""
 
     is_idempotent = False
     concurrency = 1
     job_ids: list[str] = field(default_factory=list)
 
     def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
-        """Accept `message`, unless that must not be."""
+        """Accept the message."""
         before_handover()
         self.job_ids.append(message.job_id)
         return Receipt(Outcome.ACCEPTED, reference=message.job_id)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: there is no connection."""
 
 
 def utc_now() -> datetime:
-    """The time."""
+    """Give the present time."""
     return datetime.now(UTC)
 
 
 @contextmanager
 def worker(url: str, carrier: RecordingCarrier | None = None) -> Iterator[Context]:
-    """All that a worker with one connection has."""
+    """Give the context of a worker that has one database connection."""
     carrier = carrier or RecordingCarrier()
     context = Context(
         database=Database(url, pool_size=1),
@@ -130,7 +130,7 @@ def worker(url: str, carrier: RecordingCarrier | None = None) -> Iterator[Contex
 
 
 def save_users(context: Context, *user_ids: str) -> None:
-    """Make users of one organization whose role lets them do everything."""
+    """Make users of one organization, whose role has all rights."""
     billing.save_role(context, SaveRole(organization="north", role="admin", rights=["view_user_list", "edit_user"]))
     for user_id in user_ids:
         billing.save_user(
@@ -165,13 +165,13 @@ def share(context: Context, owner: str, *users: str) -> None:
 
 
 def email_from(job_id: str, sender: str) -> SendEmail:
-    """An email that costs one credit."""
+    """Give an email that costs one credit."""
     return SendEmail(job_id=job_id, sender=sender, to=["reader@example.org"], subject="News", text="There is none.")
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What one process has to say after sending: the charge that answered each job, and the jobs its carrier got."""
+    """What one process has sent: the charge with which each job was answered, and the jobs that its carrier got."""
 
     charges: list[Charge]
     delivered: list[str]
@@ -180,37 +180,37 @@ class Sent:
 def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
     """Send (job id, sender), alone and in batches of all sizes, as a worker does."""
     carrier = RecordingCarrier()
-    letters = deque(email_from(*job) for job in jobs)
-    answers: list[Charge] = []
+    emails = deque(email_from(*job) for job in jobs)
+    charged: list[Charge] = []
     draw = random.Random(jobs[0][0])
     with worker(url, carrier) as context:
         start()
-        while letters:
-            batch = [letters.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(letters)))]
-            answers += send(context, "email.send", batch)
-    return Sent(answers, carrier.job_ids)
+        while emails:
+            batch = [emails.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(emails)))]
+            charged += send(context, "email.send", batch)
+    return Sent(charged, carrier.job_ids)
 
 
 def balance(context: Context, owner: str, kind: Kind = "email") -> int:
-    """What is left."""
+    """Give what is left in an owner's account."""
     with context.database.snapshot() as connection:
         query = select(accounts.c.available).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
         return int(connection.execute(query).scalar_one())
 
 
 def states(context: Context) -> dict[tuple[str, str | None], int]:
-    """How many charges there are of each (state, reason)."""
+    """Count the charges of each (state, reason)."""
     with context.database.snapshot() as connection:
         query = select(charges.c.state, charges.c.reason, func.count()).group_by(charges.c.state, charges.c.reason)
         return {(state, reason): count for state, reason, count in connection.execute(query)}
 
 
 def findings(context: Context) -> list[Finding]:
-    """What an audit finds."""
+    """Give what an audit finds."""
     with context.database.snapshot() as connection:
         return audit_everything(connection, utc_now())
 
 
 def repeated(job_ids: Sequence[str]) -> list[str]:
-    """The ids that are there more than once."""
+    """Give the ids that occur more than once."""
     return [job_id for job_id, count in Counter(job_ids).items() if count > 1]

@@ -1,4 +1,4 @@
-"""Credits flow into and out of two balances at once, in batches that name everybody in any order."""
+"""Several processes move credits into and out of two balances at once, in batches that name all users in any order."""
 
 import random
 from collections import Counter
@@ -30,21 +30,21 @@ from tests.races.racing import (
 )
 
 OWNERS = {"olga": ["anna", "mary", "paul"], "otto": ["bert", "lena", "zoe"]}
-"""Two owners and their credit users: their names, and so the locks, lie between each other."""
+"""Two owners and their credit users. Their names alternate in the alphabet, and so do the locks that are taken."""
 SENDERS = [person for owner, credit_users in OWNERS.items() for person in (owner, *credit_users)]
 BATCH = 20
 JOBS = 300
-"""Jobs of one process. A third of their ids are common to all processes."""
+"""How many jobs each process has. A third of their ids are common to all processes."""
 BOUGHT_BEFORE, PURCHASES = 50, 50
 """Credits that each owner has before the race, and credits that each of two processes buys one by one during it.
 
-The 450 jobs of an owner keep about 225 credits. So whoever is faster, some jobs are charged and some refused.
+The 450 jobs of an owner keep about 225 credits. So some jobs are charged and some refused, whichever process is faster.
 """
 
 
 @dataclass
 class Flow:
-    """What one process moved, by who paid."""
+    """What one process moved, by payer."""
 
     charged: Counter[str] = field(default_factory=Counter)
     refunded: Counter[str] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Flow:
 
 @pytest.mark.timeout(600)
 def test_opposing_batches_move_every_credit_once(database_url: str) -> None:
-    """Four processes charge, settle and refund in batches, two buy; what they say they moved is what was moved."""
+    """Four processes charge, settle and refund in batches, and two buy. What they report is what the accounts show."""
     with worker(database_url) as context:
         save_users(context, *SENDERS)
         for owner, credit_users in OWNERS.items():
@@ -81,7 +81,7 @@ def test_opposing_batches_move_every_credit_once(database_url: str) -> None:
 
 
 def _charge_and_settle(start: Start, url: str, number: int) -> Flow:
-    """Charge batch after batch, and give back what half of the new charges cost."""
+    """Charge batch after batch, and refund half of the new charges."""
     draw = random.Random(number)
     jobs = _jobs(number)
     draw.shuffle(jobs)
@@ -109,7 +109,7 @@ def _charge(context: Context, batch: list[SendJob], lease_id: str) -> tuple[date
 
 
 def _jobs(number: int) -> list[SendJob]:
-    """Jobs of everybody; every third has an id that all processes use."""
+    """Give jobs of all senders; every third has an id that all processes use."""
     return [
         sending.as_send_job(
             "email.send",

@@ -1,7 +1,7 @@
-"""Credit owners change while their users send: every message has one payer, who was the owner at that moment.
+"""Credit owners change while users send: every message has one payer, who was the sender's owner at that moment.
 
-Every process notes when each of its calls began and ended (the monotonic clock is the same for all of them). What a
-call did, it did in between. A payer is right if the sender may have had that owner at some moment of the call.
+Every process notes when each of its calls began and ended; the monotonic clock is the same for all of them. A call took
+effect somewhere in between. A payer is right if the sender may have had that owner at some moment of the call.
 """
 
 import math
@@ -33,7 +33,7 @@ ROUNDS = 100
 
 @dataclass(frozen=True)
 class Call:
-    """Something that happened to a user between two moments: a message of theirs was paid by `owner`."""
+    """A call that sent a message of `user`, which `owner` paid, at some moment between `began` and `ended`."""
 
     began: float
     ended: float
@@ -43,7 +43,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Change(Call):
-    """Between two moments, `owner` became the user's credit owner, after `old_owner`."""
+    """A call that made `owner` the user's credit owner in place of `old_owner`."""
 
     change_id: str
     old_owner: str = ""
@@ -51,20 +51,20 @@ class Change(Call):
 
 @dataclass(frozen=True)
 class Tenure:
-    """`owner` owned from some moment in `since` to some moment in `until`: a call that began and ended."""
+    """The longest time for which `owner` may have been a user's credit owner."""
 
     owner: str | None
     since: float
     until: float
 
     def may_have_met(self, call: Call) -> bool:
-        """Whether there is a moment of the call at which the tenure may have lasted."""
+        """Whether the owner may have been the owner at some moment of the call."""
         return self.since <= call.ended and call.began <= self.until
 
 
 @pytest.mark.timeout(600)
-def test_every_message_is_paid_by_who_was_the_senders_owner_at_that_moment(postgres_url: str) -> None:
-    """200 changes from two processes, of which many are refused, while four processes send 5,000 messages."""
+def test_every_message_is_paid_by_the_owner_at_that_moment(postgres_url: str) -> None:
+    """Two processes try 200 changes, many of which are refused, while four processes send 5,000 messages."""
     with worker(postgres_url) as context:
         save_users(context, *ADMINS, *PEOPLE)
         for person in PEOPLE:
@@ -94,8 +94,8 @@ def test_every_message_is_paid_by_who_was_the_senders_owner_at_that_moment(postg
 
 
 @pytest.mark.timeout(600)
-def test_of_two_opposing_changes_exactly_one_is_made(database_url: str) -> None:
-    """Two users choose each other as credit owner, at once, a hundred times."""
+def test_exactly_one_of_two_opposing_changes_is_made(database_url: str) -> None:
+    """Two users choose each other as credit owner at the same moment, a hundred times."""
     with worker(database_url) as context:
         save_users(context, "ada", "bob")
 
@@ -107,15 +107,15 @@ def test_of_two_opposing_changes_exactly_one_is_made(database_url: str) -> None:
 
 
 def _choose(start: Start, url: str, user: str, owner: str) -> list[str]:
-    """Choose `owner`, and part again, once every round; how the choice ended each time."""
+    """Choose `owner` and undo the choice, once in every round. Returns how each choice ended."""
     with worker(url) as context:
 
         def change_to(owner: str, change_id: str) -> str:
             try:
                 change = SetOwner(change_id=change_id, actor=user, user=user, owner=owner)
                 return str(billing.set_owner(context, change)["status"])
-            except Refused as why:
-                return why.reason
+            except Refused as refused:
+                return refused.reason
 
         ended = []
         for number in range(ROUNDS):
@@ -127,7 +127,7 @@ def _choose(start: Start, url: str, user: str, owner: str) -> list[str]:
 
 
 def _change_at_random(start: Start, url: str, number: int) -> list[Change | str]:
-    """Change owners, and pause, in turn: the changes that were made, and the reasons why others were not."""
+    """Change owners, with pauses. Returns the changes that were made, and the reasons why others were refused."""
     draw = random.Random(number)
     ended: list[Change | str] = []
     with worker(url) as context:
@@ -140,24 +140,24 @@ def _change_at_random(start: Start, url: str, number: int) -> list[Change | str]
             began = time.monotonic()
             try:
                 billing.set_owner(context, SetOwner(change_id=change_id, actor=ADMINS[number], user=user, owner=owner))
-            except Refused as why:
-                ended.append(str(why.reason))
+            except Refused as refused:
+                ended.append(str(refused.reason))
             else:
                 ended.append(Change(began, time.monotonic(), user, owner, change_id))
     return ended
 
 
 def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
-    """Send messages of anybody."""
+    """Send messages of any user. Returns the calls."""
     draw = random.Random(100 + number)
-    letters = [email_from(f"job-{number}-{place}", draw.choice(PEOPLE)) for place in range(SENDS // SENDERS)]
+    emails = [email_from(f"job-{number}-{place}", draw.choice(PEOPLE)) for place in range(SENDS // SENDERS)]
     calls = []
     with worker(url) as context:
         start()
-        for one in letters:
+        for email in emails:
             began = time.monotonic()
-            [charge] = send(context, "email.send", [one])
-            calls.append(Call(began, time.monotonic(), one.sender, charge.payer))
+            [charge] = send(context, "email.send", [email])
+            calls.append(Call(began, time.monotonic(), email.sender, charge.payer))
     return calls
 
 
@@ -167,33 +167,33 @@ def _owners(context: Context) -> dict[str, str]:
 
 
 def _old_owners(context: Context) -> dict[str, str]:
-    """Whom each change that was made replaced."""
+    """Give the owner whom each change has replaced."""
     with context.database.snapshot() as connection:
         return {row.change_id: row.old_owner_id for row in connection.execute(select(owner_changes))}
 
 
 def _tenures(user: str, changes: Sequence[Change]) -> list[Tenure]:
-    """Who owned the credits that `user` spent, one after the other."""
+    """Give the owners of the credits that `user` spent, one after the other."""
     in_order = _in_order(user, changes)
     assert in_order is not None, f"the changes of {user} do not follow from one another: {changes}"
-    born = Call(-math.inf, -math.inf, user, user)
-    gone = Call(math.inf, math.inf, user, None)
-    return [Tenure(one.owner, one.began, then.ended) for one, then in pairwise([born, *in_order, gone])]
+    start = Call(-math.inf, -math.inf, user, user)
+    end = Call(math.inf, math.inf, user, None)
+    return [Tenure(call.owner, call.began, later.ended) for call, later in pairwise([start, *in_order, end])]
 
 
 def _in_order(owner: str | None, changes: Sequence[Change]) -> list[Change] | None:
-    """The changes in an order in which they can have been made after `owner` owned: None if there is none.
+    """Give the changes in an order in which they may have been made while `owner` was the owner; None if there is none.
 
-    Each replaces the owner that the one before has set, and none had ended before one that is put before it began.
+    Each change replaces the owner that the change before it has set. No change ended before an earlier one began.
     """
     if not changes:
         return []
     first_to_end = min(change.ended for change in changes)
     for change in changes:
         if change.old_owner == owner and change.began <= first_to_end:
-            then = _in_order(change.owner, [other for other in changes if other is not change])
-            if then is not None:
-                return [change, *then]
+            later = _in_order(change.owner, [other for other in changes if other is not change])
+            if later is not None:
+                return [change, *later]
     return None
 
 

@@ -1,4 +1,4 @@
-"""One job that comes in many times at once is one message and one charge."""
+"""One job that many processes send at once becomes one message and one charge."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ CREDITS = 100
 def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
     request: pytest.FixtureRequest, database: str, processes: int, times: int
 ) -> None:
-    """Every round is about a job of its own."""
+    """Every round has a job of its own."""
     url = request.getfixturevalue(database)
     with worker(url) as context:
         save_users(context, "olga")
@@ -41,20 +41,20 @@ def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
         assert balance(context, "olga") == CREDITS - ROUNDS
         assert findings(context) == []
     jobs = [f"job-{number}" for number in range(ROUNDS)]
-    assert Counter(job_id for one in sent for job_id in one.delivered) == dict.fromkeys(jobs, 1)
-    answers = [charge for one in sent for charge in one.charges]
-    assert Counter(charge.job_id for charge in answers) == dict.fromkeys(jobs, times)
-    assert {charge.payer for charge in answers} == {"olga"}
-    assert {charge.state for charge in answers} <= {"sent", "sending"}
-    assert {charge.reason for charge in answers} == {None}
+    assert Counter(job_id for result in sent for job_id in result.delivered) == dict.fromkeys(jobs, 1)
+    charged = [charge for result in sent for charge in result.charges]
+    assert Counter(charge.job_id for charge in charged) == dict.fromkeys(jobs, times)
+    assert {charge.payer for charge in charged} == {"olga"}
+    assert {charge.state for charge in charged} <= {"sent", "sending"}
+    assert {charge.reason for charge in charged} == {None}
 
 
 def _send_again(start: Start, url: str, times: int) -> Sent:
     carrier = RecordingCarrier()
-    answers: list[Charge] = []
+    charged: list[Charge] = []
     with worker(url, carrier) as context:
         for number in range(ROUNDS):
             start()
             for _ in range(times):
-                answers += send(context, "email.send", [email_from(f"job-{number}", "olga")])
-    return Sent(answers, carrier.job_ids)
+                charged += send(context, "email.send", [email_from(f"job-{number}", "olga")])
+    return Sent(charged, carrier.job_ids)

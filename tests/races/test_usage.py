@@ -1,4 +1,4 @@
-"""Usage is rolled up by several while others charge and settle: at each moment it is what all charges add up to."""
+"""Two processes roll usage up while others charge and settle: at every moment it is what all charges add up to."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ OWNER = "olga"
 SENDERS = [f"user-{number}" for number in range(4)]
 
 
-class Refusing(RecordingCarrier):
-    """A carrier that takes two of three, so that every third is given back."""
+class PickyCarrier(RecordingCarrier):
+    """A carrier that refuses every third message, so that its credits go back."""
 
     def deliver(self, message: OutboundMessage, before_handover: Any) -> Receipt:
-        """Accept `message`, or not."""
-        taken = super().deliver(message, before_handover)
-        return taken if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
+        """Accept the message, or refuse it."""
+        accepted = super().deliver(message, before_handover)
+        return accepted if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
 
 
 def spend(start: Start, url: str, sender: str, jobs: int) -> None:
     """Send jobs in batches, some of which fail."""
-    with worker(url, Refusing()) as context:
+    with worker(url, PickyCarrier()) as context:
         start()
         for number in range(0, jobs, 5):
             send(context, "email.send", [email_from(f"{sender}-{number + place}", sender) for place in range(5)])
 
 
 def roll_up(start: Start, url: str, jobs: int) -> int:
-    """Roll up, a little at a time, until everything is; how many entries that were."""
+    """Roll up a few entries at a time, until all are rolled up. Returns how many this process did."""
     rolled, everything = 0, 1 + jobs + jobs // 3
     with worker(url) as context:
         start()
@@ -47,16 +47,16 @@ def _rolled(context: Any) -> int:
         return int(connection.exec_driver_sql("SELECT coalesce(sum(seq), 0) FROM usage_marks").scalar_one())
 
 
-def look(start: Start, url: str, jobs: int) -> list[tuple[Any, Any]]:
-    """Look until everything is charged: what was shown and should have been, where that differs."""
+def view_usage(start: Start, url: str, jobs: int) -> list[tuple[Any, Any]]:
+    """View usage until all jobs are charged. Returns what was shown and what should have been, where they differ."""
     wrong, total = [], -1
     with worker(url) as context:
         start()
         while total < jobs - jobs // 3:
             for view in (ViewUsage(viewer=SENDERS[0]), ViewUsage(viewer=SENDERS[1], of="self")):
                 with context.database.snapshot() as connection:
-                    shown, should = usage_shown(connection, view), usage_of_all_charges(connection, view)
-                wrong += [(shown, should)] if shown != should else []
+                    shown, expected = usage_shown(connection, view), usage_of_all_charges(connection, view)
+                wrong += [(shown, expected)] if shown != expected else []
                 total = max(total, _settled(context))
     return wrong
 
@@ -68,7 +68,7 @@ def _settled(context: Any) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_usage_is_exact_while_it_is_rolled_up_charged_and_given_back(database_url: str) -> None:
+def test_usage_is_exact_while_jobs_are_charged_refunded_and_rolled_up(database_url: str) -> None:
     each = 60
     jobs = each * len(SENDERS)
     with worker(database_url) as context:
@@ -79,9 +79,9 @@ def test_usage_is_exact_while_it_is_rolled_up_charged_and_given_back(database_ur
         *rolled, wrong = race(
             *((roll_up, database_url, jobs) for _ in range(2)),
             *((spend, database_url, sender, each) for sender in SENDERS),
-            (look, database_url, jobs),
+            (view_usage, database_url, jobs),
         )
 
         assert wrong == []
-        assert sum(one or 0 for one in rolled) == 1 + jobs + jobs // 3
+        assert sum(count or 0 for count in rolled) == 1 + jobs + jobs // 3
         assert findings(context) == []

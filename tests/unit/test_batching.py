@@ -1,4 +1,4 @@
-"""Batches: every request is in exactly one, in its order, and none is too large."""
+"""Batching: which jobs are answered in a batch, and how requests are divided into batches."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from worker.broker.batching import BATCH_BYTES_MAX, BatchingConsumer, batches, i
 
 
 def request(*, redelivered: bool = False, embed: dict[str, Any] | None = None, **headers: Any) -> SimpleNamespace:
-    """A request of a job as producers send it."""
+    """Give the request of a job as producers send it."""
     usual = {"retries": 0, "group": None, "timelimit": [None, None]}
     return SimpleNamespace(
         request_dict=usual | headers, delivery_info={"redelivered": redelivered}, _payload=([{}], {}, embed)
@@ -21,7 +21,7 @@ def request(*, redelivered: bool = False, embed: dict[str, Any] | None = None, *
 
 
 @pytest.mark.parametrize("plain", [request(), request(embed={"callbacks": None}), request(timelimit=None)])
-def test_a_job_of_which_nothing_is_asked_is_answered_in_a_batch(plain: SimpleNamespace) -> None:
+def test_a_plain_job_is_answered_in_a_batch(plain: SimpleNamespace) -> None:
     assert is_batchable(plain)
 
 
@@ -35,13 +35,14 @@ def test_a_job_of_which_nothing_is_asked_is_answered_in_a_batch(plain: SimpleNam
         *(request(embed={name: [{"task": "views.overview"}]}) for name in ("callbacks", "errbacks", "chain", "chord")),
     ],
 )
-def test_a_job_of_which_more_is_asked_is_celery_s_affair(special: SimpleNamespace) -> None:
+def test_any_other_job_is_left_to_celery(special: SimpleNamespace) -> None:
+    """Retries, redeliveries, and jobs with a group, a time limit or callbacks are answered alone."""
     assert not is_batchable(special)
 
 
 @given(st.lists(st.integers(0, BATCH_BYTES_MAX + 10)), st.integers(1, 7))
-def test_batches_are_neither_too_many_jobs_nor_too_many_bytes(sizes: list[int], most: int) -> None:
-    requests = [SimpleNamespace(body=range(size)) for size in sizes]  # a range is as long as it says, and costs nothing
+def test_no_batch_has_too_many_jobs_or_bytes(sizes: list[int], most: int) -> None:
+    requests = [SimpleNamespace(body=range(size)) for size in sizes]  # a range has a length, and needs no memory
 
     made = list(batches(requests, most))
 
@@ -52,21 +53,21 @@ def test_batches_are_neither_too_many_jobs_nor_too_many_bytes(sizes: list[int], 
 
 
 @pytest.mark.parametrize("pool", [SoloPool, ThreadPool])
-def test_a_batch_goes_through_each_pool_and_what_it_leaves_goes_celery_s_way(pool: Any) -> None:
-    left: list[Any] = []
+def test_jobs_that_a_batch_leaves_unanswered_go_back_to_celery(pool: Any) -> None:
+    unanswered: list[Any] = []
     jobs = [request() for _ in range(3)]
     for number, job in enumerate(jobs):
         vars(job).update(id=str(number), args=[{}], kwargs={}, body=b"{}", revoked=bool, on_accepted=lambda *_: None)
     task = SimpleNamespace(name="email.send", answer=lambda _arrivals: iter(()))
-    running = pool(limit=1)
-    soon: list[Any] = []
-    hub = SimpleNamespace(call_soon=soon.append)
-    consumer = SimpleNamespace(pool=running, hub=hub, on_task_request=left.append)
-    gathering = BatchingConsumer(consumer, task, 2)
+    running_pool = pool(limit=1)
+    scheduled: list[Any] = []
+    hub = SimpleNamespace(call_soon=scheduled.append)
+    consumer = SimpleNamespace(pool=running_pool, hub=hub, on_task_request=unanswered.append)
+    batching_consumer = BatchingConsumer(consumer, task, 2)
     for job in jobs:
-        gathering.on_task_request(job)
-    for do in soon:
-        do()
-    running.stop()
+        batching_consumer.on_task_request(job)
+    for call in scheduled:
+        call()
+    running_pool.stop()
 
-    assert sorted(job.id for job in left) == ["0", "1", "2"]
+    assert sorted(job.id for job in unanswered) == ["0", "1", "2"]

@@ -1,4 +1,4 @@
-"""The bench's arithmetic, and the document it fills."""
+"""The arithmetic of the benchmark, and the document that shows its results."""
 
 import json
 import re
@@ -15,13 +15,13 @@ RESULTS = ROOT / "bench" / "results.json"
 
 
 def side(*rates: float, failed: str | None = None, title: str = "a side") -> dict[str, Any]:
-    """A side that was measured at these rates, round by round."""
+    """Give the measurements of one side: a rate for each round."""
     rounds = [{"round": number, "rate": rate, "foreign_cores": 0.1 * number} for number, rate in enumerate(rates, 1)]
     return {"title": title, "rounds": rounds, "failed": failed}
 
 
 def results(**sides: dict[str, Any]) -> dict[str, Any]:
-    """A run, as it is kept."""
+    """Give a whole run as it is stored."""
     return {
         "at": "2026-11-23T12:00:00+00:00",
         "commit": "0123456789",
@@ -49,25 +49,25 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(
     assert expected == figures.percentile(values, part)
 
 
-def test_a_ratio_is_that_of_medians_and_its_span_that_of_single_rounds() -> None:
+def test_a_ratio_compares_medians_and_its_span_single_rounds() -> None:
     sides = {"ours": side(300, 900, 600), "theirs": side(100, 200, 300)}
 
     assert figures.compared(figures.Target("ours", "theirs", "rate", 3.0), sides) == (3.0, 2.0, 4.5)
 
 
-def test_only_rounds_that_both_sides_have_are_compared() -> None:
+def test_only_rounds_of_both_sides_are_compared() -> None:
     sides = {"ours": side(300, 900), "theirs": side(100)}
 
     assert figures.compared(figures.Target("ours", "theirs", "rate", 3.0), sides) == (6.0, 3.0, 3.0)
 
 
 @pytest.mark.parametrize("sides", [{"ours": side(1)}, {"ours": side(1), "theirs": side(failed="it is not here")}, {}])
-def test_a_ratio_without_one_of_its_sides_is_not_told(sides: dict[str, Any]) -> None:
+def test_a_ratio_that_lacks_a_side_is_left_out(sides: dict[str, Any]) -> None:
     assert figures.judged([figures.Target("ours", "theirs", "rate", 3.0)], sides) == {}
 
 
 @pytest.mark.parametrize(("p99", "met"), [(49.0, True), (50.0, True), (51.0, False)])
-def test_a_wait_is_to_be_at_most_so_long(p99: float, met: bool) -> None:
+def test_a_target_can_be_an_upper_limit(p99: float, met: bool) -> None:
     target = figures.Target("idle", None, "p99_ms", 50.0, at_most=True)
     sides = {"idle": {"title": "", "failed": None, "rounds": [{"round": 1, "p99_ms": p99}]}}
 
@@ -84,7 +84,7 @@ def test_the_tables_show_targets_rates_and_what_failed() -> None:
     assert tables["Not measured"][1:] == [("a side", "install it: apt-get")]
 
 
-def test_the_text_says_how_far_to_trust_it() -> None:
+def test_the_text_says_how_the_figures_were_measured() -> None:
     text = figures.markdown(results(ours=side(3, 3, 3), theirs=side(1, 1, 1)))
 
     assert "3 rounds on 2026-11-23, commit `0123456789`, 2 cores (a CPU)" in text
@@ -92,7 +92,7 @@ def test_the_text_says_how_far_to_trust_it() -> None:
     assert "| ours ÷ theirs | 3 | 3 to 3 | ≥ 3 | yes |" in text
 
 
-def test_text_goes_between_the_markers() -> None:
+def test_the_text_goes_between_the_markers() -> None:
     text = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
 
     assert f"before\n{figures.BEGIN}\n\nnew\n\n{figures.END}\nafter\n" == figures.put_between(text, "new")
@@ -106,8 +106,8 @@ def test_a_document_without_its_markers_is_refused(text: str) -> None:
         figures.put_between(text, "new")
 
 
-def test_the_document_shows_the_run_that_is_kept() -> None:
-    """What stands between the markers is made from bench/results.json, and says nothing before there is one."""
+def test_the_document_shows_the_stored_run() -> None:
+    """The text between its markers is made from bench/results.json; without that file there are no figures."""
     text = DOCUMENT.read_text()
     shown = re.search(f"{figures.BEGIN}(.*){figures.END}", text, re.DOTALL)
 

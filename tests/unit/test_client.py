@@ -1,11 +1,10 @@
-"""The client of producers: what it checks before anything is published, and what it needs."""
+"""The client for producers: what it checks before anything is published, and which packages it needs."""
 
 import json
 import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,10 +31,10 @@ from tasks.client import (
     enqueue,
     producer_app,
 )
+from tests.unit.wire import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
-NOWHERE = producer_app("redis://:s3cret@127.0.0.1:1/0")
-"""An app whose broker is away: whoever asks it gets a `BrokerAwayError`."""
+NO_BROKER = producer_app("redis://:s3cret@127.0.0.1:1/0")
+"""An app whose broker is away: to publish with it raises a `BrokerAwayError`."""
 
 
 def email(job_id: str | None = "one", **fields: Any) -> SendEmail:
@@ -46,14 +45,14 @@ def email(job_id: str | None = "one", **fields: Any) -> SendEmail:
 
 def refused(*jobs: JobLike) -> InvalidJobError:
     with pytest.raises(InvalidJobError) as caught:
-        enqueue(NOWHERE, jobs)
+        enqueue(NO_BROKER, jobs)
     return caught.value
 
 
 @pytest.mark.parametrize("task", MESSAGES)
-def test_a_message_goes_on_the_wire_as_the_job_that_its_object_is(task: str) -> None:
-    """Made as a message or written as JSON, it is the same job: the same digest, under the same id."""
-    given = json.loads((EXAMPLES / f"{task}.json").read_text())["job"]
+def test_a_message_is_the_same_job_as_its_json_object(task: str) -> None:
+    """The job is the same whether it is made as a message or written as JSON: it has the same id and digest."""
+    given = EXAMPLES[task]
     message = parse(task, given)
     name, published = _on_the_wire(message)
 
@@ -70,7 +69,7 @@ def test_every_message_but_the_plain_view_has_one_task() -> None:
     }
 
 
-def test_a_bad_job_is_named_with_what_is_wrong_before_the_broker_is_asked() -> None:
+def test_an_invalid_job_is_named_before_the_broker_is_asked() -> None:
     error = refused(email(), ("sms.send", {"job_id": "two", "sender": "mary", "to": "0151", "text": "Hello"}))
 
     assert (error.index, error.published) == (1, 0)
@@ -80,7 +79,7 @@ def test_a_bad_job_is_named_with_what_is_wrong_before_the_broker_is_asked() -> N
 
 
 def test_a_send_without_its_id_is_refused() -> None:
-    """A worker would take it, but it could not be enqueued again without being sent again."""
+    """A worker would take it, but a producer could not enqueue it again without its being sent again."""
     error = refused(email(job_id=None))
 
     assert error.why == NO_KEY
@@ -93,7 +92,7 @@ def test_a_save_needs_no_id() -> None:
     assert _on_the_wire(SavePlan(**plan)) == ("plans.save", plan)
 
 
-def test_a_message_that_was_changed_after_it_was_made_is_checked() -> None:
+def test_a_message_changed_after_it_was_made_is_checked_again() -> None:
     """The `model_copy` of pydantic checks nothing."""
     assert "`to.0`: must be one email address" in refused(email().model_copy(update={"to": ["nobody"]})).why
 
@@ -105,37 +104,37 @@ def test_a_bulk_job_that_lacks_a_value_is_refused() -> None:
 
 
 @pytest.mark.parametrize("job", [View(viewer="mary"), ("email.sned", {"job_id": "one"}), ("upkeep.sweep", {})], ids=str)
-def test_what_is_no_task_of_a_producer_is_refused(job: JobLike) -> None:
+def test_a_task_that_is_not_for_producers_is_refused(job: JobLike) -> None:
     assert refused(job).why.startswith("the tasks are email.send, ")
 
 
-def test_what_is_no_object_is_refused() -> None:
+def test_a_job_that_is_no_object_is_refused() -> None:
     assert refused(("email.send", ["one"])).why == "email.send takes one JSON object as its only argument."  # type: ignore[arg-type]
 
 
-def test_no_jobs_ask_no_broker() -> None:
-    assert enqueue(NOWHERE, []) == []
+def test_an_empty_list_asks_no_broker() -> None:
+    assert enqueue(NO_BROKER, []) == []
 
 
-def test_a_message_alone_is_a_list_of_one() -> None:
+def test_a_single_message_counts_as_a_list_of_one() -> None:
     with pytest.raises(BrokerAwayError):
-        enqueue(NOWHERE, email())  # type: ignore[arg-type]  pydantic's models are iterable
+        enqueue(NO_BROKER, email())  # type: ignore[arg-type]  pydantic's models are iterable
 
 
-def test_an_error_of_the_callers_own_says_what_was_published() -> None:
+def test_an_error_of_the_caller_says_how_much_was_published() -> None:
     def jobs() -> Iterator[TaskMessage]:
         yield email()
         msg = "the callers own"
         raise LookupError(msg)
 
     with pytest.raises(LookupError) as caught:
-        enqueue(NOWHERE, jobs())
+        enqueue(NO_BROKER, jobs())
 
     assert caught.value.__notes__ == ["Nothing was published."]
 
 
 @pytest.mark.parametrize(
-    ("published", "uncertain", "said"),
+    ("published", "uncertain", "sentence"),
     [
         (0, 0, "Nothing was published."),
         (500, 0, "The first 500 jobs were published."),
@@ -143,14 +142,12 @@ def test_an_error_of_the_callers_own_says_what_was_published() -> None:
         (1000, 500, "The first 1000 jobs were published, and of the next 500 some may have been."),
     ],
 )
-def test_a_broker_that_is_away_is_a_sentence_that_says_what_was_published(
-    published: int, uncertain: int, said: str
-) -> None:
+def test_an_error_of_the_broker_says_how_much_was_published(published: int, uncertain: int, sentence: str) -> None:
     error = BrokerAwayError("redis://broker:6379/0", "Connection refused", uncertain)
     error.published = published
 
     assert str(error) == (
-        f"The broker redis://broker:6379/0 cannot be used: Connection refused. {said} "
+        f"The broker redis://broker:6379/0 cannot be used: Connection refused. {sentence} "
         "Enqueue the others, or simply all, again as they are: the same id is never charged or sent twice."
     )
 
@@ -170,18 +167,18 @@ def test_a_batch_ends_at_five_hundred_jobs_or_some_megabytes() -> None:
     assert [len(batch) for batch in _batches([small, large, large, small])] == [3, 1]
 
 
-def test_what_is_given_counts_as_large_as_it_is() -> None:
+def test_a_checked_job_counts_its_characters() -> None:
     assert check_job("email.send", _on_the_wire(email(text="x" * 10_000))[1]).characters > 10_000
 
 
-def test_a_number_as_sender_goes_on_the_wire_under_its_own_name() -> None:
+def test_the_from_of_a_text_message_keeps_its_name_on_the_wire() -> None:
     sms = SendSms(**{"job_id": "one", "sender": "mary", "to": "+4915112345678", "text": "Hello", "from": "Acme"})
 
     assert _on_the_wire(sms)[1]["from"] == "Acme"
 
 
-def test_a_producer_loads_neither_database_nor_settings_nor_worker() -> None:
-    """Nor any task, so that none of ours turns up in its own Celery app."""
+def test_the_client_loads_neither_database_nor_settings_nor_worker() -> None:
+    """It loads no task either, so that none of Postage's turns up in the producer's own Celery app."""
     code = "import sys, tasks.client; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
@@ -189,7 +186,7 @@ def test_a_producer_loads_neither_database_nor_settings_nor_worker() -> None:
     assert {"sqlalchemy", "alembic", "psycopg", "pydantic_settings", "worker", "tasks.base"} & set(loaded) == set()
 
 
-def test_a_refusal_of_the_check_is_the_workers_own() -> None:
+def test_a_check_refuses_a_job_as_a_worker_would() -> None:
     with pytest.raises(Refused) as caught:
         check_job("email.send", {"job_id": "one"})
 

@@ -1,4 +1,4 @@
-"""Which messages a task can be made of."""
+"""The consumer: which messages a worker can make a task of, and which go to the quarantine."""
 
 import json
 from types import SimpleNamespace
@@ -14,8 +14,8 @@ TASK = {"task": "email.send", "id": "4711"}
 BODY = [[{"sender": "john"}], {}, {"callbacks": None}]
 
 
-class Arrived:
-    """A message as kombu hands it over: its body is read when it is asked for."""
+class KombuMessage:
+    """A message as kombu gives it to a worker: its body is parsed when it is asked for."""
 
     def __init__(self, headers: Any, body: bytes, content_type: Any = "application/json") -> None:
         self.headers, self.body, self.content_type = headers, body, content_type
@@ -25,43 +25,43 @@ class Arrived:
         return json.loads(self.body)
 
 
-def arrived(headers: Any = TASK, body: Any = BODY, **other: Any) -> Arrived:
-    return Arrived(headers, json.dumps(body).encode(), **other)
+def message_of(headers: Any = TASK, body: Any = BODY, **other: Any) -> KombuMessage:
+    return KombuMessage(headers, json.dumps(body).encode(), **other)
 
 
 def test_a_task_message_of_either_protocol_is_fit() -> None:
-    assert why_unfit(arrived()) is None
-    assert why_unfit(arrived(body=[[], {}, None])) is None
-    assert why_unfit(arrived(headers={}, body={"task": "email.send", "id": "1", "args": [{}], "kwargs": {}})) is None
-    assert why_unfit(arrived(headers=None, body={"task": "email.send", "id": "1"})) is None
+    assert why_unfit(message_of()) is None
+    assert why_unfit(message_of(body=[[], {}, None])) is None
+    assert why_unfit(message_of(headers={}, body={"task": "email.send", "id": "1", "args": [{}], "kwargs": {}})) is None
+    assert why_unfit(message_of(headers=None, body={"task": "email.send", "id": "1"})) is None
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        arrived(content_type="application/x-python-serialize"),
-        arrived(content_type=None),
-        Arrived(TASK, b""),
-        Arrived(TASK, b"\xff"),
-        Arrived(TASK, b"[" * 100_000),
-        arrived(headers=5),
-        arrived(headers={"task": "email.send"}),
-        arrived(headers={**TASK, "id": {}}),
-        arrived(headers={**TASK, "task": ["email.send"]}),
-        arrived(headers={**TASK, "task": ""}),
-        arrived(body=None),
-        arrived(body=[]),
-        arrived(body=[{}, {}, {}]),
-        arrived(body=[[], [], {}]),
-        arrived(body=[[], {}, 5]),
-        arrived(body=[[], {}, {}, {}]),
-        arrived(headers={}, body={"task": "email.send"}),
-        arrived(headers={}, body={"task": "email.send", "id": "1", "args": "x"}),
-        arrived(headers={}, body={"task": "email.send", "id": "1", "kwargs": []}),
+        message_of(content_type="application/x-python-serialize"),
+        message_of(content_type=None),
+        KombuMessage(TASK, b""),
+        KombuMessage(TASK, b"\xff"),
+        KombuMessage(TASK, b"[" * 100_000),
+        message_of(headers=5),
+        message_of(headers={"task": "email.send"}),
+        message_of(headers={**TASK, "id": {}}),
+        message_of(headers={**TASK, "task": ["email.send"]}),
+        message_of(headers={**TASK, "task": ""}),
+        message_of(body=None),
+        message_of(body=[]),
+        message_of(body=[{}, {}, {}]),
+        message_of(body=[[], [], {}]),
+        message_of(body=[[], {}, 5]),
+        message_of(body=[[], {}, {}, {}]),
+        message_of(headers={}, body={"task": "email.send"}),
+        message_of(headers={}, body={"task": "email.send", "id": "1", "args": "x"}),
+        message_of(headers={}, body={"task": "email.send", "id": "1", "kwargs": []}),
     ],
     ids=lambda message: f"{message.content_type} {message.headers} {message.body[:60]!r}",
 )
-def test_anything_else_is_unfit_and_the_reason_is_a_few_words(message: Arrived) -> None:
+def test_any_other_message_is_unfit_for_a_reason(message: KombuMessage) -> None:
     assert why_unfit(message)
 
 
@@ -72,5 +72,5 @@ JSON = st.recursive(
 
 
 @given(headers=JSON, body=JSON, content_type=st.sampled_from(["application/json", "text/plain", None, 5]))
-def test_anything_can_be_looked_at(headers: Any, body: Any, content_type: Any) -> None:
+def test_any_message_at_all_can_be_checked(headers: Any, body: Any, content_type: Any) -> None:
     why_unfit(SimpleNamespace(headers=headers, payload=body, content_type=content_type))

@@ -1,4 +1,4 @@
-"""Events of many threads."""
+"""The event dispatcher: many threads send events through it, and none is lost."""
 
 import threading
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ class SlowPublisher:
         self.published += batch
 
 
-def test_an_event_that_is_gathered_is_what_celery_would_have_gathered() -> None:
+def test_a_buffered_event_is_the_one_that_celery_would_buffer() -> None:
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
     gathered = []
     for kind in (ThreadSafeDispatcher, EventDispatcher):
@@ -32,11 +32,11 @@ def test_an_event_that_is_gathered_is_what_celery_would_have_gathered() -> None:
         dispatcher.send("task-started", uuid="one")
         gathered += dispatcher._group_buffer["task"]
 
-    ours, celerys = ({**event, "timestamp": 0, "clock": 0} for event in gathered)
-    assert ours == celerys
+    own_event, celery_event = ({**event, "timestamp": 0, "clock": 0} for event in gathered)
+    assert own_event == celery_event
 
 
-def test_of_groups_that_nobody_wants_nothing_is_gathered() -> None:
+def test_events_of_a_group_that_nobody_watches_are_not_buffered() -> None:
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0", task_events=False))
     dispatcher = app.events.Dispatcher(
         app.connection_for_write(), enabled=False, buffer_group={"task"}, buffer_limit=100, groups=["worker"]
@@ -45,14 +45,14 @@ def test_of_groups_that_nobody_wants_nothing_is_gathered() -> None:
     dispatcher.send("task-started", uuid="one")
     assert not dispatcher._group_buffer["task"]
 
-    dispatcher.groups.add("task")  # as remote control does when somebody wants to see them
+    dispatcher.groups.add("task")  # remote control does so when somebody wants to see these events
     dispatcher.send("task-started", uuid="one")
     assert [event["uuid"] for event in dispatcher._group_buffer["task"]] == ["one"]
     assert app.conf.worker_send_task_events is False
 
 
 def test_no_event_is_lost_when_many_threads_send_at_once() -> None:
-    """An event appended while others are being published goes out with the next ones."""
+    """An event that comes while others are being published goes out with the next ones."""
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0"))
     assert isinstance(app.events.Dispatcher(app.connection_for_write(), enabled=False), ThreadSafeDispatcher)
     dispatcher = app.events.Dispatcher(app.connection_for_write(), enabled=False, buffer_group={"task"}, buffer_limit=3)

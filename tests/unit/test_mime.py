@@ -1,4 +1,4 @@
-"""How an email is written down, read back with the standard library's parser."""
+"""MIME: how an email is composed, read back with the parser of the standard library."""
 
 import email
 import email.policy
@@ -68,7 +68,7 @@ def body(message: EmailMessage, kind: str) -> str:
 
 
 def as_lines(text: str) -> list[str]:
-    """Mail knows only lines: how they ended, and whether the last one did, is lost."""
+    """Divide a text into lines, which is all that mail keeps: how they ended, and whether the last did, is lost."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if len(lines) > 1 and lines[-1] == "" else lines
 
@@ -80,8 +80,8 @@ def assert_fit_for_smtp(content: bytes) -> None:
     assert max(map(len, lines)) <= 998
 
 
-def test_it_says_who_writes_to_whom_about_what() -> None:
-    """From, To, Cc, Subject, Date, Message-ID and Reply-To stand in the head, and the text in the body."""
+def test_an_email_says_who_writes_to_whom_about_what() -> None:
+    """The headers are From, To, Cc, Subject, Date, Message-ID and Reply-To; the body is the text."""
     message = read(compose(replace(PLAIN, cc=("eve@example.org", "joe@example.org"), reply_to="desk@example.org")))
 
     assert addresses(message["From"]) == [("Ada", "ada@example.org")]
@@ -95,7 +95,7 @@ def test_it_says_who_writes_to_whom_about_what() -> None:
 
 
 def test_hidden_recipients_stay_hidden() -> None:
-    """Who is on the envelope only is named nowhere in the message, nor is there a Bcc."""
+    """A recipient who is only on the envelope is named nowhere in the message, and there is no Bcc."""
     content = compose(PLAIN)
 
     assert b"hidden" not in content
@@ -109,7 +109,7 @@ def test_hidden_recipients_stay_hidden() -> None:
 @example(subject="é" * 300, text="é\n" * 300)
 @example(subject="x", text="page\x0cbreak" + "c" * 998)
 def test_any_subject_and_text_can_be_read_back(subject: str, text: str) -> None:
-    """What was written is what is read, in lines that every mail server must take."""
+    """Every line is one that every mail server must take."""
     content = compose(replace(PLAIN, subject=subject, text=text))
 
     assert_fit_for_smtp(content)
@@ -122,7 +122,7 @@ def test_any_subject_and_text_can_be_read_back(subject: str, text: str) -> None:
 @example(name='Doe, "Joe" \\ <x@y>')
 @example(name="Müller, Zoë (Sales); " * 9)
 def test_any_name_can_be_read_back_and_changes_no_address(name: str) -> None:
-    """A display name may hold anything; it never becomes a part of the address."""
+    """A display name may hold anything, and never becomes a part of the address."""
     content = compose(replace(PLAIN, from_name=name))
 
     assert_fit_for_smtp(content)
@@ -134,14 +134,14 @@ def test_any_name_can_be_read_back_and_changes_no_address(name: str) -> None:
 
 @given(value=LINES.filter(str.strip))
 def test_any_extra_header_can_be_read_back(value: str) -> None:
-    """An extra header arrives as it was given, but for blanks around it."""
+    """It arrives as it was given, without the blanks around it."""
     content = compose(replace(PLAIN, headers={"X-Campaign": value}))
 
     assert_fit_for_smtp(content)
     assert read(content)["X-Campaign"] == value.strip()
 
 
-def test_a_long_link_in_an_extra_header_stays_readable_for_machines() -> None:
+def test_a_long_link_in_an_extra_header_stays_one_word() -> None:
     """A structured header in ASCII is never turned into encoded words."""
     link = f"<https://example.org/{'u' * 300}>, <mailto:stop@example.org>"
     content = compose(replace(PLAIN, headers={"List-Unsubscribe": link}))
@@ -151,14 +151,14 @@ def test_a_long_link_in_an_extra_header_stays_readable_for_machines() -> None:
 
 
 @pytest.mark.parametrize("name", ["Bcc", "from", "Message-ID", "Content-Type", "MIME-Version", "bad name", "x:y", ""])
-def test_an_extra_header_never_doubles_ours(name: str) -> None:
-    """Headers that Postage writes itself, and names that are none, are left out."""
+def test_an_extra_header_never_doubles_one_of_postage(name: str) -> None:
+    """Headers that Postage writes itself, and invalid names, are left out."""
     assert read(compose(replace(PLAIN, headers={name: "eve@example.org"}))).keys() == read(compose(PLAIN)).keys()
 
 
 @given(text=st.text(max_size=200))
 def test_no_line_break_of_any_kind_gets_into_a_header(text: str) -> None:
-    """Not even one that only some programs take for a line break, nor half a character."""
+    """Lone surrogates, and what only some programs take for a line break, are kept out as well."""
     content = compose(replace(PLAIN, subject=text, from_name=text, headers={"X-Note": text}))
 
     assert_fit_for_smtp(content)
@@ -179,8 +179,8 @@ def test_text_and_html_are_two_forms_of_one_message() -> None:
     assert body(message, "html") == "<p>Grüße</p>\r\n"
 
 
-def test_html_alone_is_the_without_surrogates_message() -> None:
-    """Without a text there is no second part."""
+def test_html_alone_is_the_whole_message() -> None:
+    """A message without a text has no second part."""
     message = read(compose(replace(PLAIN, text=None, html="<p>Hello</p>")))
 
     assert message.get_content_type() == "text/html"
@@ -188,11 +188,11 @@ def test_html_alone_is_the_without_surrogates_message() -> None:
 
 
 @given(first=JOB_IDS, second=JOB_IDS)
-def test_one_job_has_one_message_id_and_no_other_job_has_it(first: str, second: str) -> None:
-    """The Message-ID is made from the job id alone, and tells jobs apart."""
-    one, other = message_id(replace(PLAIN, job_id=first)), message_id(replace(PLAIN, job_id=second))
+def test_each_job_has_a_message_id_of_its_own(first: str, second: str) -> None:
+    """The Message-ID is made from the job id alone."""
+    first_id, second_id = message_id(replace(PLAIN, job_id=first)), message_id(replace(PLAIN, job_id=second))
 
-    assert (one == other) == (first == second)
+    assert (first_id == second_id) == (first == second)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,17 @@ def test_one_job_has_one_message_id_and_no_other_job_has_it(first: str, second: 
     ],
 )
 def test_a_message_id_is_dot_atom_text(job_id: str, expected: str) -> None:
-    """What may not stand in it is percent-encoded (RFC 5322 section 3.2.3)."""
+    """Characters that it must not hold are percent-encoded (RFC 5322 section 3.2.3)."""
     assert message_id(replace(PLAIN, job_id=job_id)) == expected
 
 
-def test_a_foreign_domain_is_written_in_ascii() -> None:
-    """Any server can take such an address (RFC 5890)."""
+def test_a_domain_outside_ascii_is_written_in_ascii() -> None:
+    """Every server can take such an address (RFC 5890)."""
     assert wire_address("info@müller.example") == "info@xn--mller-kva.example"
     assert not needs_smtputf8("info@müller.example")
 
 
-def test_a_foreign_local_part_stands_in_utf8() -> None:
+def test_a_local_part_outside_ascii_is_written_in_utf8() -> None:
     """Only a server with SMTPUTF8 can take such a message (RFC 6531)."""
     content = compose(replace(PLAIN, to=("jörg@müller.example",)))
 
@@ -229,26 +229,26 @@ def test_a_foreign_local_part_stands_in_utf8() -> None:
     "address",
     ["", "nobody", "@example.org", "a@", "a@b>\r\nDATA", "a b@example.org", "a@\ud800.example", "a@-ü.example"],
 )
-def test_what_is_no_address_is_not_written(address: str) -> None:
-    """It could end a command early and begin another."""
+def test_an_invalid_address_is_not_written(address: str) -> None:
+    """It could end an SMTP command early and begin another."""
     with pytest.raises(ValueError, match=r"."):
         wire_address(address)
 
 
-def test_nobody_to_show_leaves_a_to_without_names() -> None:
-    """An empty group may stand there (RFC 5322 section 3.6.3)."""
+def test_an_email_with_only_hidden_recipients_has_a_to_without_names() -> None:
+    """An empty group is allowed there (RFC 5322 section 3.6.3)."""
     assert read(compose(replace(PLAIN, to=())))["To"] == "undisclosed-recipients:;"
 
 
-# What is usual is written the short way, to the same bytes
+# -- the fast way of writing a header gives the same bytes as the slow one -------------------------------------------
 
 
-def one_line_at_length(value: str) -> str:
+def one_line_slowly(value: str) -> str:
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in _without_surrogates(value))
 
 
-def text_at_length(name: str, value: str) -> str:
-    clean = one_line_at_length(value)
+def text_slowly(name: str, value: str) -> str:
+    clean = one_line_slowly(value)
     if not clean:
         return ""
     if "=?" not in clean and _WORDS.fullmatch(clean):
@@ -263,8 +263,8 @@ def text_at_length(name: str, value: str) -> str:
 @given(st.text())
 @example("a\x85b\u2028c\ud800d\tE")
 @example("\xa0no break\xad\u200b")
-def test_a_line_of_nothing_but_printable_characters_needs_no_look_at_each(value: str) -> None:
-    assert _one_line(value) == one_line_at_length(value)
+def test_a_printable_line_is_cleaned_as_the_slow_way_would(value: str) -> None:
+    assert _one_line(value) == one_line_slowly(value)
 
 
 @given(
@@ -276,5 +276,5 @@ def test_a_line_of_nothing_but_printable_characters_needs_no_look_at_each(value:
 @example("Subject", "a" * 68)
 @example("Subject", "a " * 33 + "b")
 @example("Subject", "a " * 33 + "bc")
-def test_a_short_header_is_written_as_folding_would_leave_it(name: str, value: str) -> None:
-    assert _text(name, value) == text_at_length(name, value)
+def test_a_short_header_is_folded_as_the_slow_way_would(name: str, value: str) -> None:
+    assert _text(name, value) == text_slowly(name, value)

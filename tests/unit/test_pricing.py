@@ -1,4 +1,4 @@
-"""What a text message costs, at every border where it begins to cost more."""
+"""What a text message costs: its segments, at every length where one more begins."""
 
 import pytest
 from hypothesis import given
@@ -14,16 +14,14 @@ GSM7_TEXTS = st.text(st.sampled_from(sorted(GSM7_BASIC | GSM7_EXTENSION)), max_s
     ("length", "segments"),
     [(1, 1), (160, 1), (161, 2), (306, 2), (307, 3), (459, 3), (460, 4), (1530, 10), (1531, 11)],
 )
-def test_a_text_of_the_gsm_alphabet_has_160_septets_and_153_in_each_of_several_parts(
-    length: int, segments: int
-) -> None:
+def test_a_gsm_text_has_160_characters_a_segment_or_153_in_several(length: int, segments: int) -> None:
     assert sms_segments("a" * length) == segments
 
 
 @pytest.mark.parametrize(
     ("length", "segments"), [(1, 1), (70, 1), (71, 2), (134, 2), (135, 3), (201, 3), (202, 4), (670, 10), (671, 11)]
 )
-def test_any_other_text_has_70_units_and_67_in_each_of_several_parts(length: int, segments: int) -> None:
+def test_any_other_text_has_70_units_a_segment_or_67_in_several(length: int, segments: int) -> None:
     assert sms_segments("ж" * length) == segments
 
 
@@ -40,7 +38,7 @@ def test_a_character_of_the_basic_table_counts_one(character: str) -> None:
     assert (sms_segments(character * 160), sms_segments(character * 161)) == (1, 2)
 
 
-def test_the_basic_table_has_its_127_characters_and_the_extension_its_nine_and_a_form_feed() -> None:
+def test_the_gsm_tables_hold_the_characters_of_the_standard() -> None:
     """3GPP TS 23.038, section 6.2.1: 128 places, one of which is the escape."""
     assert len(GSM7_BASIC) == 127
     assert frozenset("^{}\\[~]|€\f") == GSM7_EXTENSION
@@ -66,7 +64,7 @@ def test_an_emoji_of_several_code_points_counts_each_of_them() -> None:
 
 
 @given(TEXTS)
-def test_nothing_is_free(text: str) -> None:
+def test_every_text_costs_at_least_one_segment(text: str) -> None:
     assert sms_segments(text) >= 1
 
 
@@ -77,7 +75,7 @@ def test_more_text_never_costs_less(text: str, more: str) -> None:
 
 
 @given(GSM7_TEXTS)
-def test_the_same_text_is_never_cheaper_outside_the_alphabet(text: str) -> None:
+def test_a_text_is_never_cheaper_outside_the_alphabet(text: str) -> None:
     assert sms_segments(text) <= sms_segments(text + "ж")
 
 

@@ -1,4 +1,4 @@
-"""Drift: the wire table, the registered tasks and the routes name the same tasks."""
+"""The table of messages, the registered tasks and the routes to queues name the same tasks."""
 
 import json
 from pathlib import Path
@@ -11,22 +11,21 @@ from models.messages.wire import MESSAGES
 from tasks.base import PostageTask
 from tasks.queues import ROUTES, Queue
 from tests.fakes import TASK_MODULES
+from tests.unit.wire import EXAMPLES_FOLDER
 from worker.celery_config import celery_config
 from worker.settings import Settings
-
-EXAMPLES = Path(__file__).parents[2] / "examples" / "messages"
 
 
 @pytest.fixture(scope="module")
 def registered() -> dict[str, PostageTask]:
-    """Give the tasks of ours that any Celery app of this process has."""
-    app: Any = Celery("drift", set_as_current=False)
+    """Give Postage's own tasks, which every Celery app of this process has."""
+    app: Any = Celery("queues", set_as_current=False)
     app.finalize()
-    rooms = {module.__name__ for module in TASK_MODULES}
-    return {name: task for name, task in app.tasks.items() if task.__module__ in rooms}
+    modules = {module.__name__ for module in TASK_MODULES}
+    return {name: task for name, task in app.tasks.items() if task.__module__ in modules}
 
 
-def test_every_message_of_the_wire_has_its_task(registered: dict[str, PostageTask]) -> None:
+def test_every_message_has_its_task(registered: dict[str, PostageTask]) -> None:
     assert set(MESSAGES) - set(registered) == set()
 
 
@@ -38,14 +37,14 @@ def test_every_queue_is_used() -> None:
     assert set(ROUTES.values()) == set(Queue)
 
 
-def test_every_task_comes_through_the_door(registered: dict[str, PostageTask]) -> None:
+def test_every_task_is_a_postage_task(registered: dict[str, PostageTask]) -> None:
     assert [name for name, task in registered.items() if not isinstance(task, PostageTask)] == []
 
 
-def test_send_tasks_keep_no_result_and_the_others_of_the_wire_do(registered: dict[str, PostageTask]) -> None:
-    keeping = {name for name, task in registered.items() if not task.ignore_result}
+def test_send_tasks_keep_no_result_and_other_messages_do(registered: dict[str, PostageTask]) -> None:
+    keep_results = {name for name, task in registered.items() if not task.ignore_result}
 
-    assert keeping == {name for name in MESSAGES if "send" not in name}
+    assert keep_results == {name for name in MESSAGES if "send" not in name}
 
 
 @pytest.mark.parametrize(
@@ -63,21 +62,21 @@ def test_send_tasks_keep_no_result_and_the_others_of_the_wire_do(registered: dic
         *((name, "views") for name in MESSAGES if name.startswith("views.")),
     ],
 )
-def test_tasks_go_to_the_queue_that_other_systems_were_told(task: str, queue: str) -> None:
+def test_tasks_go_to_the_queue_that_producers_were_told(task: str, queue: str) -> None:
     assert ROUTES[task] == queue
 
 
-def test_what_beat_asks_for_is_a_task_with_a_route(registered: dict[str, PostageTask]) -> None:
-    asked = {entry["task"] for entry in celery_config(Settings())["beat_schedule"].values()}
+def test_every_task_that_beat_schedules_exists_and_has_a_route(registered: dict[str, PostageTask]) -> None:
+    scheduled = {entry["task"] for entry in celery_config(Settings())["beat_schedule"].values()}
 
-    assert asked <= set(registered)
-    assert asked <= set(ROUTES)
-
-
-def test_every_message_of_the_wire_has_an_example() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.json")} == {f"{task}.json" for task in MESSAGES}
+    assert scheduled <= set(registered)
+    assert scheduled <= set(ROUTES)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_message_has_an_example() -> None:
+    assert {path.name for path in EXAMPLES_FOLDER.glob("*.json")} == {f"{task}.json" for task in MESSAGES}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES_FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_an_example_is_in_the_file_of_its_task(path: Path) -> None:
     assert json.loads(path.read_text())["task"] == path.stem

@@ -1,4 +1,4 @@
-"""Settings: what is wrong is said in a sentence that names the variable and never shows a secret."""
+"""Settings: a wrong one is refused with a sentence that names its variable and shows no secret."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from worker.settings import SOCKET_PATH_MAX, Settings, SettingsError
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine's own environment says."""
+    """Remove the settings that stand in this machine's environment."""
     for name in list(os.environ):
         if name.upper().startswith("POSTAGE_"):
             monkeypatch.delenv(name)
@@ -19,9 +19,9 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(monkeypatch: pytest.MonkeyPatch, **settings: str) -> str:
     for name, value in settings.items():
         monkeypatch.setenv(f"POSTAGE_{name}", value)
-    with pytest.raises(SettingsError) as wrong:
+    with pytest.raises(SettingsError) as refused:
         Settings.from_environment()
-    return str(wrong.value)
+    return str(refused.value)
 
 
 def test_without_any_setting_everything_is_embedded_under_var() -> None:
@@ -45,11 +45,11 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert settings.attempts_max == 3
 
 
-def test_an_unknown_setting_is_refused_with_the_names_of_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refusal(monkeypatch, DATABSE_URL="sqlite:///x", SMTP_HOST="mail")
+def test_an_unknown_setting_is_refused_with_the_names_of_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = refusal(monkeypatch, DATABSE_URL="sqlite:///x", SMTP_HOST="mail")
 
-    assert "Unknown setting POSTAGE_DATABSE_URL, POSTAGE_SMTP_HOST." in said
-    assert "POSTAGE_DATABASE_URL" in said
+    assert "Unknown setting POSTAGE_DATABSE_URL, POSTAGE_SMTP_HOST." in sentence
+    assert "POSTAGE_DATABASE_URL" in sentence
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_an_unknown_setting_is_refused_with_the_names_of_the_known_ones(monkeypa
         ("LOG_FORMAT", "xml"),
     ],
 )
-def test_a_wrong_value_is_refused_with_a_sentence_that_names_the_variable(
+def test_a_wrong_value_is_refused_with_a_sentence_naming_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
-    said = refusal(monkeypatch, **{name: value})
+    sentence = refusal(monkeypatch, **{name: value})
 
-    assert f"POSTAGE_{name}" in said
-    assert said.endswith(".")
-    assert "secret" not in said
+    assert f"POSTAGE_{name}" in sentence
+    assert sentence.endswith(".")
+    assert "secret" not in sentence
 
 
-def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refusal(monkeypatch, CONCURRENCY="0", LOG_LEVEL="LOUD")
+def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = refusal(monkeypatch, CONCURRENCY="0", LOG_LEVEL="LOUD")
 
-    assert len(said.splitlines()) == 2
+    assert len(sentence.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_times_with_which_a_job_could_run_twice_are_refused(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], named: list[str]
 ) -> None:
-    said = refusal(monkeypatch, **settings)
+    sentence = refusal(monkeypatch, **settings)
 
-    assert [words for words in named if words not in said] == []
+    assert [words for words in named if words not in sentence] == []
 
 
-def test_times_at_the_border_of_safety_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_are_just_safe_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTAGE_SMTP_TIMEOUT_S", "50")
     monkeypatch.setenv("POSTAGE_LEASE_S", "300")
     monkeypatch.setenv("POSTAGE_VISIBILITY_TIMEOUT_S", "600")
@@ -128,7 +128,7 @@ def test_times_at_the_border_of_safety_are_taken(monkeypatch: pytest.MonkeyPatch
     assert Settings.from_environment().visibility_timeout_s == 600
 
 
-def test_a_folder_too_deep_for_a_socket_gets_a_short_path_of_its_own(
+def test_a_folder_too_deep_for_a_socket_gets_a_short_socket_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     deep = [tmp_path.joinpath(*["d" * 50] * 3, name) for name in ("a", "b")]

@@ -1,4 +1,4 @@
-"""The door shows ids and outcomes, and nothing of what a job says, whatever came off the wire."""
+"""How jobs are answered and shown: logs and Celery get ids and outcomes, and nothing else of a job's content."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def test_arguments_are_shown_as_the_job_and_who_sent_it(args: object, shown: str
 
 
 @given(GARBAGE | st.lists(GARBAGE, max_size=2))
-def test_garbage_is_shown_as_nothing_or_as_ids(args: object) -> None:
+def test_garbage_is_shown_as_ids_or_not_at_all(args: object) -> None:
     shown = redacted_args(args)
 
     assert shown.isascii()
@@ -67,17 +67,17 @@ def test_garbage_is_shown_as_nothing_or_as_ids(args: object) -> None:
 
 
 @given(GARBAGE)
-def test_a_name_is_a_proper_id_or_none(given_: object) -> None:
+def test_the_id_of_a_job_is_a_valid_id_or_none(given_: object) -> None:
     found = first_id(given_, ID_FIELDS)
 
     assert found is None or (isinstance(given_, dict) and found in [given_.get(key) for key in ID_FIELDS])
 
 
-def test_the_first_field_that_holds_an_id_is_the_name() -> None:
+def test_the_first_field_that_holds_an_id_gives_the_id_of_a_job() -> None:
     assert first_id({"job_id": None, "order_id": "order-1", "user_id": "u"}, ID_FIELDS) == "order-1"
 
 
-def test_an_answer_prints_ids_and_outcome_only() -> None:
+def test_an_answer_prints_only_ids_and_outcome() -> None:
     answer = Answer(
         {
             "job_id": "job-1",
@@ -94,7 +94,7 @@ def test_an_answer_prints_ids_and_outcome_only() -> None:
     assert SECRET not in f"{answer} {answer!r} {[answer]}"
 
 
-def test_an_answer_goes_over_the_wire_as_its_object() -> None:
+def test_an_answer_is_its_json_object_on_the_wire() -> None:
     from kombu.utils.json import dumps  # noqa: PLC0415
 
     fields = {"job_id": "job-1", "status": "sent", "reason": Reason.NOT_FOUND, "credits": 1}
@@ -105,13 +105,13 @@ def test_an_answer_goes_over_the_wire_as_its_object() -> None:
 @pytest.fixture(scope="module")
 def app() -> Celery:
     assert TASK_MODULES
-    app = Celery("door", set_as_current=False)
+    app = Celery("answering", set_as_current=False)
     app.finalize()
     return app
 
 
 def request(app: Celery, args: object, kwargs: object, **headers: Any) -> RedactedRequest:
-    """Give the request that a worker makes of a message whose producer knows nothing of discretion."""
+    """Give the request that a worker makes of a task message in whose headers the producer shows the arguments."""
     message = KombuMessage(
         body=json.dumps([args, kwargs, {}]),
         headers={
@@ -139,20 +139,18 @@ def request(app: Celery, args: object, kwargs: object, **headers: Any) -> Redact
     ],
 )
 def test_a_request_shows_ids_where_celery_would_show_arguments(app: Celery, args: object, kwargs: object) -> None:
-    made = request(app, args, kwargs)
+    received = request(app, args, kwargs)
 
-    shown = f"{made!r} {made} {made.humaninfo()} {made.info()} {made.info(safe=False)}"
+    shown = f"{received!r} {received} {received.humaninfo()} {received.info()} {received.info(safe=False)}"
     assert SECRET not in shown
-    assert redacted_args(args) in repr(made)
+    assert redacted_args(args) in repr(received)
 
 
 def test_a_request_still_hands_its_arguments_to_the_task(app: Celery) -> None:
-    made = request(app, [{"to": SECRET}], {})
-
-    assert made.args == [{"to": SECRET}]
+    assert request(app, [{"to": SECRET}], {}).args == [{"to": SECRET}]
 
 
-def test_every_task_has_requests_that_show_ids_only() -> None:
+def test_every_task_has_requests_that_show_only_ids() -> None:
     app = create_app(Settings())
 
     others = [name for name, task in app.tasks.items() if task.Request != "worker.broker.request:RedactedRequest"]
@@ -162,7 +160,7 @@ def test_every_task_has_requests_that_show_ids_only() -> None:
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """Put logging back as it was."""
+    """Restore logging after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     quiet = {name: logging.getLogger(name).level for name in QUIET}
@@ -171,15 +169,15 @@ def own_logging() -> Iterator[None]:
     structlog.configure(**saved)
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name, its_level in quiet.items():
-        logging.getLogger(name).setLevel(its_level)
+    for name, quiet_level in quiet.items():
+        logging.getLogger(name).setLevel(quiet_level)
 
 
 @pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("library", ["structlog", "logging"])
 def test_a_traceback_in_the_log_shows_no_variables(log_format: Any, library: str) -> None:
-    """Local variables at a fault are the message itself: its addresses and its text."""
+    """Local variables at a fault hold the message itself: its addresses and its text."""
     stream = io.StringIO()
     set_up_logging(Settings(log_format=log_format), stream)
 

@@ -1,4 +1,4 @@
-"""A house for flow tests: real worker and beat processes on a real broker and database, and how to watch them."""
+"""A deployment for flow tests: real worker and beat processes on a real broker and database, and a look inside."""
 
 import itertools
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from redis import Redis
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, select
 
 from models.database.engine import Database
-from models.database.schema import accounts, charges, entries, refusals
+from models.database.schema import accounts, entries, refusals
 from models.reports.audit import Finding
 from models.sends.charges import OPEN, Charge, State, count_bulk_states, find_charges
 from tasks.context import utc_now
@@ -26,7 +26,8 @@ from worker.broker import fair_queue
 from worker.local.valkey import dying_with_parent
 
 DEADLINE_S: Final = 90.0
-LOOK_EVERY_S: Final = 0.03
+"""How long anything may take before a test fails."""
+CHECK_EVERY_S: Final = 0.03
 
 SETTINGS: Final = {
     "smtp_timeout_s": 15,
@@ -40,38 +41,40 @@ SETTINGS: Final = {
     "log_level": "DEBUG",
     "log_format": "json",
 }
-"""As patient as in production with a carrier that is slow, but not with one that says not now."""
+"""Timeouts are long, as in production, so that a slow machine fails no test; retries and sweeps come at once."""
 
 BILLING: Final = {"name": "Acme Ltd", "country": "NL"}
 
 T = TypeVar("T")
+Deploy = Callable[..., "Deployment"]
+"""What the fixture `deploy` gives."""
 _numbers = itertools.count(1)
 
 
-def until(look: Callable[[], T], what: str | Callable[[], str], within_s: float = DEADLINE_S) -> T:
-    """Look again and again until there is something to see, and give it."""
+def wait_until(condition: Callable[[], T | None], what: str | Callable[[], str], within_s: float = DEADLINE_S) -> T:
+    """Check the condition again and again until its result is true, and return that result. `what` names it."""
     deadline = time.monotonic() + within_s
-    while not (seen := look()):
+    while not (result := condition()):
         if time.monotonic() > deadline:
             msg = f"This did not happen within {within_s:g} s: {what if isinstance(what, str) else what()}."
             raise AssertionError(msg)
-        time.sleep(LOOK_EVERY_S)
-    return seen
+        time.sleep(CHECK_EVERY_S)
+    return result
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """The environment of a process with these settings, and none of those that stand in ours."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("POSTAGE_", "FLOWER_"))}
-    return ours | {f"POSTAGE_{name.upper()}": str(value) for name, value in settings.items()}
+    """Give the environment of a process with these settings, without those of this process."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("POSTAGE_", "FLOWER_"))}
+    return inherited | {f"POSTAGE_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def command(*arguments: str) -> list[str]:
-    """What the console script runs, for a process that does not outlive this one."""
+    """Give the command line of one of Postage's own commands, for a process that does not outlive this one."""
     return dying_with_parent([sys.executable, "-P", "-m", "worker", *arguments], signal.SIGKILL)
 
 
 class Program:
-    """One of Postage's own commands as a process, with everything it says in a file."""
+    """One of Postage's own commands as a process, whose output goes to a file."""
 
     def __init__(
         self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object], **variables: str
@@ -95,55 +98,55 @@ class Program:
         return self.process.pid
 
     @property
-    def said(self) -> str:
-        """All it has written so far."""
+    def output(self) -> str:
+        """Everything that it has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     @property
-    def complaints(self) -> str:
-        """The last of what it wrote above the level of information."""
-        lines = [line for line in self.said.splitlines() if '"level": "info"' not in line and '"debug"' not in line]
+    def warnings(self) -> str:
+        """The last lines that it wrote above the level of information."""
+        lines = [line for line in self.output.splitlines() if '"level": "info"' not in line and '"debug"' not in line]
         return "\n".join(line[:1500] for line in lines[-10:])
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
 
     def check(self) -> None:
-        """Make sure that it has not ended."""
-        assert self.runs(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.complaints}"
+        """Fail if it has ended."""
+        assert self.is_running(), f"The {self.name} ended with exit code {self.process.returncode}:\n{self.warnings}"
 
-    def tell(self, signum: signal.Signals = signal.SIGTERM) -> None:
+    def ask_to_end(self, signum: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, without waiting for it."""
         self.process.send_signal(signum)
 
     def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end, and give its exit code."""
-        if self.runs():
-            self.tell(signum)
+        """Ask it to end, and return its exit code."""
+        if self.is_running():
+            self.ask_to_end(signum)
         return self.wait()
 
     def wait(self) -> int:
-        """Give its exit code, once it ends by itself."""
+        """Wait until it ends by itself, and return its exit code."""
         try:
             return self.process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            msg = f"The {self.name} did not end and was killed:\n{self.said[-4000:]}"
+            msg = f"The {self.name} did not end and was killed:\n{self.output[-4000:]}"
             raise AssertionError(msg) from None
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A command that has ended."""
+class CommandResult:
+    """The exit code and output of a command that has ended."""
 
     code: int
     out: str
     err: str
 
 
-def run(*arguments: str, cwd: Path, **settings: object) -> Ran:
+def run(*arguments: str, cwd: Path, **settings: object) -> CommandResult:
     """Run one of Postage's own commands to its end."""
     ended = subprocess.run(
         command(*arguments),
@@ -155,17 +158,17 @@ def run(*arguments: str, cwd: Path, **settings: object) -> Ran:
         timeout=DEADLINE_S,
         check=False,
     )
-    return Ran(ended.returncode, ended.stdout, ended.stderr)
+    return CommandResult(ended.returncode, ended.stdout, ended.stderr)
 
 
 class Deployment:
-    """A worker, and beat where asked for, with a mail server and an SMS gateway; all of it ends with the block."""
+    """A worker, and perhaps beat, with a mail server, an SMS gateway and a producer. All of it ends with the block."""
 
     def __init__(
         self, folder: Path, database_url: str, broker_url: str, *, beat: bool = False, **settings: object
     ) -> None:
         self.folder = folder
-        self.mail = MailServer()
+        self.mail_server = MailServer()
         self.gateway = SmsGateway()
         self.producer = Producer(broker_url)
         self.database = Database(database_url, pool_size=2)
@@ -175,7 +178,7 @@ class Deployment:
             "var": folder / "var",
             "database_url": database_url,
             "broker_url": broker_url,
-            "smtp_url": self.mail.url,
+            "smtp_url": self.mail_server.url,
             "sms_url": self.gateway.url,
             **settings,
         }
@@ -186,76 +189,80 @@ class Deployment:
         with ExitStack() as stack:
             stack.callback(self.database.close)
             stack.callback(self.redis.close)
-            for part in (self.mail, self.gateway, self.producer):
+            for part in (self.mail_server, self.gateway, self.producer):
                 stack.enter_context(part)
             (self.folder / "var").mkdir(parents=True, exist_ok=True)
             self.worker = self._start("worker", stack)
             if "beat" in self._programs:
                 self._start("beat", stack)
-            until(self._answers, "the worker answers")
+            wait_until(self._worker_answers, "the worker answers")
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def revive(self, *, by_force: bool = False, forget: bool = True) -> None:
-        """Start another worker if the first has ended, or `by_force`; `forget` all messages if one may be to blame."""
+    def start_worker(self) -> None:
+        """Start another worker in place of one that has ended."""
+        self.worker = self._start("worker", self._stack)
+
+    def restart_worker(self, *, by_force: bool = False, empty_queues: bool = True) -> None:
+        """Start another worker if the first has ended, or `by_force`; `empty_queues` if a message may be to blame."""
         if by_force:
             self.worker.end(signal.SIGKILL)
-        if not self.worker.runs():
-            if forget:
+        if not self.worker.is_running():
+            if empty_queues:
                 self.redis.flushdb()
-            self.worker = self._start("worker", self._stack)
-            until(self._answers, "the new worker answers")
+            self.start_worker()
+            wait_until(self._worker_answers, "the new worker answers")
 
     def _start(self, name: str, stack: ExitStack) -> Program:
         program = Program(self.folder, name, [name], self.settings)
         stack.callback(program.end)
         return program
 
-    def _answers(self) -> bool:
+    def _worker_answers(self) -> bool:
         self.worker.check()
         return self.producer.control("ping", timeout=1.0) is not None
 
     def ask(self, task: str, job: object) -> Json:
-        """The answer to a job."""
+        """Enqueue a job, and return its answer."""
         self.worker.check()
         return self.producer.ask(task, job)
 
     def send(self, task: str, job: object, task_id: str | None = None) -> str:
-        """Enqueue a job; gives its task id."""
+        """Enqueue a job. Returns its task id."""
         return self.producer.send(task, job, task_id)
 
     def people(self, *, email: int = 0, sms: int = 0) -> tuple[str, str]:
-        """Make an owner with these credits and a member who uses them, of an organization of their own."""
+        """Make an owner with these credits and a member who uses them, in an organization of their own."""
         number = next(_numbers)
         organization, owner, member = f"org-{number}", f"owner-{number}", f"member-{number}"
-        done = self.producer.done
-        done("roles.save", {"organization": organization, "role": "admin", "rights": ["view_user_list", "edit_user"]})
-        done("roles.save", {"organization": organization, "role": "member", "rights": []})
+        do = self.producer.do
+        do("roles.save", {"organization": organization, "role": "admin", "rights": ["view_user_list", "edit_user"]})
+        do("roles.save", {"organization": organization, "role": "member", "rights": []})
         for user, role in ((owner, "admin"), (member, "member")):
             address = f"{user}@postage.example"
             user_job = {"user_id": user, "organization": organization, "name": user, "email": address, "role": role}
-            done("users.save", {**user_job, "billing": BILLING})
-        done("credits.set_owner", {"change_id": f"share-{number}", "actor": owner, "user": member, "owner": owner})
+            do("users.save", {**user_job, "billing": BILLING})
+        do("credits.set_owner", {"change_id": f"share-{number}", "actor": owner, "user": member, "owner": owner})
         bought = {"credits": {"email": email, "sms": sms}, "amount": 100, "currency": "EUR"}
         if email or sms:
-            done("credits.purchase", {"order_id": f"order-{number}", "buyer": owner, **bought})
+            do("credits.purchase", {"order_id": f"order-{number}", "buyer": owner, **bought})
         return owner, member
 
     def message(self, viewer: str, job_id: str) -> Json:
-        """The answer to a send job, read back as an outside producer does."""
+        """The answer to a send job, as a producer reads it with a view."""
         return self.ask("views.message", {"viewer": viewer, "job_id": job_id})
 
     def remaining(self, viewer: str) -> Json:
-        """The credits that a viewer sees, as an outside producer does."""
+        """The credits that are left, as a producer reads them with a view."""
         remaining: Json = self.ask("views.overview", {"viewer": viewer})["remaining"]
         return remaining
 
     def wait_until_final(self, *job_ids: str) -> dict[str, Charge]:
-        """The charges of these jobs once nothing more will be done with any of them; of bulk jobs, with all of it."""
-        return until(lambda: self._ended(job_ids), f"{job_ids[:3]} and so on end")
+        """Wait until each of these jobs, and each message of a bulk job, has ended. Returns their charges."""
+        return wait_until(lambda: self._ended(job_ids), f"{job_ids[:3]} and so on end")
 
     def _ended(self, job_ids: Sequence[str]) -> dict[str, Charge] | None:
         self.worker.check()
@@ -268,23 +275,17 @@ class Deployment:
             return None if any(state in count for count in counts for state in OPEN) else found
 
     def charges(self, job_ids: Sequence[str]) -> dict[str, Charge]:
-        """The charges of these jobs as they stand."""
+        """The charges of these jobs as they are now."""
         with self.database.snapshot() as connection:
             return find_charges(connection, job_ids)
 
-    def states(self) -> dict[str, int]:
-        """How many charges there are in each state."""
-        with self.database.snapshot() as connection:
-            counted = connection.execute(select(charges.c.state, func.count()).group_by(charges.c.state))
-            return {state: count for state, count in counted}  # noqa: C416  a Row is a tuple
-
     def refusals(self, task_ids: Sequence[str]) -> list[Row[Any]]:
-        """What was refused of these tasks."""
+        """The refusals that were recorded of these tasks."""
         with self.database.snapshot() as connection:
             return list(connection.execute(select(refusals).where(refusals.c.task_id.in_(task_ids))))
 
     def moves(self, owner: str, kind: str = "email") -> list[tuple[str, int]]:
-        """Cause and amount of every entry of an owner's account, in order."""
+        """The cause and amount of every entry of an owner's account, in order."""
         query = (
             select(entries.c.cause, entries.c.amount)
             .join(accounts, accounts.c.id == entries.c.account_id)
@@ -300,15 +301,15 @@ class Deployment:
             return audit_everything(connection, utc_now())
 
     def result_keys(self, *task_ids: str) -> list[str]:
-        """Those of these tasks whose result the broker keeps."""
+        """Those of these task ids whose result the broker keeps."""
         return [task_id for task_id in task_ids if self.redis.exists(f"celery-task-meta-{task_id}")]
 
     def wait_until_idle(self) -> None:
-        """Return once no job waits on a queue or is in a worker's hands."""
-        until(lambda: self.worker.check() or self.idle(), "every job is answered")
+        """Wait until no job waits on a queue and the worker has none."""
+        wait_until(lambda: self.worker.check() or self.is_idle(), "every job is answered")
 
-    def idle(self) -> bool:
-        """Whether no job waits on a queue or is in a worker's hands."""
-        held: Any = self.redis.hvals("unacked")
+    def is_idle(self) -> bool:
+        """Whether no job waits on a queue and the worker has none."""
+        unacknowledged: Any = self.redis.hvals("unacked")
         waits = any(fair_queue.waiting_count(self.redis, queue) for queue in set(QUEUES.values()))
-        return not waits and all(b"upkeep." in message for message in held)
+        return not waits and all(b"upkeep." in message for message in unacknowledged)

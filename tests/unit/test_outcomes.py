@@ -1,4 +1,4 @@
-"""What a carrier's answer means for a charge: every outcome, and any sequence of them."""
+"""The rule of refunds and retries: how each outcome of an attempt, and any sequence of them, settles a charge."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +22,7 @@ from models.sends.retry_policy import RetryPolicy
 from tests.fakes import NOON
 
 THREE = ("a@x.test", "b@x.test", "c@x.test")
-PATIENCE = RetryPolicy(attempts_max=3)
+POLICY = RetryPolicy(attempts_max=3)
 
 
 def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: Any) -> Charge:
@@ -55,19 +55,19 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
     return Charge(**{**whole, **fields})
 
 
-def verdict(one: Charge, receipt: Receipt, *, is_idempotent: bool = False) -> Settlement:
-    return settlement_for(one, receipt, policy=PATIENCE, is_idempotent=is_idempotent, now=NOON)
+def settlement(attempted: Charge, receipt: Receipt, *, is_idempotent: bool = False) -> Settlement:
+    return settlement_for(attempted, receipt, policy=POLICY, is_idempotent=is_idempotent, now=NOON)
 
 
-def next_attempt(one: Charge, settled: Settlement) -> Charge:
-    """Give the charge as the ledger would hand it to the next attempt."""
+def next_attempt(attempted: Charge, settled: Settlement) -> Charge:
+    """Give the charge as the next attempt gets it."""
     assert settled.state is State.WAITING
     return replace(
-        one,
-        attempts=one.attempts + 1,
+        attempted,
+        attempts=attempted.attempts + 1,
         recipients_refused=settled.recipients_refused,
-        content=one.content if settled.content is None else settled.content,
-        handover_started_at=(one.handover_started_at or NOON) if settled.in_doubt else None,
+        content=attempted.content if settled.content is None else settled.content,
+        handover_started_at=(attempted.handover_started_at or NOON) if settled.in_doubt else None,
     )
 
 
@@ -93,63 +93,64 @@ def next_attempt(one: Charge, settled: Settlement) -> Charge:
         ("unsure", 3, True, False, "unknown", None),
     ],
 )
-def test_each_outcome_has_its_verdict(
+def test_each_outcome_has_its_settlement(
     *, kind: str, outcome: str, attempts: int, is_idempotent: bool, in_doubt: bool, state: str, reason: str | None
 ) -> None:
-    one = charge(kind, attempts=attempts, handover_started_at=NOON if in_doubt else None)
+    attempted = charge(kind, attempts=attempts, handover_started_at=NOON if in_doubt else None)
 
-    settled = verdict(one, Receipt(Outcome(outcome), "Words.", reference="ref"), is_idempotent=is_idempotent)
+    settled = settlement(attempted, Receipt(Outcome(outcome), "Words.", reference="ref"), is_idempotent=is_idempotent)
 
     assert (settled.state, settled.reason) == (state, reason)
-    assert settled.refund == (one.credits if state == "failed" else 0)
+    assert settled.refund == (attempted.credits if state == "failed" else 0)
     assert settled.detail == (None if state == "sent" else "Words.")
     assert (settled.due_at is not None) == (state == "waiting")
     assert settled.carrier_reference == ("ref" if state == "sent" else None)
-    assert settled.charge is one
+    assert settled.charge is attempted
 
 
-def test_a_wait_is_as_long_as_patience_says() -> None:
-    settled = verdict(charge(attempts=2), Receipt(Outcome.NOT_NOW))
+def test_the_next_attempt_is_due_when_the_retry_policy_says() -> None:
+    settled = settlement(charge(attempts=2), Receipt(Outcome.NOT_NOW))
 
     assert settled.due_at is not None
     assert timedelta(seconds=5) <= settled.due_at - NOON <= timedelta(seconds=10)
 
 
-def test_an_unsure_attempt_is_remembered_by_all_that_follow() -> None:
-    one = charge("sms")
-    unsure = verdict(one, Receipt(Outcome.UNSURE), is_idempotent=True)
-    not_now = verdict(next_attempt(one, unsure), Receipt(Outcome.NOT_NOW), is_idempotent=True)
+def test_an_unsure_attempt_leaves_all_later_ones_in_doubt() -> None:
+    first_attempt = charge("sms")
+    unsure = settlement(first_attempt, Receipt(Outcome.UNSURE), is_idempotent=True)
+    not_now = settlement(next_attempt(first_attempt, unsure), Receipt(Outcome.NOT_NOW), is_idempotent=True)
 
     assert (unsure.in_doubt, not_now.in_doubt) == (True, True)
 
 
-def test_a_message_refused_for_its_recipients_says_so() -> None:
-    settled = verdict(charge(), Receipt(Outcome.NEVER, "No such users.", recipients_refused=True))
+def test_a_message_refused_for_its_recipients_gives_that_reason() -> None:
+    settled = settlement(charge(), Receipt(Outcome.NEVER, "No such users.", recipients_refused=True))
 
     assert (settled.state, settled.reason, settled.refund) == (State.FAILED, "recipient_refused", 3)
 
 
-def test_refused_recipients_get_their_credits_back_and_are_named() -> None:
-    settled = verdict(charge(), Receipt(Outcome.ACCEPTED, refused={"b@x.test": "550"}))
+def test_refused_recipients_are_named_and_their_credits_go_back() -> None:
+    settled = settlement(charge(), Receipt(Outcome.ACCEPTED, refused={"b@x.test": "550"}))
 
     assert (settled.state, settled.reason, settled.refund) == (State.SENT, "recipient_refused", 1)
     assert settled.recipients_refused == {"b@x.test": "550"}
     assert settled.detail == "1 of 3 recipients were refused; their credits went back."
 
 
-def test_deferred_recipients_alone_are_pending_and_the_rest_of_the_content_stays() -> None:
+def test_only_deferred_recipients_are_pending_afterwards() -> None:
+    """The rest of the content stays as it was."""
     receipt = Receipt(Outcome.ACCEPTED, refused={"a@x.test": "550"}, deferred={"c@x.test": "451"})
 
-    settled = verdict(charge(), receipt)
+    settled = settlement(charge(), receipt)
 
     assert (settled.state, settled.refund) == (State.WAITING, 0)
     assert settled.content == {"recipients": ["c@x.test"], "subject": "Hello"}
     assert settled.recipients_refused == {"a@x.test": "550"}
 
 
-def test_recipients_refused_with_a_not_now_are_not_asked_again() -> None:
-    """A mail server may refuse one recipient for good and put off all the others."""
-    settled = verdict(charge(), Receipt(Outcome.NOT_NOW, refused={"a@x.test": "550"}, deferred={"b@x.test": "451"}))
+def test_recipients_refused_with_a_not_now_are_not_tried_again() -> None:
+    """A mail server may refuse one recipient for good and defer all the others."""
+    settled = settlement(charge(), Receipt(Outcome.NOT_NOW, refused={"a@x.test": "550"}, deferred={"b@x.test": "451"}))
 
     assert settled.state is State.WAITING
     assert settled.content == {"recipients": ["b@x.test", "c@x.test"], "subject": "Hello"}
@@ -157,73 +158,76 @@ def test_recipients_refused_with_a_not_now_are_not_asked_again() -> None:
 
 
 def test_a_text_message_keeps_its_content_as_it_is() -> None:
-    assert verdict(charge("sms"), Receipt(Outcome.NOT_NOW)).content is None
+    assert settlement(charge("sms"), Receipt(Outcome.NOT_NOW)).content is None
 
 
-def test_what_was_deferred_to_the_last_is_refused_with_the_carrier_s_last_words() -> None:
-    settled = verdict(charge(attempts=3), Receipt(Outcome.ACCEPTED, deferred={"c@x.test": "451 later"}))
+def test_recipients_deferred_to_the_last_attempt_are_refused() -> None:
+    """The carrier's last words about each are kept."""
+    settled = settlement(charge(attempts=3), Receipt(Outcome.ACCEPTED, deferred={"c@x.test": "451 later"}))
 
     assert (settled.state, settled.refund) == (State.SENT, 1)
     assert settled.recipients_refused == {"c@x.test": "451 later"}
 
 
 @pytest.mark.parametrize("last", [Receipt(Outcome.NOT_NOW, "Busy."), Receipt(Outcome.NEVER, "No.")])
-def test_what_was_handed_over_stays_charged_when_the_rest_fails(last: Receipt) -> None:
-    first = verdict(charge(), Receipt(Outcome.ACCEPTED, deferred={"b@x.test": "451", "c@x.test": "451"}))
+def test_recipients_reached_stay_charged_when_the_rest_fails(last: Receipt) -> None:
+    first = settlement(charge(), Receipt(Outcome.ACCEPTED, deferred={"b@x.test": "451", "c@x.test": "451"}))
 
-    settled = verdict(replace(next_attempt(charge(), first), attempts=3), last)
+    settled = settlement(replace(next_attempt(charge(), first), attempts=3), last)
 
     assert (settled.state, settled.reason, settled.refund) == (State.SENT, "recipient_refused", 2)
     assert settled.recipients_refused == {"b@x.test": last.detail, "c@x.test": last.detail}
 
 
-def test_an_email_whose_recipients_are_refused_one_after_the_other_fails() -> None:
-    first = verdict(charge(), Receipt(Outcome.NOT_NOW, refused={"a@x.test": "550", "b@x.test": "550"}))
+def test_an_email_fails_when_all_recipients_are_refused_in_turn() -> None:
+    first = settlement(charge(), Receipt(Outcome.NOT_NOW, refused={"a@x.test": "550", "b@x.test": "550"}))
 
-    settled = verdict(next_attempt(charge(), first), Receipt(Outcome.NEVER, "None.", recipients_refused=True))
+    settled = settlement(next_attempt(charge(), first), Receipt(Outcome.NEVER, "None.", recipients_refused=True))
 
     assert (settled.state, settled.reason, settled.refund) == (State.FAILED, "recipient_refused", 3)
 
 
-def test_an_unknown_outcome_still_names_who_was_refused() -> None:
-    """A mail server refuses a recipient, takes the whole message, and is never heard of again."""
-    settled = verdict(charge(), Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}))
+def test_an_unknown_message_still_names_refused_recipients() -> None:
+    """A mail server may refuse a recipient, take the whole message, and never answer again."""
+    settled = settlement(charge(), Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}))
 
     assert settled.state is State.UNKNOWN
     assert settled.recipients_refused == {"a@x.test": "550"}
 
 
-def test_who_was_refused_with_an_unsure_outcome_does_not_count_as_handed_over() -> None:
-    one = charge()
-    first = verdict(one, Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}), is_idempotent=True)
+def test_recipients_refused_with_an_unsure_outcome_do_not_count_as_reached() -> None:
+    first_attempt = charge()
+    first = settlement(first_attempt, Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}), is_idempotent=True)
 
-    settled = verdict(next_attempt(one, first), Receipt(Outcome.NEVER, "No."), is_idempotent=True)
+    settled = settlement(next_attempt(first_attempt, first), Receipt(Outcome.NEVER, "No."), is_idempotent=True)
 
     assert first.content == {"recipients": ["b@x.test", "c@x.test"], "subject": "Hello"}
     assert (settled.state, settled.refund) == (State.FAILED, 3)
 
 
-def of_death(one: Charge, *, is_idempotent: bool = False) -> Settlement:
-    return settlement_after_crash(one, policy=PATIENCE, is_idempotent=is_idempotent, now=NOON)
+def after_crash(attempted: Charge, *, is_idempotent: bool = False) -> Settlement:
+    return settlement_after_crash(attempted, policy=POLICY, is_idempotent=is_idempotent, now=NOON)
 
 
-def test_a_job_whose_worker_died_before_it_was_handed_over_is_tried_again() -> None:
-    settled = of_death(charge())
+def test_a_job_is_tried_again_after_a_crash_before_the_handover() -> None:
+    settled = after_crash(charge())
 
     assert (settled.state, settled.reason, settled.refund, settled.crashed) == (State.WAITING, None, 0, True)
     assert settled.in_doubt is False
     assert settled.content == {"recipients": list(THREE), "subject": "Hello"}
 
 
-def test_an_email_whose_worker_died_after_it_was_handed_over_is_never_sent_a_second_time() -> None:
-    settled = of_death(charge(handover_started_at=NOON, recipients_refused={"a@x.test": "550"}))
+def test_an_email_is_unknown_after_a_crash_after_the_handover() -> None:
+    """It may have arrived, so it is not sent a second time by itself."""
+    settled = after_crash(charge(handover_started_at=NOON, recipients_refused={"a@x.test": "550"}))
 
     assert (settled.state, settled.refund, settled.crashed) == (State.UNKNOWN, 0, True)
     assert settled.recipients_refused == {"a@x.test": "550"}
 
 
-def test_a_carrier_that_honours_the_job_id_is_asked_again_after_a_death_and_the_doubt_stays() -> None:
-    settled = of_death(charge("sms"), is_idempotent=True)
+def test_an_idempotent_carrier_is_tried_again_after_a_crash_in_doubt() -> None:
+    """The carrier recognizes the job id, so trying again does no harm; but the doubt stays."""
+    settled = after_crash(charge("sms"), is_idempotent=True)
 
     assert (settled.state, settled.in_doubt) == (State.WAITING, True)
 
@@ -232,9 +236,9 @@ def test_a_carrier_that_honours_the_job_id_is_asked_again_after_a_death_and_the_
 @pytest.mark.parametrize(
     "tried", [{"crashes": CRASHES_MAX - 1}, {"attempts": 3}], ids=["too many crashes", "attempts used up"]
 )
-def test_a_job_that_may_kill_its_workers_is_set_aside(*, is_idempotent: bool, tried: dict[str, int]) -> None:
-    """Its credits go back, unless the carrier may have it."""
-    settled = of_death(charge(**tried), is_idempotent=is_idempotent)
+def test_a_job_that_may_crash_its_workers_is_set_aside(*, is_idempotent: bool, tried: dict[str, int]) -> None:
+    """Its credits go back, unless the carrier may have the message."""
+    settled = after_crash(charge(**tried), is_idempotent=is_idempotent)
 
     if is_idempotent:
         assert (settled.state, settled.refund) == (State.UNKNOWN, 0)
@@ -243,15 +247,15 @@ def test_a_job_that_may_kill_its_workers_is_set_aside(*, is_idempotent: bool, tr
     assert settled.crashed is True
 
 
-def test_what_was_handed_over_stays_charged_when_workers_die_over_the_rest() -> None:
-    first = verdict(charge(), Receipt(Outcome.ACCEPTED, deferred={"c@x.test": "451"}))
+def test_recipients_reached_stay_charged_when_crashes_end_the_job() -> None:
+    first = settlement(charge(), Receipt(Outcome.ACCEPTED, deferred={"c@x.test": "451"}))
 
-    settled = of_death(replace(next_attempt(charge(), first), attempts=3))
+    settled = after_crash(replace(next_attempt(charge(), first), attempts=3))
 
     assert (settled.state, settled.refund) == (State.SENT, 1)
 
 
-def test_a_person_s_refund_gives_all_back_but_what_certainly_arrived() -> None:
+def test_a_decided_refund_gives_back_all_but_what_certainly_arrived() -> None:
     unknown = charge(state=State.UNKNOWN, handover_started_at=NOON)
     partly = replace(unknown, content={"recipients": ["c@x.test"], "subject": "Hello"})
 
@@ -259,7 +263,7 @@ def test_a_person_s_refund_gives_all_back_but_what_certainly_arrived() -> None:
     assert (settlement_of_refund(partly).state, settlement_of_refund(partly).refund) == (State.SENT, 1)
 
 
-def test_a_resend_goes_to_nobody_who_refused_it() -> None:
+def test_a_resend_leaves_out_refused_recipients() -> None:
     refused = charge(state=State.UNKNOWN, recipients_refused={"a@x.test": "550"})
 
     assert content_for_resend(refused)["recipients"] == ["b@x.test", "c@x.test"]
@@ -268,39 +272,42 @@ def test_a_resend_goes_to_nobody_who_refused_it() -> None:
 
 @st.composite
 def receipts(draw: st.DrawFn, pending: list[str]) -> Receipt:
-    """Give an answer as an SMTP carrier may give it for these recipients."""
+    """Draw a receipt that an SMTP carrier may give for these recipients: each is taken, refused or deferred."""
     outcome = draw(st.sampled_from(Outcome))
     fates = draw(st.lists(st.sampled_from("trd"), min_size=len(pending), max_size=len(pending)))
     if outcome is Outcome.ACCEPTED:
         fates[draw(st.integers(0, len(pending) - 1))] = "t"  # an accepted message was accepted for somebody
     if outcome is not Outcome.NEVER and "r" * len(pending) == "".join(fates):
-        fates[0] = "t"  # refused for everybody is a NEVER
-    by_fate = {fate: {a: f"{fate} {a}" for a, its in zip(pending, fates, strict=True) if its == fate} for fate in "trd"}
+        fates[0] = "t"  # if everybody were refused, the outcome would be NEVER
+    by_fate = {
+        fate: {address: f"{fate} {address}" for address, drawn in zip(pending, fates, strict=True) if drawn == fate}
+        for fate in "trd"
+    }
     return Receipt(outcome, "Words.", "ref", by_fate["r"], by_fate["d"])
 
 
 @given(st.data(), st.integers(1, 6), st.booleans(), st.integers(1, 6))
-def test_what_is_charged_in_the_end_is_one_credit_for_everybody_it_was_handed_to(
+def test_an_email_costs_one_credit_for_each_recipient_reached(
     data: st.DataObject, count: int, is_idempotent: bool, attempts_max: int
 ) -> None:
     recipients = tuple(f"u{number}@x.test" for number in range(count))
-    patience = RetryPolicy(attempts_max=attempts_max)
-    one = charge(recipients=recipients)
+    policy = RetryPolicy(attempts_max=attempts_max)
+    attempted = charge(recipients=recipients)
     handed_over: set[str] = set()
     outcomes = []
     while True:
-        pending = list((one.content or {})["recipients"])
+        pending = list((attempted.content or {})["recipients"])
         receipt = data.draw(receipts(pending))
         outcomes.append(receipt.outcome)
         if receipt.outcome is Outcome.ACCEPTED:
             handed_over |= set(pending) - set(receipt.refused) - set(receipt.deferred)
-        settled = settlement_for(one, receipt, policy=patience, is_idempotent=is_idempotent, now=NOON)
+        settled = settlement_for(attempted, receipt, policy=policy, is_idempotent=is_idempotent, now=NOON)
         if settled.state not in OPEN:
             break
         assert settled.refund == 0
-        one = next_attempt(one, settled)
-        assert one.attempts <= attempts_max
-        assert handed_over.isdisjoint((one.content or {})["recipients"])
+        attempted = next_attempt(attempted, settled)
+        assert attempted.attempts <= attempts_max
+        assert handed_over.isdisjoint((attempted.content or {})["recipients"])
 
     match settled.state:
         case State.UNKNOWN:
@@ -320,16 +327,16 @@ def test_what_is_charged_in_the_end_is_one_credit_for_everybody_it_was_handed_to
 def test_a_text_message_is_charged_wholly_or_not_at_all(
     outcomes: list[Outcome], is_idempotent: bool, attempts_max: int
 ) -> None:
-    one = charge("sms")
+    attempted = charge("sms")
     for outcome in outcomes:
         settled = settlement_for(
-            one, Receipt(outcome), policy=RetryPolicy(attempts_max), is_idempotent=is_idempotent, now=NOON
+            attempted, Receipt(outcome), policy=RetryPolicy(attempts_max), is_idempotent=is_idempotent, now=NOON
         )
         if settled.state is not State.WAITING:
             break
-        one = next_attempt(one, settled)
+        attempted = next_attempt(attempted, settled)
 
     assert settled.state in (State.SENT, State.FAILED, State.UNKNOWN)
-    assert one.attempts <= attempts_max
-    assert settled.refund == (one.credits if settled.state is State.FAILED else 0)
-    assert (settled.state is State.SENT) == (outcomes[one.attempts - 1] is Outcome.ACCEPTED)
+    assert attempted.attempts <= attempts_max
+    assert settled.refund == (attempted.credits if settled.state is State.FAILED else 0)
+    assert (settled.state is State.SENT) == (outcomes[attempted.attempts - 1] is Outcome.ACCEPTED)
