@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 from sqlalchemy import Select, func, select
 
@@ -281,6 +282,14 @@ class Rig:
             (os.killpg if group else os.kill)(pid, signal.SIGKILL)
             return True
 
+    def wait_until_workers_answer(self) -> bool:
+        """Wait until every worker is at work, so that no fault meets one that only starts. Returns False if one is not.
+
+        A worker that is started while there is no broker says so and ends, as it should.
+        """
+        control = self.producer.app.control
+        return wait_until(lambda: len(control.ping(timeout=1.0)) >= len(self.workers), END_WITHIN_S)
+
     # -- what is going on ---------------------------------------------------------------------------------------------
 
     def open_jobs(self) -> int:
@@ -349,7 +358,7 @@ def wait_until(condition: Callable[[], object], within_s: float) -> bool:
     """Wait until the condition is true. Returns False if it was not in time."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(RedisError):
+        with contextlib.suppress(RedisError, OperationalError):
             if condition():
                 return True
         time.sleep(0.1)

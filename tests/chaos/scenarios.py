@@ -191,6 +191,8 @@ def run(name: str, folder: Path, seed: int, size: Size, *, options: Sequence[str
 
 def run_in(rig: Rig, name: str, size: Size) -> Verdict:
     """Run one scenario in a rig that others may have used before, until all its jobs are final or unknown."""
+    if not rig.wait_until_workers_answer():
+        rig.broken.append(f"not all workers were at work before {name}")
     began = time.monotonic()
     plan = SCENARIOS[name](rig, size, name)
     starts = sum(worker.starts for worker in rig.workers)
