@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     retry_base_s: float = Field(default=5.0, gt=0, le=3600, description="Longest wait before the second attempt.")
     retry_max_s: float = Field(default=900.0, gt=0, le=86400, description="Longest wait between two attempts.")
     lease_s: float = Field(
-        default=300.0, gt=0, le=86400, description="How long one attempt may hold a job before its worker counts as crashed."
+        default=300.0, gt=0, le=86400, description="How long an attempt may hold a job before its worker has crashed."
     )
     keep_dead_s: int = Field(
         default=604800, ge=0, le=31_622_400, description="How long refused and failed jobs are kept to be replayed."

@@ -1,11 +1,9 @@
-"""The client of producers on a real broker: what it publishes, in how many round trips, and how it fails."""
+"""The client for producers on a real broker: what it publishes, in how many round trips, and how it fails."""
 
-import json
 import os
 import re
 import signal
 import traceback
-from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from models.messages.billing import SaveRole
 from models.messages.sends import SendEmail, SendSms
 from tasks.client import JOBS_BATCH, BrokerAwayError, InvalidJobError, JobLike, enqueue, producer_app
 from tasks.job_ids import redacted_args
+from tests.integration.queued import body_of, jobs_on, messages_on
 from tests.servers import ValkeyServer
 from worker.broker.transport import Transport
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/producers.md").read_text()
-Json = dict[str, Any]
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def app(valkey_url: str) -> Iterator[Celery]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A broker that a test may treat badly."""
+    """Give a broker that a test may kill, stop or fill up."""
     with ValkeyServer(tmp_path / "valkey") as server:
         yield server
 
@@ -48,29 +46,21 @@ def emails(count: int) -> Iterator[SendEmail]:
     return (email(number) for number in range(count))
 
 
-def waiting(redis: Redis, queue: str = "email") -> list[Json]:
-    """What is on a queue, oldest first, as it is on the wire."""
-    return [json.loads(item) for item in reversed(redis.lrange(queue, 0, -1))]
-
-
-def body(message: Json) -> Any:
-    return json.loads(b64decode(message["body"]))
-
-
-def job_ids(redis: Redis, queue: str = "email") -> list[str]:
-    return [body(message)[0][0]["job_id"] for message in waiting(redis, queue)]
+def job_ids(redis: Redis) -> list[str]:
+    """Give the ids of the emails on the queue, the oldest first."""
+    return [job["job_id"] for job in jobs_on(redis, "email")]
 
 
 # -- what is published ------------------------------------------------------------------------------------------------
 
 
-def test_a_message_is_field_by_field_what_send_task_makes(app: Celery, redis: Redis) -> None:
-    """Nothing but the ids that are new for every message differs."""
+def test_a_published_message_equals_one_of_send_task(app: Celery, redis: Redis) -> None:
+    """Only the ids differ, which are new for every message."""
     job = {"job_id": "job-0", "sender": "mary", "to": ["a@b.example"], "subject": "Hello", "text": "Hello"}
 
     app.send_task("email.send", args=[job], argsrepr=redacted_args([job]), ignore_result=True)
     [task_id] = enqueue(app, [email()])
-    alone, together = waiting(redis)
+    alone, together = messages_on(redis, "email")
 
     assert together["headers"]["id"] == together["headers"]["root_id"] == task_id
     assert together["properties"]["correlation_id"] == task_id
@@ -79,13 +69,13 @@ def test_a_message_is_field_by_field_what_send_task_makes(app: Celery, redis: Re
         for headers, names in (("headers", ("id", "root_id")), ("properties", ("correlation_id", "delivery_tag"))):
             for name in names:
                 assert re.fullmatch("[0-9a-f-]{36}", message[headers].pop(name))
-        message["body"] = body(message)
+        message["body"] = body_of(message)
     assert alone == together
     assert together["body"] == [[job], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
 
-def test_the_consumer_of_a_worker_reads_what_was_published(app: Celery, valkey_url: str) -> None:
-    """Through the transport that workers use, with JSON alone accepted."""
+def test_a_worker_can_read_what_was_published(app: Celery, valkey_url: str) -> None:
+    """It uses the transport of workers, and accepts JSON alone."""
     enqueue(app, [email(1), email(2)])
     taken: list[tuple[Any, Message]] = []
     with Connection(valkey_url, transport=Transport) as connection:
@@ -101,7 +91,7 @@ def test_the_consumer_of_a_worker_reads_what_was_published(app: Celery, valkey_u
     assert {message.headers["task"] for _, message in taken} == {"email.send"}
 
 
-def test_every_job_goes_on_its_queue_in_order(app: Celery, redis: Redis) -> None:
+def test_jobs_go_on_their_queues_in_order(app: Celery, redis: Redis) -> None:
     jobs: list[JobLike] = [
         email(1),
         SendSms(job_id="sms", sender="mary", to="+4915112345678", text="Hello"),
@@ -112,23 +102,26 @@ def test_every_job_goes_on_its_queue_in_order(app: Celery, redis: Redis) -> None
 
     task_ids = enqueue(app, jobs)
 
-    queues = {queue: [one["headers"]["id"] for one in waiting(redis, queue)] for queue in ("email", "sms", "billing")}
-    assert queues == {"email": [task_ids[0], task_ids[4]], "sms": [task_ids[1]], "billing": [task_ids[2]]}
-    assert [one["headers"]["task"] for one in waiting(redis, "views")] == ["views.overview"]
+    ids = {
+        queue: [message["headers"]["id"] for message in messages_on(redis, queue)]
+        for queue in ("email", "sms", "billing")
+    }
+    assert ids == {"email": [task_ids[0], task_ids[4]], "sms": [task_ids[1]], "billing": [task_ids[2]]}
+    assert [message["headers"]["task"] for message in messages_on(redis, "views")] == ["views.overview"]
 
 
-def test_any_celery_app_will_do(valkey_url: str, redis: Redis) -> None:
-    """One without routes, that would pickle, waits for answers, and sends events of its own."""
+def test_any_celery_app_can_be_used(valkey_url: str, redis: Redis) -> None:
+    """For example one without routes, which would pickle, wait for answers, and send events."""
     with Celery(broker=valkey_url, backend=valkey_url, set_as_current=False) as app:
         app.conf.update(task_serializer="pickle", task_send_sent_event=True)
 
         enqueue(app, emails(3))
 
     assert job_ids(redis) == ["job-0", "job-1", "job-2"]
-    assert {message["content-type"] for message in waiting(redis)} == {"application/json"}
+    assert {message["content-type"] for message in messages_on(redis, "email")} == {"application/json"}
 
 
-def test_send_task_finds_its_queue_by_the_routes_of_the_app(app: Celery, redis: Redis) -> None:
+def test_send_task_finds_the_queue_by_the_routes_of_the_app(app: Celery, redis: Redis) -> None:
     app.send_task("sms.send", args=[{}])
 
     assert redis.llen("sms") == 1
@@ -148,8 +141,8 @@ def test_five_hundred_jobs_are_one_round_trip(app: Celery, redis: Redis, monkeyp
     assert job_ids(redis) == [f"job-{number}" for number in range(1200)]
 
 
-def test_jobs_of_a_generator_are_published_while_it_goes_on(app: Celery, redis: Redis) -> None:
-    """No more than a batch is in memory."""
+def test_jobs_of_a_generator_are_published_batch_by_batch(app: Celery, redis: Redis) -> None:
+    """So no more than a batch of them is in memory."""
     unpublished = []
 
     def jobs() -> Iterator[SendEmail]:
@@ -165,7 +158,7 @@ def test_jobs_of_a_generator_are_published_while_it_goes_on(app: Celery, redis: 
 # -- refusals and failures --------------------------------------------------------------------------------------------
 
 
-def test_a_bad_job_anywhere_in_a_list_keeps_all_of_it_from_being_published(app: Celery, redis: Redis) -> None:
+def test_nothing_of_a_list_is_published_if_one_job_is_invalid(app: Celery, redis: Redis) -> None:
     with pytest.raises(
         InvalidJobError, match=r"^jobs\[1200\] \(email.send, x\) is not valid: .* Nothing was published"
     ):
@@ -174,7 +167,7 @@ def test_a_bad_job_anywhere_in_a_list_keeps_all_of_it_from_being_published(app: 
     assert redis.dbsize() == 0
 
 
-def test_a_bad_job_of_a_generator_keeps_its_batch_from_being_published(app: Celery, redis: Redis) -> None:
+def test_the_batch_of_an_invalid_job_of_a_generator_is_not_published(app: Celery, redis: Redis) -> None:
     def jobs() -> Iterator[JobLike]:
         yield from emails(700)
         yield "email.send", {"job_id": "x"}
@@ -185,7 +178,7 @@ def test_a_bad_job_of_a_generator_keeps_its_batch_from_being_published(app: Cele
     assert (caught.value.index, caught.value.published, redis.llen("email")) == (700, 500, 500)
 
 
-def test_a_broker_that_goes_away_is_a_sentence_and_the_same_jobs_can_be_enqueued_again(
+def test_the_same_jobs_can_be_enqueued_again_after_the_broker_went_away(
     own_server: ValkeyServer,
 ) -> None:
     def jobs() -> Iterator[SendEmail]:
@@ -208,7 +201,7 @@ def test_a_broker_that_goes_away_is_a_sentence_and_the_same_jobs_can_be_enqueued
         assert redis.llen("email") == 600
 
 
-def test_a_broker_that_is_away_is_named_without_its_password() -> None:
+def test_a_broker_that_does_not_answer_is_named_without_its_password() -> None:
     with producer_app("redis://:s3cret@127.0.0.1:1/0") as app, pytest.raises(BrokerAwayError) as caught:
         enqueue(app, [email()])
 
@@ -216,8 +209,8 @@ def test_a_broker_that_is_away_is_named_without_its_password() -> None:
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_broker_that_stands_still_is_waited_for_only_so_long(own_server: ValkeyServer) -> None:
-    """What it was told it may still do."""
+def test_a_broker_that_stands_still_is_waited_for_until_a_timeout(own_server: ValkeyServer) -> None:
+    """It may still do what it was told."""
     with producer_app(own_server.url()) as app:
         app.conf.broker_transport_options = {"socket_timeout": 0.5}
         enqueue(app, [email(1)])
@@ -234,8 +227,8 @@ def test_a_broker_that_stands_still_is_waited_for_only_so_long(own_server: Valke
         assert set(job_ids(redis)) == {"job-1", "job-2"}
 
 
-def test_what_a_full_broker_says_shows_nothing_of_the_message(own_server: ValkeyServer) -> None:
-    """redis-py repeats the beginning of the command, which is that of the message."""
+def test_the_error_of_a_full_broker_shows_nothing_of_the_message(own_server: ValkeyServer) -> None:
+    """redis-py repeats the beginning of the command, with the beginning of the message."""
     with Redis.from_url(own_server.url()) as redis:
         redis.config_set("maxmemory", 1)
     with producer_app(own_server.url()) as app, pytest.raises(BrokerAwayError) as caught:
@@ -250,8 +243,8 @@ def test_what_a_full_broker_says_shows_nothing_of_the_message(own_server: Valkey
 # -- the documentation ------------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_documentation_enqueue_what_they_say(valkey_url: str, redis: Redis) -> None:
-    """Each as it stands there, but for the broker's address."""
+def test_the_examples_in_the_documentation_work(valkey_url: str, redis: Redis) -> None:
+    """Each is run as it is printed, except for the address of the broker."""
     section = DOCUMENT.partition("### Many at once")[2].partition("\n## ")[0]
     with_client, with_celery = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 

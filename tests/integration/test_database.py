@@ -1,4 +1,4 @@
-"""Faults of a real PostgreSQL that pass: the whole transaction is run again, and its work is done once."""
+"""Transient faults of a real PostgreSQL: the whole transaction is run again, and its work is done once."""
 
 import threading
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ def counted(database: Database) -> list[int]:
     )
 
 
-def test_of_two_transactions_in_a_deadlock_both_happen_once(database: Database) -> None:
-    """PostgreSQL ends one of them (40P01), which is run again as a whole."""
+def test_both_transactions_of_a_deadlock_happen_once(database: Database) -> None:
+    """PostgreSQL aborts one of them (40P01), and it is run again as a whole."""
     both_hold_one = threading.Barrier(2)
     tries: list[int] = []
 
@@ -51,6 +51,7 @@ def test_of_two_transactions_in_a_deadlock_both_happen_once(database: Database) 
         def work(connection: Connection) -> None:
             nonlocal met
             tries.append(first)
+            connection.exec_driver_sql("SET LOCAL deadlock_timeout = '50ms'")
             add(connection, first)
             if not met:
                 met = True
@@ -66,7 +67,7 @@ def test_of_two_transactions_in_a_deadlock_both_happen_once(database: Database) 
     assert len(tries) >= 3
 
 
-def test_a_lost_race_of_serializable_transactions_is_run_again(database: Database) -> None:
+def test_a_serialization_failure_is_run_again(database: Database) -> None:
     """40001: another transaction changed what was read; the next try sees the change."""
     seen: list[int] = []
 
@@ -84,10 +85,8 @@ def test_a_lost_race_of_serializable_transactions_is_run_again(database: Databas
     assert counted(database) == [2, 0]
 
 
-def test_a_connection_that_is_cut_in_the_middle_is_replaced_and_nothing_is_half_done(
-    database: Database, postgres_url: str
-) -> None:
-    """As when the server is told to shut down (57P01)."""
+def test_a_connection_that_is_cut_is_replaced_and_nothing_is_half_done(database: Database, postgres_url: str) -> None:
+    """As by a server that shuts down (57P01)."""
     tries = 0
 
     def work(connection: Connection) -> None:
@@ -106,7 +105,7 @@ def test_a_connection_that_is_cut_in_the_middle_is_replaced_and_nothing_is_half_
 
 
 def test_a_standby_that_is_not_yet_promoted_is_waited_for(database: Database) -> None:
-    """Until a fail-over is done the server takes no writes (25006)."""
+    """It takes no writes until the fail-over is done (25006)."""
     tries = 0
 
     def work(connection: Connection) -> None:
@@ -122,14 +121,14 @@ def test_a_standby_that_is_not_yet_promoted_is_waited_for(database: Database) ->
 
 
 def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, database: Database) -> None:
-    """53300: somebody else has the last one, and lets it go after a while."""
+    """53300: somebody else has the last one, and closes it after a while."""
     with administrator(postgres_url) as other:
         other.execute("DROP ROLE IF EXISTS crowded")
         other.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 1")
         other.execute("GRANT ALL ON counters TO crowded")
         url = postgres_url.replace("postgres@", "crowded@")
-        lease_id = psycopg.connect(url)
-        timer = threading.Timer(0.5, lease_id.close)
+        last = psycopg.connect(url)
+        timer = threading.Timer(0.3, last.close)
         with closing(Database(url, pool_size=1, wait_s=DONE_S)) as crowded:
             with pytest.raises(psycopg.OperationalError, match="too many connections"):
                 psycopg.connect(url)
@@ -142,7 +141,7 @@ def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, datab
     assert counted(database) == [1, 0]
 
 
-def test_a_statement_that_is_cancelled_for_being_slow_is_run_again(database: Database) -> None:
+def test_a_transaction_with_a_statement_timeout_is_run_again(database: Database) -> None:
     """57014: the server was busy; the next time it is not."""
     tries = 0
 
@@ -159,7 +158,7 @@ def test_a_statement_that_is_cancelled_for_being_slow_is_run_again(database: Dat
     assert (tries, counted(database)) == (2, [1, 0])
 
 
-def test_what_would_fail_again_is_not_run_again(database: Database) -> None:
+def test_a_transaction_that_would_fail_again_is_not_run_again(database: Database) -> None:
     """A bug is loud at once."""
     tries = 0
 
@@ -174,8 +173,8 @@ def test_what_would_fail_again_is_not_run_again(database: Database) -> None:
     assert tries == 1
 
 
-def test_patience_ends(postgres_url: str, database: Database) -> None:
-    """With the fault itself; nothing is half done."""
+def test_a_transaction_is_retried_only_so_long(postgres_url: str, database: Database) -> None:
+    """Then the fault itself is raised, and nothing is half done."""
 
     def work(connection: Connection) -> None:
         add(connection, 1)

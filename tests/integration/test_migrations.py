@@ -67,7 +67,7 @@ def test_the_migrated_schema_is_the_one_in_the_code(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
-def test_the_migrated_schema_checks_what_the_code_says_it_checks(database: Database, unmigrated: Database) -> None:
+def test_the_migrated_schema_has_the_check_constraints_of_the_code(database: Database, unmigrated: Database) -> None:
     with unmigrated.engine.begin() as connection:
         metadata.create_all(connection)
         in_code = checks(connection)
@@ -76,7 +76,7 @@ def test_the_migrated_schema_checks_what_the_code_says_it_checks(database: Datab
         assert checks(connection) == in_code
 
 
-def test_migrating_twice_is_harmless_and_keeps_what_is_there(database: Database, database_url: str) -> None:
+def test_migrating_twice_changes_nothing(database: Database, database_url: str) -> None:
     save_people(database)
     buy(database, "john", email=3)
 
@@ -86,7 +86,7 @@ def test_migrating_twice_is_harmless_and_keeps_what_is_there(database: Database,
     assert balance(database, "john") == 3
 
 
-def test_an_empty_database_becomes_whole(empty_url: str) -> None:
+def test_an_empty_database_gets_every_table(empty_url: str) -> None:
     migrate(empty_url)
 
     database = Database(empty_url)
@@ -113,10 +113,10 @@ BEFORE_LEASES = """
             '2026-01-05 12:00', '2026-01-05 12:02');
     INSERT INTO decisions (id, job_id, decision, operator, at) VALUES (1, 'back', 'refund', 'mary', '2026-01-05 12:02')
 """
-"""Charges as they were before leases had a table: held, unknown, and refunded by a person."""
+"""Charges as they were before leases had a table: held, unknown, and refunded by an operator."""
 
 
-def test_what_was_held_unknown_or_refunded_is_found_after_leases_moved(empty_url: str) -> None:
+def test_charges_from_before_the_leases_table_are_migrated(empty_url: str) -> None:
     migrate(empty_url, "0002")
     database = Database(empty_url)
     with database.engine.begin() as connection:
@@ -127,20 +127,20 @@ def test_what_was_held_unknown_or_refunded_is_found_after_leases_moved(empty_url
 
     with database.engine.begin() as connection:
         [lease_id] = lock_expired(connection, NOON + timedelta(minutes=5), 9)
-        held = [one.job_id for one in lock_orphaned(connection, [lease_id])]
+        held = [charge.job_id for charge in lock_orphaned(connection, [lease_id])]
     with database.snapshot() as connection:
-        unknown_now = unknown_ids(connection)
+        unknown = unknown_ids(connection)
         refunded_at = connection.execute(
             select(charges.c.refunded_at).where(charges.c.refunded_at.is_not(None))
         ).scalar_one()
         decided = connection.execute(select(decisions.c.job_id)).scalar_one()
     database.close()
     assert (lease_id, held) == ("h", ["held-1", "held-2"])
-    assert unknown_now == ["parked"]
+    assert unknown == ["parked"]
     assert (refunded_at, decided) == (NOON + timedelta(minutes=2), "back")
 
 
-def test_several_may_migrate_at_once(empty_url: str) -> None:
+def test_several_threads_may_migrate_at_the_same_time(empty_url: str) -> None:
     faults: list[BaseException] = []
 
     def run() -> None:
@@ -160,7 +160,7 @@ def test_several_may_migrate_at_once(empty_url: str) -> None:
 
 @pytest.mark.timeout(30)
 def test_a_read_only_sqlite_file_is_not_waited_for(tmp_path: Path) -> None:
-    """As one is that others are opening: this will not pass."""
+    """Unlike a file that others have locked, it will not become writable."""
     file = tmp_path / "theirs.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE TABLE theirs (id int)")
@@ -170,7 +170,7 @@ def test_a_read_only_sqlite_file_is_not_waited_for(tmp_path: Path) -> None:
         pass
 
 
-def test_an_empty_database_is_behind_and_the_sentence_says_what_to_do(empty_url: str) -> None:
+def test_an_empty_database_is_behind_and_the_error_says_what_to_do(empty_url: str) -> None:
     database = Database(empty_url)
     try:
         with pytest.raises(DatabaseBehindError) as behind:
@@ -182,7 +182,7 @@ def test_an_empty_database_is_behind_and_the_sentence_says_what_to_do(empty_url:
     assert "postage migrate" in str(behind.value)
 
 
-def test_a_database_at_an_unheard_of_migration_is_not_taken(database: Database) -> None:
+def test_a_database_at_a_migration_that_does_not_exist_is_refused(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
 
@@ -190,5 +190,5 @@ def test_a_database_at_an_unheard_of_migration_is_not_taken(database: Database) 
         check_migrated(database)
 
 
-def test_every_append_only_table_exists(database: Database) -> None:
+def test_every_append_only_table_exists() -> None:
     assert set(APPEND_ONLY) <= set(metadata.tables)

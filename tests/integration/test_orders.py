@@ -1,4 +1,4 @@
-"""Purchases: whose billing information, whose credits, and what is refused."""
+"""Purchases: who gets the credits, which billing information is kept, and what is refused."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,9 +9,11 @@ from sqlalchemy import select
 from models.database.engine import Database
 from models.database.schema import entries, orders
 from tasks.context import Context, Json
-from tests.audits import audit_everything
 from tests.factories import BILLING, balance, email_job, purchase_order, save_people, share
-from tests.fakes import NOON, Clock, answer, make_context
+from tests.fakes import NOON, answer, make_context
+from tests.integration.sending import pass_time
+from tests.integration.stored import findings
+from tests.integration.templates import database_filled_by
 
 SMALL = {
     "plan": "small",
@@ -22,14 +24,20 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def context(database: Database) -> Context:
-    """Give a context in which peter uses the credits of john, and a plan is for sale."""
+def open_shop(database: Database) -> None:
+    """Let peter use the credits of john, and offer a plan."""
     save_people(database)
     share(database, "peter", "john")
-    context = make_context(database)
-    assert answer(context, "plans.save", SMALL)["status"] == "done"
-    return context
+    assert answer(make_context(database), "plans.save", SMALL)["status"] == "done"
+
+
+shop = database_filled_by(open_shop)
+
+
+@pytest.fixture
+def context(shop: Database) -> Context:
+    """Give a context in which peter uses the credits of john, and a plan is for sale."""
+    return make_context(shop)
 
 
 def purchase(context: Context, order: Json, task_id: str = "task-1") -> Json:
@@ -40,22 +48,27 @@ def balances(context: Context, owner: str) -> tuple[int, int]:
     return balance(context.database, owner, "email"), balance(context.database, owner, "sms")
 
 
-def stored(context: Context) -> list[Any]:
+def orders_of(context: Context) -> list[Any]:
     with context.database.snapshot() as connection:
         return list(connection.execute(select(orders).order_by(orders.c.order_id)))
 
 
 def test_a_purchase_by_count_adds_its_credits(context: Context) -> None:
-    said = purchase(context, purchase_order(buyer="john", email=100, sms=10))
+    answered = purchase(context, purchase_order(buyer="john", email=100, sms=10))
 
-    assert (said["order_id"], said["status"], said["reason"], said["detail"]) == ("order-1", "done", None, None)
-    assert said["credits"] == {"email": 100, "sms": 10}
-    assert (said["amount"], said["currency"]) == (1000, "EUR")
-    assert (said["buyer"], said["owner"]) == ("john", "john")
+    assert (answered["order_id"], answered["status"], answered["reason"], answered["detail"]) == (
+        "order-1",
+        "done",
+        None,
+        None,
+    )
+    assert answered["credits"] == {"email": 100, "sms": 10}
+    assert (answered["amount"], answered["currency"]) == (1000, "EUR")
+    assert (answered["buyer"], answered["owner"]) == ("john", "john")
     assert balances(context, "john") == (100, 10)
     with context.database.snapshot() as connection:
         causes = set(connection.execute(select(entries.c.cause)).scalars())
-        assert audit_everything(connection, NOON) == []
+    assert findings(context.database) == []
     assert causes == {"purchase:order-1:email", "purchase:order-1:sms"}
 
 
@@ -67,11 +80,11 @@ def test_a_purchase_of_one_kind_moves_only_that_kind(context: Context) -> None:
         assert connection.execute(select(entries.c.cause)).scalars().all() == ["purchase:order-1:sms"]
 
 
-def test_a_purchase_by_plan_takes_the_plan_s_terms(context: Context) -> None:
-    said = purchase(context, {"order_id": "order-1", "buyer": "john", "plan": "small"})
+def test_a_purchase_by_plan_has_the_terms_of_the_plan(context: Context) -> None:
+    answered = purchase(context, {"order_id": "order-1", "buyer": "john", "plan": "small"})
 
-    assert (said["status"], said["credits"]) == ("done", {"email": 1000, "sms": 100})
-    assert (said["amount"], said["currency"]) == (1999, "EUR")
+    assert (answered["status"], answered["credits"]) == ("done", {"email": 1000, "sms": 100})
+    assert (answered["amount"], answered["currency"]) == (1999, "EUR")
     assert balances(context, "john") == (1000, 100)
 
 
@@ -86,48 +99,48 @@ def test_an_order_keeps_the_terms_it_was_made_under(context: Context) -> None:
     assert balances(context, "john") == (1000, 100)
 
 
-def test_a_credit_user_s_purchase_goes_to_the_owner_with_the_buyer_s_own_billing_information(context: Context) -> None:
-    said = purchase(context, {"order_id": "order-1", "buyer": "peter", "plan": "small"})
+def test_a_purchase_of_a_credit_user_goes_to_the_owner(context: Context) -> None:
+    answered = purchase(context, {"order_id": "order-1", "buyer": "peter", "plan": "small"})
 
-    assert (said["buyer"], said["owner"]) == ("peter", "john")
-    [order] = stored(context)
+    assert (answered["buyer"], answered["owner"]) == ("peter", "john")
+    [order] = orders_of(context)
     assert (order.buyer_id, order.owner_id, order.billing) == ("peter", "john", {"name": "Peter"})
     assert (balances(context, "john"), balances(context, "peter")) == ((1000, 100), (0, 0))
 
 
-def test_the_billing_information_of_an_order_is_a_snapshot(context: Context) -> None:
+def test_an_order_keeps_the_billing_information_it_was_made_with(context: Context) -> None:
     purchase(context, {"order_id": "order-1", "buyer": "peter", "plan": "small"})
     peter = {"user_id": "peter", "organization": "acme", "name": "Peter", "email": "peter@acme.test", "role": "member"}
     answer(context, "users.save", {**peter, "billing": {"name": "Peter BV"}})
     purchase(context, {"order_id": "order-2", "buyer": "peter", "plan": "small"})
 
-    assert [order.billing for order in stored(context)] == [{"name": "Peter"}, {"name": "Peter BV"}]
+    assert [order.billing for order in orders_of(context)] == [{"name": "Peter"}, {"name": "Peter BV"}]
 
 
-def test_billing_information_that_comes_with_the_order_is_used_for_it_alone(context: Context) -> None:
+def test_billing_information_of_an_order_is_used_for_it_alone(context: Context) -> None:
     purchase(context, {"order_id": "order-1", "buyer": "peter", "plan": "small", "billing": {"name": "Once"}})
 
-    assert stored(context)[0].billing == {"name": "Once"}
+    assert orders_of(context)[0].billing == {"name": "Once"}
     assert answer(context, "views.billing", {"viewer": "peter"})["billing"] == {"name": "Peter"}
 
 
-def test_the_owner_at_the_moment_of_crediting_counts(context: Context) -> None:
+def test_the_owner_at_the_moment_of_the_purchase_gets_the_credits(context: Context) -> None:
     share(context.database, "peter", "peter")
 
-    said = purchase(context, purchase_order(buyer="peter", email=5))
+    answered = purchase(context, purchase_order(buyer="peter", email=5))
 
-    assert said["owner"] == "peter"
+    assert answered["owner"] == "peter"
     assert (balances(context, "john"), balances(context, "peter")) == ((0, 0), (5, 0))
 
 
-def test_bought_credits_stay_with_the_pool_they_went_to_when_sharing_stops(context: Context) -> None:
+def test_bought_credits_stay_with_the_owner_when_sharing_stops(context: Context) -> None:
     purchase(context, purchase_order(buyer="peter", email=5))
     share(context.database, "peter", "peter")
 
     assert (balances(context, "john"), balances(context, "peter")) == ((5, 0), (0, 0))
 
 
-def test_the_same_order_twice_is_credited_once_even_after_the_owner_changed(context: Context) -> None:
+def test_a_repeated_order_is_credited_once_after_a_change_of_owner(context: Context) -> None:
     first = purchase(context, purchase_order(buyer="peter", email=5))
     share(context.database, "peter", "peter")
 
@@ -137,26 +150,26 @@ def test_the_same_order_twice_is_credited_once_even_after_the_owner_changed(cont
     assert (balances(context, "john"), balances(context, "peter")) == ((5, 0), (0, 0))
 
 
-def test_the_same_id_for_another_order_is_refused(context: Context) -> None:
+def test_another_order_under_the_same_id_is_refused(context: Context) -> None:
     purchase(context, purchase_order(buyer="john", email=5))
 
-    said = purchase(context, purchase_order(buyer="john", email=6))
+    answered = purchase(context, purchase_order(buyer="john", email=6))
 
-    assert (said["order_id"], said["status"], said["reason"]) == ("order-1", "refused", "conflicting_job")
+    assert (answered["order_id"], answered["status"], answered["reason"]) == ("order-1", "refused", "conflicting_job")
     assert balances(context, "john") == (5, 0)
 
 
-def test_buying_for_oneself_while_sharing_is_refused_with_what_to_do(context: Context) -> None:
+def test_a_credit_user_cannot_buy_for_themselves(context: Context) -> None:
     order = purchase_order(buyer="peter", email=5, credit_to="self")
 
-    said = purchase(context, order)
+    answered = purchase(context, order)
 
-    assert (said["status"], said["reason"]) == ("refused", "purchase_for_self_while_sharing")
-    assert "set the credit owner of peter back to peter first" in said["detail"]
-    assert (stored(context), balances(context, "john"), balances(context, "peter")) == ([], (0, 0), (0, 0))
+    assert (answered["status"], answered["reason"]) == ("refused", "purchase_for_self_while_sharing")
+    assert "set the credit owner of peter back to peter first" in answered["detail"]
+    assert (orders_of(context), balances(context, "john"), balances(context, "peter")) == ([], (0, 0), (0, 0))
 
 
-def test_a_refused_order_may_be_sent_again_once_its_cause_is_mended(context: Context) -> None:
+def test_a_refused_order_may_be_sent_again_under_its_id(context: Context) -> None:
     order = purchase_order(buyer="peter", email=5, credit_to="self")
     purchase(context, order)
     share(context.database, "peter", "peter")
@@ -167,14 +180,14 @@ def test_a_refused_order_may_be_sent_again_once_its_cause_is_mended(context: Con
     assert balances(context, "peter") == (5, 0)
 
 
-def test_buying_for_oneself_without_sharing_is_buying(context: Context) -> None:
-    said = purchase(context, purchase_order(buyer="john", email=5, credit_to="self"))
+def test_a_credit_owner_can_buy_for_themselves(context: Context) -> None:
+    answered = purchase(context, purchase_order(buyer="john", email=5, credit_to="self"))
 
-    assert (said["status"], said["owner"]) == ("done", "john")
+    assert (answered["status"], answered["owner"]) == ("done", "john")
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "told"),
+    ("fields", "reason", "advice"),
     [
         ({"buyer": "nobody"}, "unknown_user", "users.save"),
         ({"buyer": "john", "plan": "huge"}, "unknown_plan", "plans.save"),
@@ -182,15 +195,15 @@ def test_buying_for_oneself_without_sharing_is_buying(context: Context) -> None:
         ({"buyer": "john", "plan": "a b"}, "invalid_job", "plan"),
     ],
 )
-def test_an_order_that_cannot_be_made_says_what_to_do(context: Context, fields: Json, reason: str, told: str) -> None:
-    said = purchase(context, {"order_id": "order-1", "plan": "small", **fields})
+def test_an_order_that_cannot_be_made_says_what_to_do(context: Context, fields: Json, reason: str, advice: str) -> None:
+    answered = purchase(context, {"order_id": "order-1", "plan": "small", **fields})
 
-    assert (said["order_id"], said["status"], said["reason"]) == ("order-1", "refused", reason)
-    assert told in said["detail"]
-    assert stored(context) == []
+    assert (answered["order_id"], answered["status"], answered["reason"]) == ("order-1", "refused", reason)
+    assert advice in answered["detail"]
+    assert orders_of(context) == []
 
 
-def test_credits_that_were_bought_can_be_spent_at_once(context: Context) -> None:
+def test_bought_credits_can_be_spent_at_once(context: Context) -> None:
     before = answer(context, "email.send", email_job("before", sender="peter"))
     purchase(context, purchase_order(buyer="peter", email=1))
 
@@ -199,17 +212,15 @@ def test_credits_that_were_bought_can_be_spent_at_once(context: Context) -> None
     assert (before["reason"], after["status"]) == ("insufficient_credits", "sent")
 
 
-def test_an_order_says_when_it_was_made(context: Context) -> None:
-    clock: Any = context.now
-    assert isinstance(clock, Clock)
-    clock.forward(timedelta(days=1))
+def test_an_order_has_the_time_at_which_it_was_made(context: Context) -> None:
+    pass_time(context, timedelta(days=1))
 
     purchase(context, purchase_order(buyer="john", email=1))
 
-    assert stored(context)[0].at == NOON + timedelta(days=1)
+    assert orders_of(context)[0].at == NOON + timedelta(days=1)
 
 
-def test_the_largest_order_that_is_valid_can_be_stored_again_and_again(context: Context) -> None:
+def test_the_largest_valid_order_can_be_made_several_times(context: Context) -> None:
     """Balances are far from the 64 bits of their column."""
     for number in range(3):
         order = purchase_order(f"order-{number}", "john", email=10**9, sms=10**9, amount=10**15)
@@ -218,8 +229,8 @@ def test_the_largest_order_that_is_valid_can_be_stored_again_and_again(context: 
     assert balances(context, "john") == (3 * 10**9, 3 * 10**9)
 
 
-def test_billing_information_in_the_order_belongs_to_nobody_s_account(context: Context) -> None:
-    """Mary has none of her own, so the order has to bring it; it is not kept for the next one."""
+def test_billing_information_of_an_order_is_not_kept_for_the_next_one(context: Context) -> None:
+    """Mary has none of her own, so each of her orders must bring it."""
     first = purchase(context, purchase_order("order-1", "mary", email=1, billing=BILLING))
     second = purchase(context, {"order_id": "order-2", "buyer": "mary", "plan": "small"})
 

@@ -1,29 +1,32 @@
-"""What the database itself refuses, whoever writes to it."""
+"""What the database itself refuses, whoever writes to it. The tests share a database, in which nothing changes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from models.database.engine import Database
 from models.database.schema import accounts, charges, entries, orders, owner_changes, plans, refusals, users
-from tests.factories import BILLING, buy, save_people, share
+from tests.factories import BILLING, stock
 from tests.fakes import NOON, answer, make_context
+from tests.integration.templates import database_filled_by
 
 
-@pytest.fixture
-def stocked(database: Database) -> Database:
-    """Give a database with people, 10 email credits of john, peter as his credit user, and one refusal."""
-    save_people(database)
-    buy(database, "john", email=10)
-    share(database, "peter", "john")
+def fill_history(database: Database) -> None:
+    """Save people, of whom john owns 10 email credits and peter uses them, and record one refusal."""
+    stock(database, email=10)
     answer(make_context(database), "email.send", {})
-    return database
 
 
-def account(database: Database, owner: str = "john", kind: str = "email") -> int:
+history = database_filled_by(fill_history, scope="module")
+"""A database with people, 10 email credits of john, peter as his credit user, and one refusal."""
+
+
+def account_id_of(database: Database, owner: str = "john", kind: str = "email") -> int:
     with database.snapshot() as connection:
         found: int = connection.execute(
             select(accounts.c.id).where(accounts.c.owner_id == owner, accounts.c.kind == kind)
@@ -31,28 +34,41 @@ def account(database: Database, owner: str = "john", kind: str = "email") -> int
         return found
 
 
-def refused(database: Database, statement: Any) -> str:
-    """Give the words in which the database refuses `statement`."""
-    with pytest.raises(DatabaseError) as refusal, database.engine.begin() as connection:
-        connection.execute(statement)
+@contextmanager
+def undone(database: Database) -> Iterator[Connection]:
+    """Give a transaction that is rolled back. No constraint is deferred to its end."""
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+def refused(
+    database: Database, statement: Any, *, after: Any = None, error: type[DatabaseError] = DatabaseError
+) -> str:
+    """Give the words in which the database refuses a statement, after another one that it has taken."""
+    with undone(database) as connection:
+        if after is not None:
+            connection.execute(after)
+        with pytest.raises(error) as refusal:
+            connection.execute(statement)
     return str(refusal.value.orig)
 
 
 def entry(database: Database, **fields: Any) -> Any:
-    """Give the insertion of an entry that would be in order but for `fields`."""
-    whole = {"account_id": account(database), "seq": 2, "amount": 1, "balance_after": 11, "cause": "x", "at": NOON}
-    return insert(entries).values(**{**whole, **fields})
+    """Give the insertion of an entry that is in order, unless `fields` are not."""
+    valid = {"account_id": account_id_of(database), "seq": 2, "amount": 1, "balance_after": 11, "cause": "x"}
+    return insert(entries).values(**{**valid, "at": NOON, **fields})
 
 
 def charge(database: Database, **fields: Any) -> Any:
-    """Give the insertion of a sent charge that would be in order but for `fields`."""
-    whole = {
+    """Give the insertion of a sent charge that is in order, unless `fields` are not."""
+    valid = {
         "job_id": "job-1",
         "task": "email.send",
         "kind": "email",
         "sender": "john",
         "digest": "0" * 64,
-        "account_id": account(database),
+        "account_id": account_id_of(database),
         "credits": 3,
         "refunded": 0,
         "state": "sent",
@@ -61,12 +77,12 @@ def charge(database: Database, **fields: Any) -> Any:
         "created_at": NOON,
         "final_at": NOON,
     }
-    return insert(charges).values(**{**whole, **fields})
+    return insert(charges).values(**{**valid, **fields})
 
 
 def user(**fields: Any) -> Any:
-    """Give the insertion of a user of `acme` that would be in order but for `fields`."""
-    whole = {
+    """Give the insertion of a user of `acme` that is in order, unless `fields` are not."""
+    valid = {
         "id": "anna",
         "organization": "acme",
         "name": "Anna",
@@ -76,44 +92,42 @@ def user(**fields: Any) -> Any:
         "is_owner": True,
         "created_at": NOON,
     }
-    return insert(users).values(**{**whole, **fields})
+    return insert(users).values(**{**valid, **fields})
 
 
-def test_the_rows_that_these_tests_spoil_are_in_order_by_themselves(stocked: Database) -> None:
-    with stocked.engine.begin() as connection:
-        for statement in (entry(stocked), charge(stocked), user()):
+def test_valid_rows_are_taken(history: Database) -> None:
+    with undone(history) as connection:
+        for statement in (entry(history), charge(history), user()):
             connection.execute(statement)
 
 
 @pytest.mark.parametrize("column", ["available"])
-def test_a_balance_below_zero_is_refused(stocked: Database, column: str) -> None:
-    said = refused(stocked, update(accounts).values({column: -1}))
-
-    assert "ck_accounts_never_below_zero" in said
+def test_a_balance_below_zero_is_refused(history: Database, column: str) -> None:
+    assert "ck_accounts_never_below_zero" in refused(history, update(accounts).values({column: -1}))
 
 
-def test_a_balance_below_zero_is_refused_in_raw_sql(stocked: Database) -> None:
-    said = refused(stocked, text("UPDATE accounts SET available = available - 11 WHERE owner_id = 'john'"))
+def test_a_balance_below_zero_is_refused_in_raw_sql(history: Database) -> None:
+    overdraft = text("UPDATE accounts SET available = available - 11 WHERE owner_id = 'john'")
 
-    assert "ck_accounts_never_below_zero" in said
+    assert "ck_accounts_never_below_zero" in refused(history, overdraft)
 
 
-def test_a_second_account_of_a_kind_is_refused(stocked: Database) -> None:
+def test_a_second_account_of_a_kind_is_refused(history: Database) -> None:
     again = insert(accounts).values(owner_id="john", kind="email", available=0, seq=0)
 
-    assert "unique" in refused(stocked, again).lower()
+    assert "unique" in refused(history, again).lower()
 
 
-def test_an_account_of_an_unknown_kind_is_refused(stocked: Database) -> None:
+def test_an_account_of_an_unknown_kind_is_refused(history: Database) -> None:
     fax = insert(accounts).values(owner_id="john", kind="fax", available=0, seq=0)
 
-    assert "ck_accounts_known_kind" in refused(stocked, fax)
+    assert "ck_accounts_known_kind" in refused(history, fax)
 
 
-def test_an_account_of_nobody_is_refused(stocked: Database) -> None:
+def test_an_account_of_nobody_is_refused(history: Database) -> None:
     orphan = insert(accounts).values(owner_id="nobody", kind="email", available=0, seq=0)
 
-    assert "foreign key" in refused(stocked, orphan).lower()
+    assert "foreign key" in refused(history, orphan).lower()
 
 
 @pytest.mark.parametrize(
@@ -124,74 +138,71 @@ def test_an_account_of_nobody_is_refused(stocked: Database) -> None:
         ({"seq": 0}, "ck_entries_counted_from_one"),
     ],
 )
-def test_a_senseless_entry_is_refused(stocked: Database, fields: dict[str, Any], constraint: str) -> None:
-    assert constraint in refused(stocked, entry(stocked, **fields))
+def test_an_entry_without_sense_is_refused(history: Database, fields: dict[str, Any], constraint: str) -> None:
+    assert constraint in refused(history, entry(history, **fields))
 
 
-def test_a_second_entry_with_the_same_cause_is_refused(stocked: Database) -> None:
-    with stocked.engine.begin() as connection:
-        connection.execute(entry(stocked, cause="charge:job-1"))
+def test_a_second_entry_with_the_same_cause_is_refused(history: Database) -> None:
+    first = entry(history, cause="charge:job-1")
+    second = entry(history, account_id=account_id_of(history, "mary"), seq=1, cause="charge:job-1")
 
-    said = refused(stocked, entry(stocked, account_id=account(stocked, "mary"), seq=1, cause="charge:job-1"))
-
-    assert "cause" in said
+    assert "cause" in refused(history, second, after=first)
 
 
-def test_two_entries_with_the_same_number_in_an_account_are_refused(stocked: Database) -> None:
-    with stocked.engine.begin() as connection:
-        connection.execute(entry(stocked))
-
-    assert "unique" in refused(stocked, entry(stocked, cause="y")).lower()
+def test_two_entries_with_the_same_number_in_an_account_are_refused(history: Database) -> None:
+    assert "unique" in refused(history, entry(history, cause="y"), after=entry(history)).lower()
 
 
 @pytest.mark.parametrize("table", [entries, owner_changes, refusals], ids=lambda table: table.name)
-def test_history_cannot_be_rewritten_or_removed(stocked: Database, table: Any) -> None:
-    with stocked.snapshot() as connection:
+def test_history_cannot_be_rewritten_or_removed(history: Database, table: Any) -> None:
+    with history.snapshot() as connection:
         before = connection.execute(select(table)).all()
 
-    said = [refused(stocked, update(table).values(at=NOON + timedelta(days=1))), refused(stocked, delete(table))]
+    messages = [
+        refused(history, update(table).values(at=NOON + timedelta(days=1))),
+        refused(history, delete(table)),
+    ]
 
     assert before != []
-    assert all("append-only" in words for words in said)
-    with stocked.snapshot() as connection:
+    assert all("append-only" in words for words in messages)
+    with history.snapshot() as connection:
         assert connection.execute(select(table)).all() == before
 
 
-def test_history_cannot_be_replaced(stocked: Database) -> None:
+def test_history_cannot_be_replaced(history: Database) -> None:
     """SQLite's REPLACE and PostgreSQL's TRUNCATE are ways around a trigger on DELETE."""
-    with stocked.snapshot() as connection:
+    with history.snapshot() as connection:
         before = connection.execute(select(entries)).all()
     way_around = "TRUNCATE entries"
-    if stocked.is_sqlite:
+    if history.is_sqlite:
         way_around = (
             "REPLACE INTO entries (account_id, seq, amount, balance_after, cause, at) "
             "SELECT account_id, seq, 99, 99, cause, at FROM entries"
         )
 
-    with pytest.raises(DatabaseError), stocked.engine.begin() as connection:
-        connection.exec_driver_sql(way_around)
+    refused(history, text(way_around))
 
-    with stocked.snapshot() as connection:
+    with history.snapshot() as connection:
         assert connection.execute(select(entries)).all() == before
 
 
-def test_a_chain_of_owners_is_refused(stocked: Database) -> None:
-    """Peter uses john's credits, so nobody can use peter's."""
+def test_a_chain_of_owners_is_refused(history: Database) -> None:
+    """Peter uses the credits of john, so nobody can use those of peter."""
     chain = update(users).where(users.c.id == "mary").values(credit_owner_id="peter", is_owner=False)
 
-    assert "foreign key" in refused(stocked, chain).lower()
+    assert "foreign key" in refused(history, chain).lower()
 
 
-def test_an_owner_whom_others_use_cannot_be_made_a_credit_user(stocked: Database) -> None:
+def test_an_owner_with_credit_users_cannot_become_one(history: Database) -> None:
     chain = update(users).where(users.c.id == "john").values(credit_owner_id="mary", is_owner=False)
 
-    assert "foreign key" in refused(stocked, chain).lower()
+    assert "foreign key" in refused(history, chain).lower()
 
 
-def test_a_cycle_of_owners_is_refused(stocked: Database) -> None:
+def test_a_cycle_of_owners_is_refused(history: Database) -> None:
     cycle = update(users).where(users.c.id == "john").values(credit_owner_id="peter", is_owner=False)
 
-    assert "foreign key" in refused(stocked, cycle).lower()
+    assert "foreign key" in refused(history, cycle).lower()
 
 
 @pytest.mark.parametrize(
@@ -202,34 +213,34 @@ def test_a_cycle_of_owners_is_refused(stocked: Database) -> None:
         {"credit_owner_id": "john", "is_owner": False, "owner_is_owner": False},
     ],
 )
-def test_a_lie_about_who_owns_themselves_is_refused(stocked: Database, values: dict[str, Any]) -> None:
-    assert "ck_users_owner" in refused(stocked, update(users).where(users.c.id == "mary").values(values))
+def test_a_contradiction_about_who_is_a_credit_owner_is_refused(history: Database, values: dict[str, Any]) -> None:
+    assert "ck_users_owner" in refused(history, update(users).where(users.c.id == "mary").values(values))
 
 
-def test_an_owner_of_another_organization_is_refused(stocked: Database) -> None:
-    stranger = update(users).where(users.c.id == "mary").values(credit_owner_id="olga", is_owner=False)
+def test_an_owner_of_another_organization_is_refused(history: Database) -> None:
+    foreigner = update(users).where(users.c.id == "mary").values(credit_owner_id="olga", is_owner=False)
 
-    assert "foreign key" in refused(stocked, stranger).lower()
+    assert "foreign key" in refused(history, foreigner).lower()
 
 
-def test_an_owner_who_does_not_exist_is_refused(stocked: Database) -> None:
+def test_an_owner_who_does_not_exist_is_refused(history: Database) -> None:
     ghost = user(credit_owner_id="ghost", is_owner=False)
 
-    assert "foreign key" in refused(stocked, ghost).lower()
+    assert "foreign key" in refused(history, ghost).lower()
 
 
-def test_a_credit_user_cannot_be_moved_to_another_organization(stocked: Database) -> None:
+def test_a_credit_user_cannot_be_moved_to_another_organization(history: Database) -> None:
     moved = update(users).where(users.c.id == "peter").values(organization="other")
 
-    assert "foreign key" in refused(stocked, moved).lower()
+    assert "foreign key" in refused(history, moved).lower()
 
 
-def test_a_user_without_a_known_role_is_refused(stocked: Database) -> None:
-    assert "foreign key" in refused(stocked, user(role="ghost")).lower()
+def test_a_user_without_a_known_role_is_refused(history: Database) -> None:
+    assert "foreign key" in refused(history, user(role="ghost")).lower()
 
 
-def test_a_user_whose_credits_are_used_cannot_be_removed(stocked: Database) -> None:
-    assert "foreign key" in refused(stocked, delete(users).where(users.c.id == "john")).lower()
+def test_a_user_whose_credits_are_used_cannot_be_removed(history: Database) -> None:
+    assert "foreign key" in refused(history, delete(users).where(users.c.id == "john")).lower()
 
 
 WAITING = {"state": "waiting", "due_at": NOON, "final_at": None, "content": {"to": "x"}}
@@ -264,9 +275,9 @@ BULK = {"state": "bulk", "account_id": None, "final_at": None}
         {**WAITING, "due_at": None, "bulk_id": "job-0"},
     ],
 )
-def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[str, Any]) -> None:
-    with stocked.engine.begin() as connection:
-        connection.execute(charge(stocked, **fields))
+def test_a_charge_in_any_proper_state_is_taken(history: Database, fields: dict[str, Any]) -> None:
+    with undone(history) as connection:
+        connection.execute(charge(history, **fields))
 
 
 @pytest.mark.parametrize(
@@ -308,10 +319,10 @@ def test_a_charge_in_any_proper_state_is_taken(stocked: Database, fields: dict[s
     ],
 )
 def test_a_charge_that_contradicts_itself_is_refused(
-    stocked: Database, fields: dict[str, Any], constraint: str
+    history: Database, fields: dict[str, Any], constraint: str
 ) -> None:
     # Which of two violated constraints is named first is the database's choice.
-    assert "ck_charges_" in refused(stocked, charge(stocked, **fields))
+    assert "ck_charges_" in refused(history, charge(history, **fields))
     assert constraint in {check.name.removeprefix("ck_charges_") for check in _checks_of_charges()}
 
 
@@ -319,28 +330,22 @@ def _checks_of_charges() -> list[Any]:
     return [constraint for constraint in charges.constraints if str(constraint.name).startswith("ck_")]
 
 
-def test_a_doubt_cannot_outlive_the_job(stocked: Database) -> None:
-    """However it ends, what became of it is known then."""
-    with stocked.engine.begin() as connection:
-        connection.execute(charge(stocked, **UNKNOWN))
+def test_a_doubt_cannot_outlive_the_job(history: Database) -> None:
+    """Once the job is final, it is known what became of it."""
+    ended = update(charges).values(state="sent", final_at=NOON, content=None, unknown_since=None)
 
-    forgetful = update(charges).values(state="sent", final_at=NOON, content=None, unknown_since=None)
-
-    assert "ck_charges_doubt_while_open" in refused(stocked, forgetful)
+    assert "ck_charges_doubt_while_open" in refused(history, ended, after=charge(history, **UNKNOWN))
 
 
-def test_a_charge_that_does_not_count_its_deaths_is_refused(stocked: Database) -> None:
-    assert "crashes" in refused(stocked, charge(stocked, crashes=None))
+def test_a_charge_that_does_not_count_its_crashes_is_refused(history: Database) -> None:
+    assert "crashes" in refused(history, charge(history, crashes=None))
 
 
-def test_a_charge_under_a_known_id_is_refused(stocked: Database) -> None:
-    with stocked.engine.begin() as connection:
-        connection.execute(charge(stocked))
-
-    assert "unique" in refused(stocked, charge(stocked)).lower()
+def test_a_charge_under_a_known_id_is_refused(history: Database) -> None:
+    assert "unique" in refused(history, charge(history), after=charge(history)).lower()
 
 
-def test_an_order_without_credits_is_refused(stocked: Database) -> None:
+def test_an_order_without_credits_is_refused(history: Database) -> None:
     order = {
         "order_id": "o",
         "digest": "0",
@@ -354,28 +359,27 @@ def test_an_order_without_credits_is_refused(stocked: Database) -> None:
         "at": NOON,
     }
 
-    assert "ck_orders_some_credits" in refused(stocked, insert(orders).values(order))
-    assert "ck_orders_amount_not_negative" in refused(stocked, insert(orders).values({**order, "sms": 1, "amount": -1}))
+    assert "ck_orders_some_credits" in refused(history, insert(orders).values(order))
+    assert "ck_orders_amount_not_negative" in refused(history, insert(orders).values({**order, "sms": 1, "amount": -1}))
 
 
-def test_an_order_without_billing_information_is_refused(stocked: Database) -> None:
-    with pytest.raises(IntegrityError), stocked.engine.begin() as connection:
-        connection.execute(update(orders).values(billing=None))
+def test_an_order_without_billing_information_is_refused(history: Database) -> None:
+    refused(history, update(orders).values(billing=None), error=IntegrityError)
 
 
-def test_a_plan_without_credits_or_with_a_negative_price_is_refused(stocked: Database) -> None:
+def test_a_plan_without_credits_or_with_a_negative_price_is_refused(history: Database) -> None:
     plan = {"id": "p", "name": "P", "email": 1, "sms": 0, "price": 0, "currency": "EUR"}
 
-    assert "ck_plans_some_credits" in refused(stocked, insert(plans).values({**plan, "email": 0}))
-    assert "ck_plans_some_credits" in refused(stocked, insert(plans).values({**plan, "email": 5, "sms": -1}))
-    assert "ck_plans_price_not_negative" in refused(stocked, insert(plans).values({**plan, "price": -1}))
+    assert "ck_plans_some_credits" in refused(history, insert(plans).values({**plan, "email": 0}))
+    assert "ck_plans_some_credits" in refused(history, insert(plans).values({**plan, "email": 5, "sms": -1}))
+    assert "ck_plans_price_not_negative" in refused(history, insert(plans).values({**plan, "price": -1}))
 
 
-def test_a_row_that_is_too_long_for_its_column_is_no_way_to_hide(stocked: Database) -> None:
-    """SQLite ignores the length of a VARCHAR, so the wire contract is what keeps both databases alike."""
+def test_postgresql_alone_refuses_a_text_that_is_too_long(history: Database) -> None:
+    """SQLite ignores the length of a VARCHAR, so the wire contract must keep both databases alike."""
     statement = user(id="x" * 65, credit_owner_id="x" * 65)
-    if stocked.is_sqlite:
-        with stocked.engine.begin() as connection:
+    if history.is_sqlite:
+        with undone(history) as connection:
             connection.execute(statement)
     else:
-        assert "too long" in refused(stocked, statement)
+        assert "too long" in refused(history, statement)

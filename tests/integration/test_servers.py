@@ -1,4 +1,4 @@
-"""The servers that other tests stand on."""
+"""The servers that other tests use."""
 
 import os
 import socket
@@ -46,13 +46,13 @@ def listens(port: int) -> bool:
 
 
 def keep_asking(connected: psycopg.Connection) -> None:
-    """Ask for some seconds: the child of a killed server may answer once more before it notices."""
+    """Ask for some seconds: a child of the killed server may answer once more before it notices."""
     for _ in range(200):
         connected.execute("SELECT 1")
         time.sleep(0.05)
 
 
-def test_postgres_keeps_what_was_committed_when_it_is_killed_and_started_again(own_postgres: PostgresServer) -> None:
+def test_a_durable_postgres_keeps_what_was_committed_when_it_is_killed(own_postgres: PostgresServer) -> None:
     url = own_postgres.url()
     query(url, "CREATE TABLE kept AS SELECT 7 AS number")
     with psycopg.connect(url) as connected:
@@ -83,7 +83,7 @@ def test_postgres_waits_for_the_disk_only_if_it_is_durable(
     assert query(postgres.url(), shown) == [("off", "off", "UTC")]
 
 
-def test_a_postgres_database_is_a_copy_of_its_template_and_can_be_dropped_while_in_use(
+def test_a_database_is_copied_from_a_template_and_dropped_while_in_use(
     postgres: PostgresServer,
 ) -> None:
     postgres.create_database("original")
@@ -99,7 +99,7 @@ def test_a_postgres_database_is_a_copy_of_its_template_and_can_be_dropped_while_
     assert query(postgres.url(), "SELECT datname FROM pg_database WHERE datname IN ('copy', 'original')") == []
 
 
-def test_a_server_whose_port_is_taken_says_what_its_log_says(
+def test_a_server_whose_port_is_taken_shows_its_log(
     tmp_path: Path, postgres: PostgresServer, valkey: ValkeyServer
 ) -> None:
     second_postgres, second_valkey = PostgresServer(tmp_path / "postgres"), ValkeyServer(tmp_path / "valkey")
@@ -111,7 +111,7 @@ def test_a_server_whose_port_is_taken_says_what_its_log_says(
         second_valkey.start()
 
 
-def test_valkey_keeps_its_append_only_file_when_it_is_killed_and_started_again(tmp_path: Path) -> None:
+def test_valkey_keeps_its_append_only_file_when_it_is_killed(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path / "valkey", appendonly=True) as server:
         with redis.Redis.from_url(server.url()) as client:
             client.set("kept", 7)

@@ -1,4 +1,4 @@
-"""Who spends whose credits: users, roles, and the one change with its rules."""
+"""Who spends whose credits: users, roles, and how a credit owner is set."""
 
 from typing import Any
 
@@ -10,13 +10,15 @@ from models.database.schema import owner_changes, refusals, users
 from tasks.context import Context, Json
 from tests.factories import balance, buy, email_job, save_people, share
 from tests.fakes import answer, make_context
+from tests.integration.templates import database_filled_by
+
+people = database_filled_by(save_people)
 
 
 @pytest.fixture
-def context(database: Database) -> Context:
+def context(people: Database) -> Context:
     """Give a context with john the admin, peter, mary, and olga of another organization."""
-    save_people(database)
-    return make_context(database)
+    return make_context(people)
 
 
 def set_owner(context: Context, user: str, owner: str, actor: str = "john", change_id: str = "change-1") -> Json:
@@ -35,7 +37,7 @@ def changes(context: Context) -> list[Any]:
         return [(row.actor_id, row.user_id, row.old_owner_id, row.new_owner_id) for row in connection.execute(query)]
 
 
-def refused(context: Context) -> list[Any]:
+def recorded_refusals(context: Context) -> list[Any]:
     with context.database.snapshot() as connection:
         return [tuple(row) for row in connection.execute(select(refusals.c.task, refusals.c.key, refusals.c.reason))]
 
@@ -51,10 +53,10 @@ def test_everybody_is_their_own_credit_owner_at_first(context: Context) -> None:
 def test_a_user_spends_the_credits_of_the_owner_that_was_set(context: Context) -> None:
     buy(context.database, "john", email=5)
 
-    said = set_owner(context, "peter", "john")
+    answered = set_owner(context, "peter", "john")
     sent = answer(context, "email.send", email_job(sender="peter"))
 
-    assert said == {
+    assert answered == {
         "change_id": "change-1",
         "status": "done",
         "reason": None,
@@ -70,19 +72,19 @@ def test_a_user_spends_the_credits_of_the_owner_that_was_set(context: Context) -
 def test_an_owner_may_have_many_credit_users(context: Context) -> None:
     set_owner(context, "peter", "john")
 
-    said = set_owner(context, "mary", "john", change_id="change-2")
+    answered = set_owner(context, "mary", "john", change_id="change-2")
 
-    assert said["status"] == "done"
+    assert answered["status"] == "done"
     assert owners(context) == {**ALONE, "peter": "john", "mary": "john"}
 
 
-def test_the_owner_need_not_be_who_sets_it(context: Context) -> None:
+def test_an_admin_may_set_another_user_as_owner(context: Context) -> None:
     set_owner(context, "peter", "mary")
 
     assert owners(context) == {**ALONE, "peter": "mary"}
 
 
-def test_credits_from_before_sharing_stay_and_are_spendable_again_when_it_stops(context: Context) -> None:
+def test_own_credits_can_be_spent_again_when_sharing_stops(context: Context) -> None:
     buy(context.database, "peter", email=3)
     buy(context.database, "john", email=5)
     set_owner(context, "peter", "john")
@@ -111,50 +113,50 @@ def test_the_same_change_twice_is_made_once(context: Context) -> None:
 def test_the_same_id_for_another_change_is_refused(context: Context) -> None:
     set_owner(context, "peter", "john")
 
-    said = set_owner(context, "mary", "john")
+    answered = set_owner(context, "mary", "john")
 
-    assert (said["change_id"], said["status"], said["reason"]) == ("change-1", "refused", "conflicting_job")
+    assert (answered["change_id"], answered["status"], answered["reason"]) == ("change-1", "refused", "conflicting_job")
     assert owners(context)["mary"] == "mary"
 
 
 def test_a_credit_user_cannot_be_chosen_as_owner(context: Context) -> None:
     set_owner(context, "peter", "john")
 
-    said = set_owner(context, "mary", "peter", change_id="change-2")
+    answered = set_owner(context, "mary", "peter", change_id="change-2")
 
-    assert (said["status"], said["reason"]) == ("refused", "owner_is_credit_user")
-    assert "choose john" in said["detail"]
+    assert (answered["status"], answered["reason"]) == ("refused", "owner_is_credit_user")
+    assert "choose john" in answered["detail"]
     assert owners(context)["mary"] == "mary"
 
 
-def test_an_owner_whom_others_use_cannot_become_a_credit_user(context: Context) -> None:
+def test_an_owner_with_credit_users_cannot_become_one(context: Context) -> None:
     set_owner(context, "peter", "mary")
 
-    said = set_owner(context, "mary", "john", change_id="change-2")
+    answered = set_owner(context, "mary", "john", change_id="change-2")
 
-    assert (said["status"], said["reason"]) == ("refused", "user_has_credit_users")
+    assert (answered["status"], answered["reason"]) == ("refused", "user_has_credit_users")
     assert owners(context)["mary"] == "mary"
 
 
-def test_two_who_use_each_other_cannot_come_about(context: Context) -> None:
+def test_two_users_cannot_use_the_credits_of_each_other(context: Context) -> None:
     set_owner(context, "peter", "mary")
 
-    said = set_owner(context, "mary", "peter", change_id="change-2")
+    answered = set_owner(context, "mary", "peter", change_id="change-2")
 
-    assert said["reason"] == "owner_is_credit_user"
+    assert answered["reason"] == "owner_is_credit_user"
 
 
 @pytest.mark.parametrize("rights", [[], ["view_user_list"], ["edit_user"]])
 def test_a_role_without_both_rights_may_not_set_an_owner(context: Context, rights: list[str]) -> None:
     answer(context, "roles.save", {"organization": "acme", "role": "member", "rights": rights})
 
-    said = set_owner(context, "mary", "john", actor="peter")
+    answered = set_owner(context, "mary", "john", actor="peter")
 
-    assert (said["status"], said["reason"]) == ("refused", "not_permitted")
+    assert (answered["status"], answered["reason"]) == ("refused", "not_permitted")
     assert owners(context) == ALONE
 
 
-def test_rights_count_as_they_are_at_the_moment_of_the_change(context: Context) -> None:
+def test_the_rights_at_the_moment_of_the_change_count(context: Context) -> None:
     both = {"organization": "acme", "role": "member", "rights": ["edit_user", "view_user_list"]}
     answer(context, "roles.save", both)
     granted = set_owner(context, "mary", "john", actor="peter")
@@ -169,26 +171,26 @@ def test_rights_count_as_they_are_at_the_moment_of_the_change(context: Context) 
     ("actor", "user", "owner"),
     [("john", "peter", "olga"), ("john", "olga", "john"), ("olga", "peter", "john"), ("olga", "olga", "john")],
 )
-def test_nothing_is_shared_across_organizations(context: Context, actor: str, user: str, owner: str) -> None:
-    said = set_owner(context, user, owner, actor)
+def test_credits_are_not_shared_across_organizations(context: Context, actor: str, user: str, owner: str) -> None:
+    answered = set_owner(context, user, owner, actor)
 
-    assert (said["status"], said["reason"]) == ("refused", "other_organization")
+    assert (answered["status"], answered["reason"]) == ("refused", "other_organization")
     assert owners(context) == ALONE
 
 
 @pytest.mark.parametrize(
     ("actor", "user", "owner"), [("nobody", "peter", "john"), ("john", "nobody", "john"), ("john", "peter", "nobody")]
 )
-def test_everybody_named_must_be_known(context: Context, actor: str, user: str, owner: str) -> None:
-    said = set_owner(context, user, owner, actor)
+def test_everybody_who_is_named_must_exist(context: Context, actor: str, user: str, owner: str) -> None:
+    answered = set_owner(context, user, owner, actor)
 
-    assert (said["status"], said["reason"]) == ("refused", "unknown_user")
-    assert "nobody" in said["detail"]
+    assert (answered["status"], answered["reason"]) == ("refused", "unknown_user")
+    assert "nobody" in answered["detail"]
 
 
-def test_a_refused_change_leaves_nothing_but_its_record_and_may_be_sent_again(context: Context) -> None:
-    refusal = set_owner(context, "mary", "john", actor="peter")
-    record = refused(context)
+def test_a_refused_change_is_recorded_and_may_be_sent_again(context: Context) -> None:
+    first = set_owner(context, "mary", "john", actor="peter")
+    recorded = recorded_refusals(context)
     answer(
         context,
         "roles.save",
@@ -197,20 +199,20 @@ def test_a_refused_change_leaves_nothing_but_its_record_and_may_be_sent_again(co
 
     again = set_owner(context, "mary", "john", actor="peter")
 
-    assert refusal["status"] == "refused"
-    assert record == [("credits.set_owner", "change-1", "not_permitted")]
+    assert first["status"] == "refused"
+    assert recorded == [("credits.set_owner", "change-1", "not_permitted")]
     assert again["status"] == "done"
     assert changes(context) == [("peter", "mary", "mary", "john")]
 
 
-def test_saving_a_user_again_changes_who_they_are_and_neither_owner_nor_credits(context: Context) -> None:
+def test_saving_a_user_again_changes_neither_owner_nor_credits(context: Context) -> None:
     buy(context.database, "john", email=5)
     share(context.database, "peter", "john")
     known = {"user_id": "peter", "organization": "acme", "name": "Pete", "email": "pete@acme.test", "role": "admin"}
 
-    said = answer(context, "users.save", known)
+    answered = answer(context, "users.save", known)
 
-    assert (said["status"], said["user_id"]) == ("done", "peter")
+    assert (answered["status"], answered["user_id"]) == ("done", "peter")
     with context.database.snapshot() as connection:
         saved = connection.execute(select(users).where(users.c.id == "peter")).one()
     assert (saved.name, saved.email, saved.role) == ("Pete", "pete@acme.test", "admin")
@@ -221,23 +223,23 @@ def test_saving_a_user_again_changes_who_they_are_and_neither_owner_nor_credits(
 def test_a_user_cannot_be_moved_to_another_organization(context: Context) -> None:
     moved = {"user_id": "peter", "organization": "other", "name": "P", "email": "p@other.test", "role": "admin"}
 
-    said = answer(context, "users.save", moved)
+    answered = answer(context, "users.save", moved)
 
-    assert (said["status"], said["reason"]) == ("refused", "other_organization")
+    assert (answered["status"], answered["reason"]) == ("refused", "other_organization")
 
 
-def test_a_user_needs_a_role_that_was_saved(context: Context) -> None:
+def test_a_user_needs_a_role_that_exists(context: Context) -> None:
     new = {"user_id": "anna", "organization": "acme", "name": "A", "email": "a@acme.test", "role": "ghost"}
 
-    said = answer(context, "users.save", new)
+    answered = answer(context, "users.save", new)
 
-    assert (said["status"], said["reason"]) == ("refused", "not_found")
-    assert "roles.save" in said["detail"]
+    assert (answered["status"], answered["reason"]) == ("refused", "not_found")
+    assert "roles.save" in answered["detail"]
     assert "anna" not in owners(context)
 
 
 def test_the_longest_user_that_is_valid_can_be_stored(context: Context) -> None:
-    """What the wire accepts fits into the columns, on both databases."""
+    """What the wire contract accepts fits into the columns of both databases."""
     longest = {
         "user_id": "u" * 64,
         "organization": "acme",
@@ -247,6 +249,6 @@ def test_the_longest_user_that_is_valid_can_be_stored(context: Context) -> None:
         "billing": {"n" * 64: "\U0001f600" * 500},
     }
 
-    said = answer(context, "users.save", longest)
+    answered = answer(context, "users.save", longest)
 
-    assert said["status"] == "done"
+    assert answered["status"] == "done"

@@ -1,4 +1,4 @@
-"""What people may look at: pools, reminders, their own, and what is nobody else's business."""
+"""What users see: their pool, what is theirs alone, and nothing of other pools and organizations."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,55 +9,55 @@ from models.database.engine import Database
 from models.sends.carrier import Outcome, Receipt
 from tasks.context import Context, Json
 from tests.factories import balance, buy, email_job, purchase_order, save_people, share, sms_job
-from tests.fakes import NEVER, NOT_NOW, Clock, FakeCarrier, answer, make_context, run_enqueued
+from tests.fakes import NEVER, NOT_NOW, FakeCarrier, answer, make_context, run_enqueued
+from tests.integration.sending import pass_time
+from tests.integration.templates import database_filled_by
 
 VIEWS = ["views.overview", "views.usage", "views.orders", "views.billing", "views.users", "views.message"]
 
 
-@pytest.fixture
-def context(database: Database) -> Context:
-    """Give a context in which peter uses the credits of john, and everybody has bought something of their own.
-
-    Peter bought before he shared. John has 10 email and 5 SMS credits, peter 7 and mary 2 email credits.
-    """
+def let_everybody_buy(database: Database) -> None:
+    """Let john buy 10 email and 5 SMS credits, peter 7 and mary 2 email credits; then peter uses those of john."""
     save_people(database)
     buy(database, "peter", email=7, order_id="order-peter-own")
     buy(database, "mary", email=2, order_id="order-mary")
     buy(database, "john", email=10, sms=5, order_id="order-john")
     share(database, "peter", "john")
-    return make_context(database)
+
+
+all_have_bought = database_filled_by(let_everybody_buy)
+
+
+@pytest.fixture
+def context(all_have_bought: Database) -> Context:
+    """Give a context in which everybody has bought credits, and peter uses those of john."""
+    return make_context(all_have_bought)
 
 
 def view(context: Context, what: str, viewer: str, **fields: Any) -> Json:
     return answer(context, f"views.{what}", {"viewer": viewer, **fields})
 
 
-def pass_time(context: Context, by: timedelta) -> None:
-    clock: Any = context.now
-    assert isinstance(clock, Clock)
-    clock.forward(by)
-
-
 def test_an_owner_sees_their_own_credits_and_no_reminder(context: Context) -> None:
-    said = view(context, "overview", "john")
+    seen = view(context, "overview", "john")
 
-    assert (said["status"], said["viewer"], said["owner"]) == ("done", "john", "john")
-    assert (said["sharing"], said["reminder"]) == (False, None)
-    assert said["remaining"] == {"email": 10, "sms": 5}
-
-
-def test_a_credit_user_sees_the_owner_s_credits_with_a_reminder(context: Context) -> None:
-    said = view(context, "overview", "peter")
-
-    assert (said["viewer"], said["owner"], said["sharing"]) == ("peter", "john", True)
-    assert said["remaining"] == {"email": 10, "sms": 5}
-    assert "john" in said["reminder"]
+    assert (seen["status"], seen["viewer"], seen["owner"]) == ("done", "john", "john")
+    assert (seen["sharing"], seen["reminder"]) == (False, None)
+    assert seen["remaining"] == {"email": 10, "sms": 5}
 
 
-def test_a_credit_user_who_asks_for_their_own_sees_only_those(context: Context) -> None:
-    said = view(context, "overview", "peter", of="self")
+def test_a_credit_user_sees_the_credits_of_the_owner_with_a_reminder(context: Context) -> None:
+    seen = view(context, "overview", "peter")
 
-    assert (said["owner"], said["remaining"]) == ("peter", {"email": 7, "sms": 0})
+    assert (seen["viewer"], seen["owner"], seen["sharing"]) == ("peter", "john", True)
+    assert seen["remaining"] == {"email": 10, "sms": 5}
+    assert "john" in seen["reminder"]
+
+
+def test_a_credit_user_can_see_their_own_credits_alone(context: Context) -> None:
+    seen = view(context, "overview", "peter", of="self")
+
+    assert (seen["owner"], seen["remaining"]) == ("peter", {"email": 7, "sms": 0})
 
 
 def test_the_overview_names_the_plans_that_were_bought_for_the_pool(context: Context) -> None:
@@ -83,14 +83,14 @@ def spend(context: Context) -> None:
     failing = make_context(context.database, email=FakeCarrier(NEVER), clock=context.now)  # type: ignore[arg-type]
     answer(failing, "email.send", email_job("p-fails", sender="peter"))
     answer(context, "email.send", email_job("m-email", sender="mary"))
-    answer(context, "email.send", email_job("too-dear", sender="mary", to=[f"u{n}@x.test" for n in range(50)]))
+    answer(context, "email.send", email_job("too-expensive", sender="mary", to=[f"u{n}@x.test" for n in range(50)]))
 
 
-def used(said: Json) -> list[tuple[str, str, str, int]]:
-    return [(row["day"], row["user"], row["kind"], row["credits"]) for row in said["rows"]]
+def usage_shown(seen: Json) -> list[tuple[str, str, str, int]]:
+    return [(row["day"], row["user"], row["kind"], row["credits"]) for row in seen["rows"]]
 
 
-def test_usage_shows_the_pool_by_user_day_and_kind_to_each_of_them(context: Context) -> None:
+def test_usage_shows_the_pool_by_day_user_and_kind_to_each_member(context: Context) -> None:
     spend(context)
 
     of_john, of_peter = view(context, "usage", "john"), view(context, "usage", "peter")
@@ -100,8 +100,8 @@ def test_usage_shows_the_pool_by_user_day_and_kind_to_each_of_them(context: Cont
         ("2026-01-05", "john", "email", 1),
         ("2026-01-05", "john", "sms", 2),
     ]
-    assert used(of_john) == expected
-    assert used(of_peter) == expected
+    assert usage_shown(of_john) == expected
+    assert usage_shown(of_peter) == expected
     assert (of_john["total"], of_peter["total"]) == ({"email": 3, "sms": 2}, {"email": 3, "sms": 2})
     assert (of_john["owner"], of_peter["owner"]) == ("john", "john")
     assert of_john["reminder"] is None
@@ -114,17 +114,17 @@ def test_usage_agrees_with_the_balance(context: Context) -> None:
     assert 10 - view(context, "usage", "john")["total"]["email"] == balance(context.database, "john")
 
 
-def test_usage_of_oneself_shows_what_the_viewer_alone_sent(context: Context) -> None:
+def test_usage_of_oneself_shows_only_what_the_viewer_sent(context: Context) -> None:
     spend(context)
 
-    assert used(view(context, "usage", "john", of="self")) == [
+    assert usage_shown(view(context, "usage", "john", of="self")) == [
         ("2026-01-05", "john", "email", 1),
         ("2026-01-05", "john", "sms", 2),
     ]
-    assert used(view(context, "usage", "peter", of="self")) == [("2026-01-06", "peter", "email", 2)]
+    assert usage_shown(view(context, "usage", "peter", of="self")) == [("2026-01-06", "peter", "email", 2)]
 
 
-def test_usage_by_message_gives_a_row_a_message_newest_first(context: Context) -> None:
+def test_usage_by_message_has_a_row_for_each_message_newest_first(context: Context) -> None:
     spend(context)
 
     rows = view(context, "usage", "peter", by="message")["rows"]
@@ -139,7 +139,7 @@ def test_usage_by_message_gives_a_row_a_message_newest_first(context: Context) -
     ]
 
 
-def test_a_refund_takes_its_credits_out_of_usage_again(context: Context) -> None:
+def test_refunded_credits_are_not_usage(context: Context) -> None:
     partial = Receipt(Outcome.ACCEPTED, refused={"c@d.test": "550"})
     context = make_context(context.database, email=FakeCarrier(partial))
 
@@ -148,7 +148,7 @@ def test_a_refund_takes_its_credits_out_of_usage_again(context: Context) -> None
     assert view(context, "usage", "john")["total"] == {"email": 1, "sms": 0}
 
 
-def test_a_message_that_waits_or_is_unknown_is_usage(context: Context) -> None:
+def test_a_message_that_waits_is_usage(context: Context) -> None:
     context = make_context(context.database, email=FakeCarrier(NOT_NOW))
 
     answer(context, "email.send", email_job())
@@ -165,20 +165,20 @@ def test_usage_stays_with_the_pool_that_paid_when_sharing_stops(context: Context
     assert view(context, "usage", "peter")["total"] == {"email": 0, "sms": 0}
 
 
-def test_usage_between_two_times_counts_from_the_first_and_before_the_second(context: Context) -> None:
+def test_usage_includes_the_first_time_and_excludes_the_second(context: Context) -> None:
     spend(context)
 
     first_day = view(context, "usage", "john", since="2026-01-05", until="2026-01-06")
-    concurrency = view(context, "usage", "john", since="2026-01-06T12:00:00Z", until="2026-01-06T12:00:01Z")
+    one_second = view(context, "usage", "john", since="2026-01-06T12:00:00Z", until="2026-01-06T12:00:01Z")
     before = view(context, "usage", "john", until="2026-01-05T12:00:00Z")
 
     assert first_day["total"] == {"email": 1, "sms": 2}
-    assert concurrency["total"] == {"email": 2, "sms": 0}
+    assert one_second["total"] == {"email": 2, "sms": 0}
     assert before["total"] == {"email": 0, "sms": 0}
 
 
 def test_days_are_days_of_utc(context: Context) -> None:
-    """What the server's or the session's own time zone is does not matter."""
+    """The time zones of the server and of the session do not matter."""
     pass_time(context, timedelta(hours=11, minutes=59))
     answer(context, "email.send", email_job("late"))
     pass_time(context, timedelta(minutes=2))
@@ -189,7 +189,7 @@ def test_days_are_days_of_utc(context: Context) -> None:
     assert days == ["2026-01-06", "2026-01-05"]
 
 
-def test_the_messages_of_a_bulk_job_are_usage_and_the_bulk_job_itself_is_not(context: Context) -> None:
+def test_bulk_messages_are_usage_and_the_bulk_job_itself_is_not(context: Context) -> None:
     recipients = [{"to": f"u{number}@x.test"} for number in range(3)]
     bulk = {"job_id": "bulk", "sender": "peter", "subject": "Hi", "text": "Hi", "recipients": recipients}
     answer(context, "email.send_many", bulk)
@@ -218,11 +218,11 @@ def test_rows_come_in_pages(context: Context) -> None:
     assert [page["total"]["email"] for page in pages] == [150] * 3
 
 
-def orders_shown(said: Json) -> list[str]:
-    return [row["order_id"] for row in said["rows"]]
+def orders_shown(seen: Json) -> list[str]:
+    return [row["order_id"] for row in seen["rows"]]
 
 
-def test_order_history_shows_the_pool_s_orders_to_each_of_them_newest_first(context: Context) -> None:
+def test_order_history_shows_the_orders_of_the_pool_newest_first(context: Context) -> None:
     pass_time(context, timedelta(days=1))
     answer(context, "credits.purchase", purchase_order("order-peter", "peter", sms=3))
 
@@ -252,31 +252,31 @@ def test_order_history_of_oneself_shows_what_the_viewer_bought(context: Context)
     assert orders_shown(view(context, "orders", "john", of="self")) == ["order-john"]
 
 
-def test_order_history_shows_nobody_s_billing_information(context: Context) -> None:
+def test_order_history_shows_no_billing_information(context: Context) -> None:
     shown = [str(view(context, "orders", viewer)) for viewer in ("john", "peter")]
 
     assert not any("billing" in text or "Acme Ltd" in text for text in shown)
 
 
-def test_orders_from_before_sharing_are_not_the_owner_s_business(context: Context) -> None:
+def test_the_owner_does_not_see_orders_from_before_sharing(context: Context) -> None:
     assert orders_shown(view(context, "orders", "john")) == ["order-john"]
 
 
 @pytest.mark.parametrize("of", ["owner", "self"])
-def test_billing_information_is_the_viewer_s_own_only(context: Context, of: str) -> None:
-    said = view(context, "billing", "peter", of=of)
+def test_billing_information_is_always_that_of_the_viewer(context: Context, of: str) -> None:
+    seen = view(context, "billing", "peter", of=of)
 
-    assert said == {"status": "done", "viewer": "peter", "billing": {"name": "Peter"}}
+    assert seen == {"status": "done", "viewer": "peter", "billing": {"name": "Peter"}}
 
 
-def test_billing_information_that_was_never_given_is_none(context: Context) -> None:
+def test_billing_information_that_was_never_given_is_null(context: Context) -> None:
     assert view(context, "billing", "mary")["billing"] is None
 
 
-def test_who_may_list_users_sees_those_of_the_organization_and_whose_credits_they_spend(context: Context) -> None:
-    said = view(context, "users", "john")
+def test_users_are_listed_to_those_who_have_the_right(context: Context) -> None:
+    seen = view(context, "users", "john")
 
-    shown = [(row["user_id"], row["name"], row["role"], row["owner"]) for row in said["rows"]]
+    shown = [(row["user_id"], row["name"], row["role"], row["owner"]) for row in seen["rows"]]
     assert shown == [
         ("john", "John", "admin", "john"),
         ("mary", "Mary", "member", "mary"),
@@ -284,14 +284,14 @@ def test_who_may_list_users_sees_those_of_the_organization_and_whose_credits_the
     ]
 
 
-def test_who_may_not_list_users_is_refused(context: Context) -> None:
-    said = view(context, "users", "peter")
+def test_users_are_not_listed_to_those_who_lack_the_right(context: Context) -> None:
+    seen = view(context, "users", "peter")
 
-    assert (said["status"], said["reason"]) == ("refused", "not_permitted")
-    assert "rows" not in said
+    assert (seen["status"], seen["reason"]) == ("refused", "not_permitted")
+    assert "rows" not in seen
 
 
-def test_an_answer_can_be_read_back_by_its_sender_its_payer_and_who_shares_the_pool(context: Context) -> None:
+def test_an_answer_can_be_read_back_by_everybody_in_the_pool(context: Context) -> None:
     share(context.database, "mary", "john")
     sent = answer(context, "email.send", email_job(sender="peter"))
 
@@ -301,7 +301,7 @@ def test_an_answer_can_be_read_back_by_its_sender_its_payer_and_who_shares_the_p
     assert {"job_id", "status", "reason", "detail", "kind", "sender", "paid_by", "credits", "attempts"} <= sent.keys()
 
 
-def test_a_sender_can_read_their_message_back_after_they_left_the_pool(context: Context) -> None:
+def test_senders_can_read_their_answers_back_after_they_left_the_pool(context: Context) -> None:
     sent = answer(context, "email.send", email_job(sender="peter"))
     share(context.database, "peter", "peter")
 
@@ -311,13 +311,13 @@ def test_a_sender_can_read_their_message_back_after_they_left_the_pool(context: 
 def test_a_message_of_another_pool_is_not_shown(context: Context) -> None:
     answer(context, "email.send", email_job(sender="peter"))
 
-    said = view(context, "message", "mary", job_id="job-1")
+    seen = view(context, "message", "mary", job_id="job-1")
 
-    assert (said["status"], said["reason"]) == ("refused", "not_permitted")
-    assert said["paid_by"] is None
+    assert (seen["status"], seen["reason"]) == ("refused", "not_permitted")
+    assert seen["paid_by"] is None
 
 
-def test_a_message_of_another_organization_is_as_good_as_none(context: Context) -> None:
+def test_a_message_of_another_organization_is_not_found(context: Context) -> None:
     answer(context, "email.send", email_job(sender="peter"))
 
     theirs = view(context, "message", "olga", job_id="job-1")
@@ -327,7 +327,7 @@ def test_a_message_of_another_organization_is_as_good_as_none(context: Context) 
     assert theirs["detail"].replace("job-1", "job-2") == none["detail"]
 
 
-def test_a_refused_message_can_be_read_back_by_its_sender_and_who_would_have_paid(context: Context) -> None:
+def test_a_refusal_can_be_read_back_by_the_sender_and_the_owner(context: Context) -> None:
     refused = answer(context, "email.send", email_job(sender="peter", to=[f"u{n}@x.test" for n in range(50)]))
 
     shown = [view(context, "message", viewer, job_id="job-1") for viewer in ("peter", "john")]
@@ -336,7 +336,7 @@ def test_a_refused_message_can_be_read_back_by_its_sender_and_who_would_have_pai
     assert view(context, "message", "mary", job_id="job-1")["reason"] == "not_permitted"
 
 
-def test_no_answer_to_a_message_shows_its_text_or_its_recipients(context: Context) -> None:
+def test_an_answer_shows_neither_the_text_nor_the_recipients(context: Context) -> None:
     context = make_context(context.database, email=FakeCarrier(NOT_NOW))
     answer(context, "email.send", email_job(subject="Secret subject", text="Secret text"))
 
@@ -350,13 +350,13 @@ def test_no_answer_to_a_message_shows_its_text_or_its_recipients(context: Contex
 def test_an_unknown_viewer_is_refused(context: Context, what: str) -> None:
     given = {"viewer": "nobody", **({"job_id": "job-1"} if what == "views.message" else {})}
 
-    said = answer(context, what, given)
+    seen = answer(context, what, given)
 
-    assert (said["status"], said["reason"]) == ("refused", "unknown_user")
+    assert (seen["status"], seen["reason"]) == ("refused", "unknown_user")
 
 
 @pytest.mark.parametrize("what", VIEWS)
-def test_a_stranger_sees_nothing_of_another_organization(context: Context, what: str) -> None:
+def test_a_user_sees_nothing_of_another_organization(context: Context, what: str) -> None:
     spend(context)
     given = {"viewer": "olga", **({"job_id": "p-email"} if what == "views.message" else {})}
 
@@ -365,8 +365,8 @@ def test_a_stranger_sees_nothing_of_another_organization(context: Context, what:
     assert not any(name in shown for name in ("john", "peter", "mary"))
 
 
-def test_what_is_read_in_one_go_is_one_state_of_things(context: Context) -> None:
-    """Totals and rows of one answer come from several statements, and belong to the same moment."""
+def test_a_snapshot_does_not_see_what_is_written_meanwhile(context: Context) -> None:
+    """The totals and the rows of an answer come from several statements, and show the same moment."""
     with context.database.snapshot() as connection:
         query = "SELECT available FROM accounts WHERE owner_id = 'john' AND kind = 'email'"
         before = connection.exec_driver_sql(query).scalar_one()

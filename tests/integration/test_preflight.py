@@ -1,4 +1,4 @@
-"""What keeps a worker from starting, against real servers: each fault is named in a sentence without a secret."""
+"""Preflight checks against real servers: whatever is wrong is named in a sentence without a secret."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,15 +27,27 @@ NOWHERE = 1
 """A port on which nothing listens."""
 
 
+@pytest.fixture(autouse=True)
+def _asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask a broker that does not answer again at once, and not after a second."""
+    monkeypatch.setattr("worker.preflight.ASK_AGAIN_S", 0.02)
+
+
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str, valkey_url: str) -> Settings:
-    """Give settings with which everything is as it must be, but for a broker that keeps nothing on disk."""
-    return Settings(var=tmp_path, database_url=database_url, broker_url=valkey_url)
+def settings(tmp_path: Path, sqlite_url: str, valkey_url: str) -> Settings:
+    """Give settings with which everything is right, except that the broker keeps nothing on disk."""
+    return Settings(var=tmp_path, database_url=sqlite_url, broker_url=valkey_url)
+
+
+@pytest.fixture
+def settings_of_either(settings: Settings, database_url: str) -> Settings:
+    """Give the same, once with a database of either kind."""
+    return changed(settings, database_url=database_url)
 
 
 @pytest.fixture
 def redis(valkey_url: str, valkey: ValkeyServer) -> Iterator[Redis]:
-    """Give a client of the test Valkey, whose configuration is put back afterwards."""
+    """Give a client of the broker, whose configuration is restored after the test."""
     names = ("maxmemory-policy", "appendonly", "save", "requirepass")
     with Redis.from_url(valkey_url, decode_responses=True) as client:
         before = {name: client.config_get(name)[name] for name in names}
@@ -54,16 +66,16 @@ def off_by(seconds: float) -> Callable[[], datetime]:
     return lambda: datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def test_nothing_is_refused_where_all_is_well_and_a_broker_without_a_disk_is_only_warned_of(settings: Settings) -> None:
-    verdict = examine(settings)
+def test_a_broker_that_keeps_nothing_on_disk_is_only_warned_of(settings_of_either: Settings) -> None:
+    verdict = examine(settings_of_either)
 
     assert verdict.refusals == []
     [warning] = verdict.warnings
     assert warning.startswith("The broker keeps nothing on disk (appendonly no, save empty)")
-    require_ready(settings)
+    require_ready(settings_of_either)
 
 
-def test_the_embedded_parts_are_as_they_must_be(tmp_path: Path, sqlite_url: str) -> None:
+def test_nothing_is_wrong_with_the_embedded_database_and_broker(tmp_path: Path, sqlite_url: str) -> None:
     settings = Settings(var=tmp_path, database_url=sqlite_url)
 
     with EmbeddedBroker(settings):
@@ -84,7 +96,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(settings:
 
 
 @pytest.fixture
-def locked(postgres: PostgresServer) -> str:
+def url_with_wrong_password(postgres: PostgresServer) -> str:
     """Give a URL with a wrong password, of a user who needs one."""
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'locked'").fetchone() is None:
@@ -97,8 +109,8 @@ def locked(postgres: PostgresServer) -> str:
     return f"postgresql://locked:{SECRET}@127.0.0.1:{postgres.port}/postgres"
 
 
-def test_a_wrong_password_of_the_database_is_said_and_not_shown(settings: Settings, locked: str) -> None:
-    [refusal] = examine(changed(settings, database_url=locked)).refusals
+def test_a_wrong_password_of_the_database_is_not_shown(settings: Settings, url_with_wrong_password: str) -> None:
+    [refusal] = examine(changed(settings, database_url=url_with_wrong_password)).refusals
 
     assert 'password authentication failed for user "locked"' in refusal
     assert SECRET not in refusal
@@ -117,7 +129,7 @@ def test_a_folder_in_place_of_a_sqlite_file_is_named(settings: Settings, tmp_pat
     assert refusal == f"The database {tmp_path} cannot be used: unable to open database file."
 
 
-def test_a_database_without_its_migrations_is_refused_unless_they_come_next(settings: Settings, tmp_path: Path) -> None:
+def test_a_database_without_migrations_is_refused_unless_they_follow(settings: Settings, tmp_path: Path) -> None:
     empty = changed(settings, database_url=f"sqlite:///{tmp_path / 'empty.db'}")
 
     assert ["run `postage migrate`" in refusal for refusal in examine(empty).refusals] == [True]
@@ -135,9 +147,7 @@ def test_a_broker_that_does_not_answer_is_named_without_its_password(settings: S
     assert SECRET not in refusal
 
 
-def test_a_wrong_password_of_the_broker_is_said_and_not_shown(
-    settings: Settings, redis: Redis, valkey: ValkeyServer
-) -> None:
+def test_a_wrong_password_of_the_broker_is_not_shown(settings: Settings, redis: Redis, valkey: ValkeyServer) -> None:
     redis.config_set("requirepass", "right")
 
     [refusal] = examine(changed(settings, broker_url=f"redis://:{SECRET}@127.0.0.1:{valkey.port}/0")).refusals
@@ -154,14 +164,14 @@ def test_a_socket_that_is_not_there_is_named(settings: Settings, tmp_path: Path)
     assert refusal.startswith(f"The broker {tmp_path}/no.sock cannot be used: ")
 
 
-def test_a_place_for_results_that_does_not_answer_is_named(settings: Settings) -> None:
+def test_a_result_store_that_does_not_answer_is_named(settings: Settings) -> None:
     [refusal] = examine(changed(settings, result_url=f"redis://127.0.0.1:{NOWHERE}/0")).refusals
 
     assert refusal.startswith("The broker at 127.0.0.1:1/0 cannot be used: ")
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-def test_a_broker_that_throws_out_jobs_is_refused(settings: Settings, redis: Redis, policy: str) -> None:
+def test_a_broker_that_evicts_jobs_is_refused(settings: Settings, redis: Redis, policy: str) -> None:
     redis.config_set("maxmemory-policy", policy)
 
     [refusal] = examine(settings).refusals
@@ -180,7 +190,7 @@ def test_a_broker_that_writes_to_disk_is_not_warned_of(
     assert examine(settings) == Verdict()
 
 
-def test_a_broker_that_hides_its_configuration_is_warned_of_and_used(
+def test_a_broker_that_hides_its_configuration_is_only_warned_of(
     settings: Settings, redis: Redis, valkey: ValkeyServer
 ) -> None:
     redis.acl_setuser("limited", enabled=True, passwords=[f"+{SECRET}"], keys=["*"], channels=["*"],
@@ -197,33 +207,37 @@ def test_a_broker_that_hides_its_configuration_is_warned_of_and_used(
 
 
 @pytest.mark.parametrize(("ahead", "words"), [(61.0, "s behind this machine's"), (-61.0, "s ahead of this machine's")])
-def test_clocks_that_disagree_are_refused(settings: Settings, ahead: float, words: str) -> None:
+def test_clocks_that_disagree_are_refused(settings_of_either: Settings, ahead: float, words: str) -> None:
     """SQLite has no clock of its own."""
-    refusals = examine(settings, now=off_by(ahead)).refusals
+    refusals = examine(settings_of_either, now=off_by(ahead)).refusals
 
-    whose = ["the broker"] if settings.database.startswith("sqlite") else ["the database", "the broker"]
-    assert [refusal.partition(" is ")[0] for refusal in refusals] == [f"The clock of {one}" for one in whose]
+    clocks = ["The clock of the database", "The clock of the broker"]
+    if settings_of_either.database.startswith("sqlite"):
+        clocks = ["The clock of the broker"]
+    assert [refusal.partition(" is ")[0] for refusal in refusals] == clocks
     assert all(words in refusal for refusal in refusals)
     assert all("61 s" in refusal or "60 s" in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_clocks_that_differ_by_little_are_borne(settings: Settings, direction: int) -> None:
-    assert examine(settings, now=off_by(direction * (CLOCKS_APART_MAX.total_seconds() - 1))).refusals == []
+def test_clocks_that_differ_by_little_are_accepted(settings_of_either: Settings, direction: int) -> None:
+    now = off_by(direction * (CLOCKS_APART_MAX.total_seconds() - 1))
+
+    assert examine(settings_of_either, now=now).refusals == []
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------
 
 
-def test_everything_that_is_wrong_is_said_at_once(settings: Settings, redis: Redis) -> None:
+def test_everything_that_is_wrong_is_named_at_once(settings: Settings, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     url = f"postgresql://postage:{SECRET}@127.0.0.1:{NOWHERE}/money"
 
     with pytest.raises(NotReadyError) as refused:
         require_ready(changed(settings, database_url=url), now=off_by(60))
 
-    said = str(refused.value).splitlines()
-    assert [sentence[:12] for sentence in said] == ["The database", "The broker's", "The clock of"]
+    sentences = str(refused.value).splitlines()
+    assert [sentence[:12] for sentence in sentences] == ["The database", "The broker's", "The clock of"]
     assert SECRET not in str(refused.value)
 
 
@@ -236,7 +250,7 @@ def test_everything_that_is_wrong_is_said_at_once(settings: Settings, redis: Red
         ("sqlite:////var/postage.db", "/var/postage.db"),
     ],
 )
-def test_a_database_is_named_without_who_uses_it(url: str, name: str) -> None:
+def test_a_database_is_named_without_its_user(url: str, name: str) -> None:
     assert database_name(url) == name
 
 
@@ -248,11 +262,11 @@ def test_a_database_is_named_without_who_uses_it(url: str, name: str) -> None:
         ("redis+socket:///run/our%20valkey.sock", "/run/our valkey.sock"),
     ],
 )
-def test_a_broker_is_named_without_who_uses_it(url: str, name: str) -> None:
+def test_a_broker_is_named_without_its_user(url: str, name: str) -> None:
     assert broker_name(url) == name
 
 
-def test_a_second_postage_up_on_a_folder_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_second_local_stack_on_a_folder_is_told_what_to_do(tmp_path: Path) -> None:
     with (
         exclusive(tmp_path / "up.lock"),
         pytest.raises(StackError, match="already runs on the folder") as refused,

@@ -1,0 +1,62 @@
+"""What a database holds, as tests look at it."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from models.database.engine import Database
+from models.database.schema import accounts, dead_letters, decisions, entries, leases
+from models.reports.audit import Finding
+from models.sends.charges import Charge, find_charges
+from tests.audits import audit_everything
+from tests.fakes import NOON
+
+
+def findings(database: Database, now: datetime = NOON) -> list[Finding]:
+    """Give everything that violates an invariant."""
+    with database.snapshot() as connection:
+        return audit_everything(connection, now)
+
+
+def charge_of(database: Database, job_id: str = "job-1") -> Charge:
+    """Give the charge of a job."""
+    with database.snapshot() as connection:
+        return find_charges(connection, [job_id])[job_id]
+
+
+def entries_of(database: Database, owner: str, kind: str = "email") -> list[tuple[int, int, int, str]]:
+    """Give the entries of an account as (seq, amount, balance after, cause)."""
+    query = (
+        select(entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause)
+        .join(accounts, accounts.c.id == entries.c.account_id)
+        .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+        .order_by(entries.c.seq)
+    )
+    with database.snapshot() as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def lease_ids(database: Database) -> list[str]:
+    """Give the ids of all leases, in order."""
+    with database.snapshot() as connection:
+        return sorted(connection.execute(select(leases.c.lease_id)).scalars())
+
+
+def letters_of(database: Database) -> list[Any]:
+    """Give all dead letters, the oldest first."""
+    with database.snapshot() as connection:
+        return list(connection.execute(select(dead_letters).order_by(dead_letters.c.id)))
+
+
+def only_letter_of(database: Database) -> Any:
+    """Give the only dead letter there is."""
+    [letter] = letters_of(database)
+    return letter
+
+
+def decisions_of(database: Database) -> list[tuple[str, str, str, str | None]]:
+    """Give all decisions about unknown messages as (job, decision, operator, note), the oldest first."""
+    with database.snapshot() as connection:
+        rows = connection.execute(select(decisions).order_by(decisions.c.id))
+        return [(row.job_id, row.decision, row.operator, row.note) for row in rows]
