@@ -58,6 +58,7 @@ imports: $(READY) ## Check which package may import which
 
 tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
 	@echo '== Tests: pytest'
+	@$(BIN)/python -m compileall -q worker tasks models # or each process that a test starts compiles them again
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 chaos: $(READY) ## Kill, stop and cut off everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, select
 from sqlalchemy.exc import OperationalError
 
+from models.database import migrations
 from models.database.engine import Database
 from models.database.migrations import check_migrated, migrate
 from models.database.schema import APPEND_ONLY, charges, decisions, metadata
@@ -74,6 +77,14 @@ def test_the_migrated_schema_has_the_check_constraints_of_the_code(database: Dat
 
     with database.snapshot() as connection:
         assert checks(connection) == in_code
+
+
+def test_the_code_names_the_newest_migration() -> None:
+    """It is written down, for Alembic takes long to import and every process asks for it when it starts."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+
+    assert ScriptDirectory.from_config(config).get_heads() == [migrations.NEWEST]
 
 
 def test_migrating_twice_changes_nothing(database: Database, database_url: str) -> None:
