@@ -1,5 +1,6 @@
 """Stand-ins for what is outside: a carrier that records messages, a clock that is set, a broker that only remembers."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,8 @@ NEVER = Receipt(Outcome.NEVER, "The carrier will not take it.")
 NOBODY = Receipt(Outcome.NEVER, "The carrier knows none of them.", recipients_refused=True)
 NOT_NOW = Receipt(Outcome.NOT_NOW, "The carrier is busy.")
 UNSURE = Receipt(Outcome.UNSURE, "The line went dead.")
+
+_of_this_thread = threading.local()
 
 Scripted = Receipt | Exception | Callable[[OutboundMessage], Receipt]
 
@@ -119,19 +122,25 @@ def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charg
 
 
 def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:
-    """Answer one job as a worker would, through the task's own door, but without a broker."""
-    app: Any = Celery("fake", set_as_current=False)
+    """Answer one job as a worker would, by calling the task, but without a broker."""
+    app = _app_of_this_thread()
     app.context = context
-    app.finalize()
     its_task = app.tasks[task]
     its_task.push_request(id=task_id, retries=0)
     try:
         answered: Any = its_task(given)
     finally:
         its_task.pop_request()
-        app.close()
     fields: Json = answered.fields
     return fields
+
+
+def _app_of_this_thread() -> Any:
+    """Give an app with every task. It is made once, which takes longer than most answers."""
+    if not hasattr(_of_this_thread, "app"):
+        _of_this_thread.app = Celery("fake", set_as_current=False)
+        _of_this_thread.app.finalize()
+    return _of_this_thread.app
 
 
 def later(context: Context, by: timedelta = timedelta(hours=1)) -> list[Json]:

@@ -1,6 +1,8 @@
-"""Databases that are filled once in a test process, and copied for each test that needs them."""
+"""Databases that are filled once in a test process, and copied or restored for each test that needs them."""
 
+import secrets
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from models.database.engine import Database
 from tests.conftest import TEMPLATE, gather
+from tests.integration.restoring import Content
 from tests.servers import PostgresServer
 
 Fill = Callable[[Database], object]
@@ -21,7 +24,8 @@ class Templates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[Fill, Path] = {}
-        self._names: dict[Fill, str] = {}
+        self._contents: dict[Fill, Content] = {}
+        self._restored: defaultdict[Fill, list[str]] = defaultdict(list)
 
     def copy_file(self, fill: Fill, migrated: Path, file: Path) -> None:
         """Copy the SQLite database that `fill` fills to `file`."""
@@ -33,15 +37,24 @@ class Templates:
         shutil.copyfile(self._files[fill], file)
 
     @contextmanager
-    def copy_of(self, fill: Fill, server: PostgresServer) -> Iterator[str]:
-        """Give the URL of a copy of the PostgreSQL database that `fill` fills, for the length of the block."""
-        if fill not in self._names:
-            name = f"template_filled_{len(self._names)}"
-            server.create_database(name, template=TEMPLATE)
+    def filled(self, fill: Fill, server: PostgresServer) -> Iterator[str]:
+        """Give the URL of a PostgreSQL database that `fill` has filled. It is restored after the block."""
+        name = self._restored[fill].pop() if self._restored[fill] else self._new(fill, server)
+        yield server.url(name)
+        if self._contents[fill].restore(server.url(name)):
+            self._restored[fill].append(name)
+        else:
+            server.drop_database(name)
+
+    def _new(self, fill: Fill, server: PostgresServer) -> str:
+        name = f"filled_{secrets.token_hex(8)}"
+        server.create_database(name, template=TEMPLATE)
+        if fill in self._contents:
+            self._contents[fill].restore(server.url(name))
+        else:
             _fill(server.url(name), fill)
-            self._names[fill] = name
-        with server.copy_of(self._names[fill]) as url:
-            yield url
+            self._contents[fill] = Content.of(server.url(name))
+        return name
 
 
 def _fill(url: str, fill: Fill) -> None:
@@ -52,7 +65,7 @@ def _fill(url: str, fill: Fill) -> None:
 def database_filled_by(fill: Fill, *kinds: str, scope: Literal["function", "module"] = "function") -> Any:
     """Make a fixture: a database that `fill` has filled, once of either kind, or of these kinds.
 
-    It is a fresh one for each test. Tests that leave nothing behind may share one, which has the `scope` of a module.
+    Each test finds it as it was filled. Tests that leave nothing behind may share one for the `scope` of a module.
     """
 
     @pytest.fixture(params=kinds or ("sqlite", "postgresql"), scope=scope)
@@ -66,7 +79,7 @@ def database_filled_by(fill: Fill, *kinds: str, scope: Literal["function", "modu
                 yield database
             return
         with (
-            templates.copy_of(fill, request.getfixturevalue("migrated_postgres")) as url,
+            templates.filled(fill, request.getfixturevalue("migrated_postgres")) as url,
             closing(Database(url)) as database,
         ):
             yield database

@@ -45,16 +45,19 @@ def take(connection: Connection, *queues: str, prefetch: int, no_ack: bool = Fal
 
 
 def take_one(connection: Connection, queue: str) -> Message:
-    """Give the next message, as soon as it arrives at a consumer that acknowledges nothing."""
+    """Give the next message, as soon as it arrives at a consumer that acknowledges nothing and then takes no more."""
     taken: list[Message] = []
-    consume(connection, taken, queue, prefetch=1)
+    consumer = consume(connection, taken, queue, prefetch=1)
     while not taken:
         connection.drain_events(timeout=2.0)
+    consumer.cancel()
     [message] = taken
     return message
 
 
-def consume(connection: Connection, taken: list[Message], *queues: str, prefetch: int, no_ack: bool = False) -> None:
+def consume(
+    connection: Connection, taken: list[Message], *queues: str, prefetch: int, no_ack: bool = False
+) -> Consumer:
     """Begin to consume queues. Messages that arrive are added to `taken`."""
     channel = connection.channel()
     channel.basic_qos(0, prefetch, False)
@@ -66,6 +69,7 @@ def consume(connection: Connection, taken: list[Message], *queues: str, prefetch
         auto_declare=False,
     )
     consumer.consume()
+    return consumer
 
 
 def numbers(taken: list[Message]) -> list[int]:
