@@ -86,13 +86,13 @@ def settlement_after_crash(charge: Charge, *, policy: RetryPolicy, is_idempotent
     refused = charge.recipients_refused or {}
     tries_left = charge.crashes + 1 < CRASHES_MAX and not policy.is_exhausted(charge.attempts)
     if tries_left and (is_idempotent or not handed_over):
-        receipt = Receipt(Outcome.NOT_NOW, "The worker died, or lost its database, before the outcome was known.")
+        receipt = Receipt(Outcome.NOT_NOW, "The worker crashed, or lost its database, before the outcome was known.")
         retry = _wait(charge, receipt, refused, policy, now, pending=_pending(charge), in_doubt=in_doubt)
         return replace(retry, reason=None, crashed=True)
     if in_doubt:
-        words = "The worker died, or lost its database, while the carrier may have taken the message."
+        words = "The worker crashed, or lost its database, while the carrier may have taken the message."
         return replace(_unknown(charge, Receipt(Outcome.UNSURE, words), refused), crashed=True)
-    words = f"{charge.crashes + 1} workers died over this job before it was handed over: it may be what kills them."
+    words = f"{charge.crashes + 1} workers crashed before this job was handed over: it may be what crashes them."
     failed = _failed(charge, Receipt(Outcome.NEVER, words), refused, Reason.CARRIER_UNAVAILABLE)
     return replace(failed, crashed=True)
 

@@ -84,7 +84,7 @@ def test_a_job_that_crashes_its_worker_each_time_is_set_aside(
 
         poison = ended.pop("poison")
         assert (poison.state, poison.reason, poison.crashes) == (State.FAILED, "carrier_unavailable", 3)
-        assert "may be what kills them" in (poison.detail or "")
+        assert "may be what crashes them" in (poison.detail or "")
         assert {charge.state for charge in ended.values()} == {State.SENT}
         assert crashing_mail_server.accepted == ["ada@customer.example"] * 3
         assert deployment.remaining(owner)["email"] == 7

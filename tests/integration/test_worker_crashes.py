@@ -55,7 +55,7 @@ def test_a_crashed_attempt_ends_with_its_lease_and_is_made_again(stocked: Databa
     assert (early["ended"], late["ended"], late["resumed"]) == (0, 1, 0)
     waiting = read_back(context)
     assert (waiting["status"], waiting["reason"], waiting["credits"]) == ("retrying", None, 1)
-    assert "The worker died" in waiting["detail"]
+    assert "The worker crashed" in waiting["detail"]
     assert (charge_of(stocked).crashes, charge_of(stocked).handover_started_at) == (1, None)
 
     later(context)
@@ -198,7 +198,7 @@ def test_a_job_with_too_many_crashes_fails_and_becomes_a_dead_letter(stocked: Da
 
     final = read_back(context)
     assert (final["status"], final["reason"], final["credits"]) == ("failed", "carrier_unavailable", 0)
-    assert f"{CRASHES_MAX} workers died" in final["detail"]
+    assert f"{CRASHES_MAX} workers crashed" in final["detail"]
     assert (charge_of(stocked).crashes, charge_of(stocked).content) == (CRASHES_MAX, None)
     assert len(carrier.messages) == CRASHES_MAX
     assert balance(stocked, "john") == 10
@@ -215,7 +215,7 @@ def test_the_dead_letter_of_a_job_with_too_many_crashes_says_why(stocked: Databa
 
     letter = only_letter_of(stocked)
     assert (letter.status, letter.reason, letter.key) == ("failed", "carrier_unavailable", "job-1")
-    assert "it may be what kills them" in letter.detail
+    assert "it may be what crashes them" in letter.detail
     assert balance(stocked, "john") == 10
     assert findings(stocked) == []
 

@@ -150,8 +150,8 @@ class _SmsServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, receiver: SmsSink, port: int) -> None:
-        self.receiver = receiver
+    def __init__(self, sink: SmsSink, port: int) -> None:
+        self.sink = sink
         self._open: set[Any] = set()
         super().__init__((LOOPBACK, port), _SmsHandler)
 
@@ -190,7 +190,7 @@ class _SmsHandler(BaseHTTPRequestHandler):
         if not isinstance(message, dict):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": "The body must be one JSON object."})
             return
-        reference = self.server.receiver.take(message, self.headers.get("Idempotency-Key"))
+        reference = self.server.sink.take(message, self.headers.get("Idempotency-Key"))
         self._answer(HTTPStatus.OK, {"id": reference})
 
     def _answer(self, status: HTTPStatus, content: Mapping[str, str]) -> None:
