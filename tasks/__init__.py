@@ -1,1 +1,1 @@
-"""The hall: the use cases, one plain function each, and the thin Celery tasks around them."""
+"""The use cases, one plain function each, and the thin Celery tasks around them."""

@@ -107,7 +107,7 @@ def test_a_crash_clears_the_reason_of_an_earlier_attempt(stocked: Database, last
 
     final = read_back(context)
     assert (final["status"], final["reason"], final["attempts"]) == (status, None, 2)
-    assert "died" in final["detail"]
+    assert "crashed" in final["detail"]
 
 
 def test_an_answered_handover_leaves_no_doubt_after_a_later_crash(stocked: Database) -> None:
