@@ -27,7 +27,7 @@ from tests.audits import audit_everything
 from tests.servers import PostgresServer, ValkeyServer, _postgres_bin
 from worker.carriers.null import NullCarrier
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[1]
 OWNERS: Final = 1_000
 CREDIT_USERS: Final = 20
 RICH: Final = 10**9
