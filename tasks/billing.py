@@ -7,6 +7,7 @@ from models.messages.base import Json
 from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
 from models.money import ledger
 from models.money.orders import place_order, upsert_plan
+from models.sends.charges import adopt_refused
 from models.users.roles import upsert_role
 from models.users.sharing import set_credit_owner
 from models.users.users import upsert_user
@@ -39,8 +40,11 @@ def save_user(context: Context, user: SaveUser) -> Json:
     """Make a user with empty accounts, or change one."""
 
     def save(connection: Connection) -> None:
-        if upsert_user(connection, user, context.now()):
-            ledger.open_accounts(connection, user.user_id)
+        now = context.now()
+        org_id = upsert_user(connection, user, now)
+        if org_id is not None:
+            ledger.open_accounts(connection, org_id, user.user_id, now)
+            adopt_refused(connection, org_id, user.user_id)
 
     context.database.write(save)
     return _done(user_id=user.user_id)

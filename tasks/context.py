@@ -8,7 +8,7 @@ from models.database.engine import Database
 from models.messages.base import Json
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
-from models.sends.charges import Charge
+from models.sends.charges import Charge, JobKey
 from models.sends.retry_policy import RetryPolicy
 from tasks.concurrency import DeliveryPool, GroupCommit
 
@@ -35,7 +35,7 @@ class Context:
     keep_dead: timedelta = timedelta(days=7)
     now: Callable[[], datetime] = utc_now
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
-    handovers: GroupCommit[Charge, set[str]] = field(default_factory=GroupCommit)
+    handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
 
     @property
     def keeps_dead(self) -> bool:

@@ -4,7 +4,8 @@ No database connection is held while a carrier is called. A worker that crashes 
 """
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from datetime import datetime
 
@@ -12,8 +13,8 @@ import structlog
 
 from models.messages.base import Json
 from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Sms
-from models.sends.charges import Charge, find_charges
-from models.sends.leases import mark_handover, release_jobs
+from models.sends.charges import Charge, JobKey, find_charges
+from models.sends.leases import LeaseKey, count_by_lease, mark_handover, release_jobs
 from models.sends.outcomes import Settlement, settlement_for
 from models.sends.settling import settle, settled_charge
 from tasks.context import Context
@@ -41,16 +42,16 @@ def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
     start_until = context.now() + context.retry_policy.start_window
     attempt = functools.partial(_attempt, context, carrier, held[0], start_until)
     membership = nullcontext if carrier.is_idempotent else context.handovers.member  # only these note their handovers
-    settled_before = 0
+    settled_before: Counter[LeaseKey] = Counter()
     failed: list[tuple[Charge, BaseException]] = []
     with closing(context.delivery_pool.run(attempt, held, carrier.concurrency, membership)) as groups:
         for group in groups:
             settlements = [result for _, result in group if isinstance(result, Settlement)]
             yield _settle(context, settlements, settled_before)
-            settled_before += len(settlements)
+            settled_before += count_by_lease(settlement.charge for settlement in settlements)
             failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
     yield _release(context, [charge for charge, error in failed if isinstance(error, TooLateError)])
-    yield _find(context, [charge.job_id for charge, error in failed if isinstance(error, LeaseLostError)])
+    yield _find(context, [charge.key for charge, error in failed if isinstance(error, LeaseLostError)])
     for _, error in failed:
         if not isinstance(error, (TooLateError, LeaseLostError)):
             raise error
@@ -90,15 +91,17 @@ def _note_handover(context: Context, charge: Charge) -> None:
     One transaction notes all messages that are handed over at the same moment.
     """
 
-    def note(handed_over: Sequence[Charge]) -> set[str]:
+    def note(handed_over: Sequence[Charge]) -> set[JobKey]:
         now = context.now()
         return context.database.write(lambda connection: mark_handover(connection, handed_over, now))
 
-    if charge.job_id not in context.handovers.submit(charge, note):
+    if charge.key not in context.handovers.submit(charge, note):
         raise LeaseLostError
 
 
-def _settle(context: Context, settlements: Sequence[Settlement], settled_before: int) -> list[Charge]:
+def _settle(
+    context: Context, settlements: Sequence[Settlement], settled_before: Mapping[LeaseKey, int]
+) -> list[Charge]:
     """Settle attempts, after others of the same lease, in one transaction. Returns the charges as they stand then."""
     if not settlements:
         return []
@@ -108,9 +111,9 @@ def _settle(context: Context, settlements: Sequence[Settlement], settled_before:
             connection, settlements, now, keep_dead=context.keeps_dead, settled_before=settled_before
         )
     )
-    uncounted = {one.charge.job_id for one in settlements} - {one.charge.job_id for one in counted}
-    for job_id in uncounted:
-        log.warning("lease expired before the attempt ended; outcome ignored", job=job_id)
+    uncounted = {one.charge.key for one in settlements} - {one.charge.key for one in counted}
+    for key in uncounted:
+        log.warning("lease expired before the attempt ended; outcome ignored", job=key.job_id)
     return [*(settled_charge(settlement, now) for settlement in counted), *_find(context, uncounted)]
 
 
@@ -119,13 +122,13 @@ def _release(context: Context, held: Sequence[Charge]) -> list[Charge]:
     if not held:
         return []
     context.database.write(lambda connection: release_jobs(connection, held, context.now()))
-    return _find(context, [charge.job_id for charge in held])
+    return _find(context, [charge.key for charge in held])
 
 
-def _find(context: Context, job_ids: Collection[str]) -> list[Charge]:
-    if not job_ids:
+def _find(context: Context, keys: Collection[JobKey]) -> list[Charge]:
+    if not keys:
         return []
-    return list(context.database.read(lambda connection: find_charges(connection, job_ids)).values())
+    return list(context.database.read(lambda connection: find_charges(connection, keys)).values())
 
 
 def outbound_message(charge: Charge) -> OutboundMessage:

@@ -7,9 +7,9 @@ from sqlalchemy import Connection
 
 from models.messages.base import Json
 from models.sends.answers import send_answer
-from models.sends.charges import Charge, find_charges
+from models.sends.charges import Charge, JobKey, find_everywhere
 from models.sends.dead_letters import Status, find_letter, mark_replayed, replay_of, unreplayed_ids
-from models.sends.unknown import Decision, refund_unknown, resend_unknown, unknown_ids
+from models.sends.unknown import Decision, refund_unknown, resend_unknown, unknown_keys
 from tasks.context import Context
 
 DECISION_BATCH = 100
@@ -24,12 +24,12 @@ def decide(
 
     Those of `job_ids` that are not unknown are left alone, and are named in the answer.
     """
-    chosen = context.database.read(unknown_ids) if job_ids is None else list(dict.fromkeys(job_ids))
+    chosen = context.database.read(lambda connection: unknown_keys(connection, job_ids))
     settled: list[Charge] = []
     for start in range(0, len(chosen), DECISION_BATCH):
         batch = chosen[start : start + DECISION_BATCH]
         settled += _decide_batch(context, decision, batch, operator=operator, note=note)
-    rest = [] if job_ids is None else _not_unknown(context, set(chosen) - {charge.job_id for charge in settled})
+    rest = [] if job_ids is None else _not_unknown(context, set(job_ids) - {charge.job_id for charge in settled})
     return {
         "status": "failed" if rest else "done",
         "decision": decision,
@@ -39,19 +39,20 @@ def decide(
 
 
 def _decide_batch(
-    context: Context, decision: Decision, job_ids: Sequence[str], *, operator: str, note: str | None
+    context: Context, decision: Decision, jobs: Sequence[JobKey], *, operator: str, note: str | None
 ) -> list[Charge]:
     def work(connection: Connection) -> list[Charge]:
         now = context.now()
         if decision == "resend":
-            return resend_unknown(connection, job_ids, operator=operator, note=note, now=now)
-        return refund_unknown(connection, job_ids, operator=operator, note=note, now=now, keep_dead=context.keeps_dead)
+            return resend_unknown(connection, jobs, operator=operator, note=note, now=now)
+        return refund_unknown(connection, jobs, operator=operator, note=note, now=now, keep_dead=context.keeps_dead)
 
     return context.database.write(work)
 
 
 def _not_unknown(context: Context, job_ids: Collection[str]) -> list[Json]:
-    found = context.database.read(lambda connection: find_charges(connection, job_ids))
+    everywhere = context.database.read(lambda connection: find_everywhere(connection, job_ids))
+    found = {key.job_id: charge for key, charge in everywhere.items()}
     return [
         {
             "job_id": job_id,

@@ -17,7 +17,7 @@ from models.errors import Reason, Refused
 from models.messages.base import Json, TaskMessage, digest
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.answers import send_answer
-from models.sends.charges import Charge, SendJob, State
+from models.sends.charges import Charge, JobKey, SendJob, State
 from models.sends.charging import charge_jobs
 from models.sends.leases import claim_jobs
 from tasks.base import InternalTask, PostageTask, Result
@@ -30,27 +30,33 @@ RESUME_BATCH = 100
 """Jobs that one resume message names: few enough for one lease, many enough to spare the broker."""
 
 
-def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[Charge]]:
+def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, Charge]]]:
     """Charge each job to its sender's credit owner and deliver it, once for each job id, however often it comes.
 
-    Yields the charges as they stand for now, first those that are not to be sent (any more). The jobs are of one kind;
-    an id that comes twice is yielded once.
+    Yields the places of the jobs and their charges as they stand for now, first those that are not to be sent (any
+    more). The jobs are of one task; those that share an id are yielded together.
     """
+    if not jobs:
+        return
     now = context.now()
     lease_id, lease_until = uuid.uuid4().hex, now + context.retry_policy.lease
     charges = context.database.write(
         lambda connection: charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
     )
-    new = {charge.job_id: charge for charge in charges if charge.is_new}
-    yield list({charge.job_id: charge for charge in charges if charge.job_id not in new}.values())
-    yield from deliver(context, list(new.values()))
+    new = {charge.key: charge for charge in charges if charge.is_new}
+    places: defaultdict[JobKey, list[int]] = defaultdict(list)
+    for place, charge in enumerate(charges):
+        places[charge.key].append(place)
+    yield [(place, charge) for place, charge in enumerate(charges) if charge.key not in new]
+    for delivered in deliver(context, list(new.values())):
+        yield [(place, charge) for charge in delivered for place in places[charge.key]]
 
 
-def resume(context: Context, attempts: Mapping[str, int]) -> list[Charge]:
-    """Make the next attempt of waiting jobs, given how many attempts each has had; others are left alone."""
+def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[Charge]:
+    """Make the next attempt of an organization's waiting jobs, given how many each has had; others are left alone."""
     lease_id, lease_until = uuid.uuid4().hex, context.now() + context.retry_policy.lease
     held = context.database.write(
-        lambda connection: claim_jobs(connection, attempts, lease_id=lease_id, lease_until=lease_until)
+        lambda connection: claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
     )
     return list(chain.from_iterable(deliver(context, held)))
 
@@ -85,15 +91,11 @@ class SendTask(PostageTask):
 
     def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
         """Charge and deliver the messages of a batch; yields the places and answers of those that were settled."""
-        jobs = {place: as_send_job(self.name, cast("SendOne", message)) for place, message in parsed}
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, job in jobs.items():
-            places[job.job_id].append(place)
-        for charges in send(context, list(jobs.values())):
+        jobs = [as_send_job(self.name, cast("SendOne", message)) for _, message in parsed]
+        for group in send(context, jobs):
             yield [
-                (place, conflict(charge, jobs[place].digest) or send_answer(charge))
-                for charge in charges
-                for place in places[charge.job_id]
+                (parsed[number][0], conflict(charge, jobs[number].digest) or send_answer(charge))
+                for number, charge in group
             ]
 
 
@@ -107,15 +109,17 @@ def sms_send(context: Context, message: SendSms) -> None:
     """One text message, which `SendTask.handle` sends together with those that arrived beside it."""
 
 
-def enqueue_resume(context: Context, kind: str, attempts: Mapping[str, int]) -> None:
-    """Ask the workers of `kind` for the next attempt of jobs, given how many attempts each has had."""
+def enqueue_resume(context: Context, kind: str, org_id: int, attempts: Mapping[str, int]) -> None:
+    """Ask the workers of `kind` for the next attempt of an organization's jobs, given how many each has had."""
     jobs = list(attempts.items())
     for start in range(0, len(jobs), RESUME_BATCH):
-        context.enqueue(f"{kind}.resume", {"attempts": dict(jobs[start : start + RESUME_BATCH])})
+        context.enqueue(f"{kind}.resume", {"org_id": org_id, "attempts": dict(jobs[start : start + RESUME_BATCH])})
 
 
 def _resume(context: Context, given: Json) -> Json:
-    charges = resume(context, given["attempts"])
+    if "org_id" not in given:  # from a worker of an earlier release; the sweeper asks again
+        return {"status": "done"}
+    charges = resume(context, given["org_id"], given["attempts"])
     states = [charge.state for charge in charges]
     return {"status": "done", **{str(state): states.count(state) for state in State if state in states}}
 

@@ -1,5 +1,6 @@
 """What beat asks for: due attempts, attempts whose worker crashed, old dead letters, usage, and audits."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -8,10 +9,10 @@ from celery import shared_task
 from sqlalchemy import Connection
 
 from models.messages.base import Json
-from models.messages.fields import KINDS
+from models.messages.fields import Kind
 from models.reports.audit import run_audit
 from models.reports.rollup import roll_up_usage
-from models.sends.charges import State, ids_with_crashes
+from models.sends.charges import State, keys_with_crashes
 from models.sends.dead_letters import erase_letters
 from models.sends.due import DueJob, claim_due, claim_due_bulks
 from models.sends.leases import delete_idle, lock_expired, lock_orphaned
@@ -52,17 +53,20 @@ def enqueue_due(context: Context, due: Sequence[DueJob]) -> None:
 
     It may be what made the worker crash, and would affect the jobs that are resumed with it.
     """
-    job_ids = [job.job_id for job in due]
-    suspects = context.database.read(lambda connection: ids_with_crashes(connection, job_ids)) if due else set()
-    _enqueue(context, [job for job in due if job.job_id not in suspects])
+    keys = [job.key for job in due]
+    suspects = context.database.read(lambda connection: keys_with_crashes(connection, keys)) if due else set()
+    _enqueue(context, [job for job in due if job.key not in suspects])
     for job in due:
-        if job.job_id in suspects:
-            enqueue_resume(context, job.kind, {job.job_id: job.attempts})
+        if job.key in suspects:
+            enqueue_resume(context, job.kind, job.org_id, {job.job_id: job.attempts})
 
 
 def _enqueue(context: Context, due: Sequence[DueJob]) -> None:
-    for kind in KINDS:
-        enqueue_resume(context, kind, {job.job_id: job.attempts for job in due if job.kind == kind})
+    together: defaultdict[tuple[Kind, int], dict[str, int]] = defaultdict(dict)
+    for job in due:
+        together[job.kind, job.org_id][job.job_id] = job.attempts
+    for (kind, org_id), attempts in together.items():
+        enqueue_resume(context, kind, org_id, attempts)
 
 
 def end_orphaned_attempts(context: Context) -> list[Settlement]:
@@ -86,8 +90,8 @@ def end_orphaned_attempts(context: Context) -> list[Settlement]:
 
 def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
     now = context.now()
-    lease_ids = lock_expired(connection, now, LEASE_BATCH)
-    if not lease_ids:
+    expired = lock_expired(connection, now, LEASE_BATCH)
+    if not expired:
         return [], 0
     settlements = [
         settlement_after_crash(
@@ -96,10 +100,10 @@ def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settle
             is_idempotent=context.carriers[charge.kind].is_idempotent,
             now=now,
         )
-        for charge in lock_orphaned(connection, lease_ids)
+        for charge in lock_orphaned(connection, expired)
     ]
     counted = settle(connection, settlements, now, keep_dead=context.keeps_dead)
-    return counted, delete_idle(connection, lease_ids)
+    return counted, delete_idle(connection, expired)
 
 
 def audit(context: Context) -> Json:

@@ -1,6 +1,7 @@
 """Connections and transactions. A transaction that failed for a passing reason is run again as a whole."""
 
 import functools
+import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -159,6 +160,11 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would bypass the append-only triggers
+    connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
+
+
+def _sha256_hex(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _begin_sqlite(connection: Connection) -> None:

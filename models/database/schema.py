@@ -2,6 +2,10 @@
 
 A user has two accounts, one for each kind of credit. A balance moves only together with an entry. A charge says who
 sent a message, who paid, how much, and what became of it.
+
+Every table that grows with use has the organization in its primary key, and in each unique and foreign key to another
+such table, so that a cluster can keep each organization on a node of its own. Organizations, roles, users and plans do
+not grow with use: a cluster keeps a copy of them on every node (`REFERENCE_TABLES`).
 """
 
 from datetime import UTC, datetime
@@ -65,25 +69,47 @@ def _id(name: str, *args: Any, **options: Any) -> Column[str]:  # noqa: ANN401  
     return Column(name, String(64), *args, **options)
 
 
+def _org(*args: Any) -> Column[int]:  # noqa: ANN401  passed through to Column
+    return Column("org_id", Integer, *args, primary_key=True, autoincrement=False)
+
+
 def _key() -> Column[int]:
     # SQLite assigns numbers only to an INTEGER primary key.
     return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
 
 
+def _time_ordered_id() -> Column[str]:
+    """Return the key of rows that nobody else names (`models.ids.new_id`)."""
+    return Column("id", String(32), primary_key=True)
+
+
+organizations = Table(
+    "organizations",
+    metadata,
+    # The number that stands for the organization in every key. 0 is nobody's: for users who were never saved.
+    Column("id", Integer, primary_key=True),
+    _id("name", nullable=False, unique=True),
+    # How many accounts were opened, which is also the number of the last one.
+    Column("accounts", BigInteger, nullable=False),
+)
+
 roles = Table(
     "roles",
     metadata,
-    _id("organization", primary_key=True),
+    _org(ForeignKey("organizations.id")),
     _id("role", primary_key=True),
     Column("view_user_list", Boolean, nullable=False),
     Column("edit_user", Boolean, nullable=False),
+    Column("adjust_credits", Boolean, nullable=False),
+    # The newest version that was saved, of those that came with one.
+    Column("version", BigInteger),
 )
 
 users = Table(
     "users",
     metadata,
     _id("id", primary_key=True),
-    _id("organization", nullable=False),
+    Column("org_id", Integer, nullable=False),
     Column("name", String(500), nullable=False),
     Column("email", String(320), nullable=False),
     _id("role", nullable=False),
@@ -92,18 +118,21 @@ users = Table(
     Column("is_owner", Boolean, nullable=False),
     # Always true: the second half of the composite foreign key below, which then matches credit owners only.
     Column("owner_is_owner", Boolean, nullable=False, server_default=literal_column("true")),
+    # How often the credit owner has changed. A charge and an order name the owner's version that they saw.
+    Column("owner_version", Integer, nullable=False),
+    Column("version", BigInteger),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("erased_at", UtcDateTime),
     CheckConstraint("is_owner = (credit_owner_id = id)", name="owner_owns_themselves"),
     CheckConstraint("owner_is_owner", name="owner_is_owner"),
-    UniqueConstraint("id", "is_owner", "organization"),
+    UniqueConstraint("org_id", "id", "is_owner"),
     # Sharing is one level deep and stays inside an organization: no chain, cycle or stranger can be stored.
     ForeignKeyConstraint(
-        ["credit_owner_id", "owner_is_owner", "organization"],
-        ["users.id", "users.is_owner", "users.organization"],
+        ["org_id", "credit_owner_id", "owner_is_owner"],
+        ["users.org_id", "users.id", "users.is_owner"],
         name="fk_users_credit_owner",
     ),
-    ForeignKeyConstraint(["organization", "role"], ["roles.organization", "roles.role"], name="fk_users_role"),
-    Index("ix_users_organization_id", "organization", "id"),
+    ForeignKeyConstraint(["org_id", "role"], ["roles.org_id", "roles.role"], name="fk_users_role"),
     Index("ix_users_credit_owner_id", "credit_owner_id"),
 )
 
@@ -116,21 +145,40 @@ plans = Table(
     Column("sms", BigInteger, nullable=False),
     Column("price", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
+    Column("version", BigInteger),
     CheckConstraint("email >= 0 AND sms >= 0 AND email + sms > 0", name="some_credits"),
     CheckConstraint("price >= 0", name="price_not_negative"),
 )
 
+REFERENCE_TABLES = ("organizations", "roles", "users", "plans")
+"""Tables that do not grow with use."""
+
 accounts = Table(
     "accounts",
     metadata,
-    _key(),
+    _org(),
+    # Counted within the organization.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     _id("owner_id", ForeignKey("users.id"), nullable=False),
     Column("kind", String(5), nullable=False),
     Column("available", BigInteger, nullable=False),
+    # Credits that were spent before their purchase was reversed: the next purchases pay them first.
+    Column("debt", BigInteger, nullable=False),
+    # The number and the hash of the last entry.
     Column("seq", BigInteger, nullable=False),
-    UniqueConstraint("owner_id", "kind"),
+    Column("hash", String(64), nullable=False),
+    UniqueConstraint("org_id", "owner_id", "kind"),
     CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
     CheckConstraint("available >= 0", name="never_below_zero"),
+    CheckConstraint("debt >= 0", name="debt_not_negative"),
+    # An account holds what its last entry says. Deferred, because the entry is written after the account.
+    ForeignKeyConstraint(
+        ["org_id", "id", "seq", "available", "debt"],
+        [f"entries.{name}" for name in ("org_id", "account_id", "seq", "balance_after", "debt_after")],
+        name="fk_accounts_last_entry",
+        deferrable=True,
+        initially="DEFERRED",
+    ),
     # Free space on the page for new versions of a row that changes all the time (heap-only updates).
     postgresql_with={"fillfactor": 50},
 )
@@ -138,28 +186,52 @@ accounts = Table(
 entries = Table(
     "entries",
     metadata,
-    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    _org(),
+    # No foreign key: it would lock the account, which every charge needs. Accounts are never deleted.
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("amount", BigInteger, nullable=False),
     Column("balance_after", BigInteger, nullable=False),
-    Column("cause", String(120), nullable=False, unique=True),
+    Column("debt_after", BigInteger, nullable=False),
+    # What the entry was made for: the batch, order, reversal, … whose id is `cause_id`.
+    Column("cause_kind", String(10), nullable=False),
+    Column("cause_id", String(72), nullable=False),
+    # The digest of what was paid for or given back, and the hash over this entry and the one before (money/chain.py).
+    Column("content", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
     Column("at", UtcDateTime, nullable=False),
-    CheckConstraint("amount <> 0", name="moves_something"),
+    UniqueConstraint("org_id", "account_id", "cause_kind", "cause_id"),
+    UniqueConstraint("org_id", "account_id", "seq", "balance_after", "debt_after"),
+    CheckConstraint(
+        "cause_kind IN ('opening', 'charge', 'refund', 'purchase', 'reversal', 'adjustment')", name="known_cause"
+    ),
+    # A purchase may pay nothing but debt, and a reversal find nothing left to take.
+    CheckConstraint("amount <> 0 OR cause_kind IN ('opening', 'purchase', 'reversal')", name="moves_something"),
     CheckConstraint("balance_after >= 0", name="never_below_zero"),
-    CheckConstraint("seq > 0", name="counted_from_one"),
+    CheckConstraint("debt_after >= 0", name="debt_not_negative"),
+    CheckConstraint("(seq = 0) = (cause_kind = 'opening')", name="counted_from_opening"),
+    CheckConstraint("seq > 0 OR (seq = 0 AND amount = 0 AND balance_after = 0 AND debt_after = 0)", name="opens_empty"),
 )
 
 charges = Table(
     "charges",
     metadata,
+    _org(),
     Column("job_id", String(72), primary_key=True),
     Column("task", String(32), nullable=False),
     Column("kind", String(5), nullable=False),
     _id("sender", nullable=False),
-    Column("digest", String(64), nullable=False),
-    Column("account_id", BigInteger, ForeignKey("accounts.id")),
+    # Which of the sender's credit owners has paid (users.owner_version).
+    Column("owner_version", Integer),
+    Column("digest", String(72), nullable=False),
+    # No foreign key: it would lock the account, which every charge needs.
+    Column("account_id", BigInteger),
     Column("credits", BigInteger, nullable=False),
+    # The cause of the entry that paid for it, and of the one that gave back. Their times are `created_at` and
+    # `refunded_at`, by which the charges behind an entry are found.
+    Column("charged_by", String(72)),
     Column("refunded", BigInteger, nullable=False),
+    Column("refunded_by", String(72)),
     Column("refunded_at", UtcDateTime),
     Column("state", String(8), nullable=False),
     Column("reason", String(40)),
@@ -178,8 +250,6 @@ charges = Table(
     Column("recipients_refused", JSON(none_as_null=True)),
     Column("carrier_reference", String(300)),
     _id("bulk_id"),
-    # Of a bulk job whose entry paid for all its messages: their number.
-    Column("messages", SmallInteger),
     Column("created_at", UtcDateTime, nullable=False),
     Column("final_at", UtcDateTime),
     CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
@@ -189,14 +259,16 @@ charges = Table(
     CheckConstraint("credits > 0", name="costs_something"),
     CheckConstraint("refunded BETWEEN 0 AND credits", name="refund_within_charge"),
     CheckConstraint("(refunded_at IS NOT NULL) = (refunded > 0)", name="refund_has_its_time"),
+    CheckConstraint("(refunded_by IS NOT NULL) = (refunded > 0)", name="refund_has_its_entry"),
     CheckConstraint("state <> 'failed' OR refunded = credits", name="failed_is_refunded"),
     CheckConstraint("refunded = 0 OR state IN ('sent', 'failed')", name="only_final_is_refunded"),
     CheckConstraint("(account_id IS NULL) = (state IN ('refused', 'bulk'))", name="somebody_paid"),
+    CheckConstraint("(account_id IS NULL) = (charged_by IS NULL)", name="paid_by_an_entry"),
+    CheckConstraint("account_id IS NULL OR owner_version IS NOT NULL", name="paid_by_an_owner"),
     CheckConstraint("(lease_until IS NOT NULL) = (state = 'sending')", name="lease_while_sending"),
     # A bulk job is due in place of its messages as long as one of them was never begun.
     CheckConstraint("due_at IS NULL OR state IN ('waiting', 'bulk')", name="due_while_waiting"),
     CheckConstraint("state <> 'waiting' OR due_at IS NOT NULL OR bulk_id IS NOT NULL", name="waiting_is_due"),
-    CheckConstraint("messages IS NULL OR (messages > 0 AND state = 'bulk')", name="messages_of_bulk"),
     CheckConstraint("(unknown_since IS NOT NULL) = (state = 'unknown')", name="unknown_since_then"),
     CheckConstraint(
         "handover_started_at IS NULL OR state IN ('sending', 'waiting', 'unknown')", name="doubt_while_open"
@@ -204,30 +276,43 @@ charges = Table(
     CheckConstraint("(final_at IS NOT NULL) = (state IN ('sent', 'failed', 'refused'))", name="final_has_its_time"),
     # The content of a message is kept only while something may still be done with it.
     CheckConstraint("(content IS NOT NULL) = (state IN ('waiting', 'sending', 'unknown'))", name="content_while_open"),
-    Index("ix_charges_account_id_created_at", "account_id", "created_at"),
+    # The charges of one entry are found here too: they have its account and its time.
+    Index("ix_charges_org_id_account_id_created_at", "org_id", "account_id", "created_at"),
     # Free space on the page for the version that the end of an attempt writes (a heap-only update). It touches no
     # index, as long as no index has or filters by a column that the usual end changes: state, lease_until, content,
     # final_at.
     postgresql_with={"fillfactor": 55},
 )
+
+
+def _index_where_set(table: Table, column: str, *more: str, prefix: str = "") -> None:
+    """Index the rows in which `column` is not NULL."""
+    names = [name for name in (prefix, column, *more) if name]
+    is_set = table.c[column].is_not(None)
+    Index("_".join(("ix", table.name, *names)), *(table.c[name] for name in names), postgresql_where=is_set,
+          sqlite_where=is_set)  # fmt: skip
+
+
 # Only charges that were paid: a sender without credits may be refused for ever, and no view reads that.
-Index("ix_charges_sender_created_at", charges.c.sender, charges.c.created_at,
+Index("ix_charges_org_id_sender_created_at", charges.c.org_id, charges.c.sender, charges.c.created_at,
       postgresql_where=charges.c.account_id.is_not(None), sqlite_where=charges.c.account_id.is_not(None))  # fmt: skip
-Index("ix_charges_due_at", charges.c.due_at, postgresql_where=charges.c.due_at.is_not(None),
-      sqlite_where=charges.c.due_at.is_not(None))  # fmt: skip
-Index("ix_charges_unknown_since", charges.c.unknown_since, postgresql_where=charges.c.unknown_since.is_not(None),
-      sqlite_where=charges.c.unknown_since.is_not(None))  # fmt: skip
-# For the audit of recent refunds. It finds recent charges account by account: with an index on created_at alone,
-# planners would read the charges of all senders to find those of one.
-Index("ix_charges_refunded_at", charges.c.refunded_at, postgresql_where=charges.c.refunded_at.is_not(None),
-      sqlite_where=charges.c.refunded_at.is_not(None))  # fmt: skip
-Index("ix_charges_bulk_id", charges.c.bulk_id, postgresql_where=charges.c.bulk_id.is_not(None),
-      sqlite_where=charges.c.bulk_id.is_not(None))  # fmt: skip
+# What was asked for in the name of users who were never saved.
+Index("ix_charges_nobodys_sender", charges.c.sender, postgresql_where=charges.c.org_id == 0,
+      sqlite_where=charges.c.org_id == 0)  # fmt: skip
+_index_where_set(charges, "due_at")
+_index_where_set(charges, "unknown_since")
+# The charges of a refund, which have its account and its time; also for the audit of recent refunds. It finds recent
+# charges account by account: with an index on created_at alone, planners would read the charges of all senders to find
+# those of one.
+_index_where_set(charges, "refunded_at")
+_index_where_set(charges, "bulk_id", prefix="org_id")
 
 leases = Table(
     "leases",
     metadata,
-    # One row for all attempts that were begun together, so that charges need no index on their leases.
+    # One row for all attempts of an organization that were begun together, so that charges need no index on their
+    # leases.
+    _org(),
     Column("lease_id", String(32), primary_key=True),
     Column("until", UtcDateTime, nullable=False),
     # The ids of the jobs that were about to be leased; those that are leased are among them.
@@ -238,10 +323,13 @@ leases = Table(
 orders = Table(
     "orders",
     metadata,
+    _org(),
     _id("order_id", primary_key=True),
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(72), nullable=False),
     _id("buyer_id", ForeignKey("users.id"), nullable=False),
     _id("owner_id", ForeignKey("users.id"), nullable=False),
+    # Which of the buyer's credit owners got the credits (users.owner_version).
+    Column("owner_version", Integer, nullable=False),
     _id("plan", ForeignKey("plans.id")),
     Column("email", BigInteger, nullable=False),
     Column("sms", BigInteger, nullable=False),
@@ -251,28 +339,91 @@ orders = Table(
     Column("at", UtcDateTime, nullable=False),
     CheckConstraint("email >= 0 AND sms >= 0 AND email + sms > 0", name="some_credits"),
     CheckConstraint("amount >= 0", name="amount_not_negative"),
-    Index("ix_orders_owner_id_at", "owner_id", "at"),
-    Index("ix_orders_buyer_id_at", "buyer_id", "at"),
+    Index("ix_orders_org_id_owner_id_at", "org_id", "owner_id", "at"),
+    Index("ix_orders_org_id_buyer_id_at", "org_id", "buyer_id", "at"),
     Index("ix_orders_at", "at"),
+)
+
+reversals = Table(
+    "reversals",
+    metadata,
+    _org(),
+    _id("reversal_id", primary_key=True),
+    Column("digest", String(72), nullable=False),
+    _id("order_id", nullable=False),
+    Column("kind", String(10), nullable=False),
+    # The credits taken back: what the pool still held, and what became debt.
+    Column("email", BigInteger, nullable=False),
+    Column("sms", BigInteger, nullable=False),
+    Column("email_debt", BigInteger, nullable=False),
+    Column("sms_debt", BigInteger, nullable=False),
+    Column("reason", String(500), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("kind IN ('refund', 'chargeback')", name="known_kind"),
+    CheckConstraint("email >= 0 AND sms >= 0 AND email + sms > 0", name="some_credits"),
+    CheckConstraint("email_debt BETWEEN 0 AND email AND sms_debt BETWEEN 0 AND sms", name="debt_within_reversal"),
+    ForeignKeyConstraint(["org_id", "order_id"], ["orders.org_id", "orders.order_id"]),
+    Index("ix_reversals_org_id_order_id", "org_id", "order_id"),
+    Index("ix_reversals_at", "at"),
+)
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    _org(),
+    _id("adjustment_id", primary_key=True),
+    Column("digest", String(72), nullable=False),
+    _id("actor_id", ForeignKey("users.id"), nullable=False),
+    _id("owner_id", ForeignKey("users.id"), nullable=False),
+    # Credits given (positive) or taken (negative).
+    Column("email", BigInteger, nullable=False),
+    Column("sms", BigInteger, nullable=False),
+    Column("reason", String(500), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("email <> 0 OR sms <> 0", name="some_credits"),
+    Index("ix_adjustments_org_id_owner_id_at", "org_id", "owner_id", "at"),
+    Index("ix_adjustments_at", "at"),
 )
 
 owner_changes = Table(
     "owner_changes",
     metadata,
+    _org(),
     _id("change_id", primary_key=True),
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(72), nullable=False),
     _id("actor_id", ForeignKey("users.id"), nullable=False),
     _id("user_id", ForeignKey("users.id"), nullable=False),
+    # The user's owner_version from this change on.
+    Column("version", Integer, nullable=False),
     _id("old_owner_id", ForeignKey("users.id"), nullable=False),
     _id("new_owner_id", ForeignKey("users.id"), nullable=False),
     Column("at", UtcDateTime, nullable=False),
-    Index("ix_owner_changes_user_id_at", "user_id", "at"),
+    UniqueConstraint("org_id", "user_id", "version"),
+    CheckConstraint("version > 0", name="counted_from_one"),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    # Who changed what, for people: users, roles, plans, owners, balances by hand. Plans are nobody's (org_id 0).
+    _org(),
+    _time_ordered_id(),
+    Column("kind", String(10), nullable=False),
+    Column("subject", String(130), nullable=False),
+    # Who did it; NULL if the message named nobody.
+    _id("actor"),
+    Column("old", JSON(none_as_null=True)),
+    Column("new", JSON(none_as_null=True)),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("kind IN ('user', 'role', 'plan', 'owner', 'credits', 'erasure')", name="known_kind"),
 )
 
 refusals = Table(
     "refusals",
     metadata,
     _key(),
+    # The organization of the person who asked; 0 if nobody knows them.
+    Column("org_id", Integer, nullable=False),
     Column("task", String(32), nullable=False),
     Column("task_id", String(255), nullable=False),
     # The id and the user that the message named, as far as they could be read.
@@ -289,20 +440,24 @@ refusals = Table(
 decisions = Table(
     "decisions",
     metadata,
-    _key(),
-    Column("job_id", String(72), ForeignKey("charges.job_id"), nullable=False),
+    _org(),
+    _time_ordered_id(),
+    Column("job_id", String(72), nullable=False),
     Column("decision", String(6), nullable=False),
     _id("operator", nullable=False),
     Column("note", String(500)),
     Column("at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["org_id", "job_id"], ["charges.org_id", "charges.job_id"]),
     CheckConstraint("decision IN ('refund', 'resend')", name="known_decision"),
-    Index("ix_decisions_job_id", "job_id"),
+    Index("ix_decisions_org_id_job_id", "org_id", "job_id"),
 )
 
 dead_letters = Table(
     "dead_letters",
     metadata,
     _key(),
+    # The organization of the person who asked; 0 if nobody knows them.
+    Column("org_id", Integer, nullable=False),
     Column("task", String(32), nullable=False),
     # NULL where the job failed long after its task.
     Column("task_id", String(255)),
@@ -327,11 +482,17 @@ audit_marks = Table(
     "audit_marks",
     metadata,
     # How far an account's entries were checked. No foreign key: it would lock accounts, which every charge needs.
+    _org(),
     Column("account_id", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, nullable=False),
     Column("balance", BigInteger, nullable=False),
+    Column("debt", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
     # How far the account's usage had been rolled up by then.
     Column("usage_seq", BigInteger),
+    # When the whole history of the account was last checked; those checked longest ago come next.
+    Column("whole_at", UtcDateTime),
+    Index("ix_audit_marks_whole_at", "whole_at"),
 )
 
 audit_progress = Table(
@@ -344,10 +505,28 @@ audit_progress = Table(
     CheckConstraint("id = 1", name="one_row"),
 )
 
+findings = Table(
+    "findings",
+    metadata,
+    # What audits have found, each once, until somebody acknowledges it.
+    _key(),
+    Column("invariant", String(120), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("difference", Text, nullable=False),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    Column("acknowledged_at", UtcDateTime),
+    _id("acknowledged_by"),
+    Column("note", String(500)),
+    UniqueConstraint("invariant", "subject"),
+    CheckConstraint("(acknowledged_at IS NULL) = (acknowledged_by IS NULL)", name="acknowledged_by_somebody"),
+)
+
 usage_days = Table(
     "usage_days",
     metadata,
     # What an account's charges cost now, by the day (UTC) of the charge, up to the account's mark.
+    _org(),
     Column("account_id", BigInteger, primary_key=True, autoincrement=False),
     Column("day", Date, primary_key=True),
     _id("sender", primary_key=True),
@@ -355,13 +534,14 @@ usage_days = Table(
     Column("messages", BigInteger, nullable=False),
     CheckConstraint("credits >= 0", name="refunds_within_charges"),
     CheckConstraint("messages > 0", name="some_messages"),
-    Index("ix_usage_days_sender_day", "sender", "day"),
+    Index("ix_usage_days_org_id_sender_day", "org_id", "sender", "day"),
 )
 
 usage_marks = Table(
     "usage_marks",
     metadata,
     # How far an account's entries are in usage_days. No foreign key: it would lock accounts, which every charge needs.
+    _org(),
     Column("account_id", BigInteger, primary_key=True, autoincrement=False),
     Column("seq", BigInteger, nullable=False),
     # The sum of those entries in two parts: charges less refunds, and everything else.
@@ -370,5 +550,7 @@ usage_marks = Table(
     CheckConstraint("seq >= 0", name="seq_not_negative"),
 )
 
-APPEND_ONLY = ("entries", "owner_changes", "refusals", "decisions")
-"""Tables whose rows are never changed or removed; triggers refuse it (0001_first_schema.py)."""
+APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "changes", "decisions")
+"""Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
+NEVER_DELETED = ("accounts",)
+"""Tables whose rows are never removed; triggers refuse it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,8 +19,21 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
-T = TypeVar("T")
+
+class sha256_hex(GenericFunction[str]):  # noqa: N801  a function of SQL
+    """The SHA-256 of a text in UTF-8, as hex digits. On SQLite it is a function of the program (engine.py)."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(sha256_hex, "postgresql")
+def _on_postgresql(element: sha256_hex, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    return f"encode(sha256(convert_to({compiler.process(element.clauses, **options)}, 'UTF8')), 'hex')"
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -65,19 +78,19 @@ def execute_chain(
 
 def lock_overdue(
     connection: Connection,
-    key: ColumnElement[T],
+    key: Sequence[ColumnElement[Any]],
     at: ColumnElement[datetime],
     now: datetime,
     limit: int,
     *conditions: ColumnElement[bool],
-) -> list[T]:
+) -> list[tuple[Any, ...]]:
     """Lock rows whose time `at` has come by `now`, and return their keys, the most overdue first.
 
     Rows that another transaction has locked are skipped: somebody is handling them. The locks last until the
     transaction ends.
     """
-    overdue = select(key).where(at <= now, *conditions).order_by(at).limit(limit).with_for_update(skip_locked=True)
-    return list(connection.execute(overdue).scalars())
+    overdue = select(*key).where(at <= now, *conditions).order_by(at).limit(limit).with_for_update(skip_locked=True)
+    return [tuple(row) for row in connection.execute(overdue)]
 
 
 def search_by_index(connection: Connection) -> None:

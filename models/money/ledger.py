@@ -1,130 +1,179 @@
 """The ledger: accounts and entries, and the only code that changes a balance.
 
-An entry is one move of credits into or out of an account, stored for ever with the balance that it leaves. `post` makes
-moves in three steps: lock the accounts, add up, write the entries and the balances. It runs inside the caller's
-transaction, and neither commits, logs nor calls out.
+An entry is what one transaction did to one account, stored for ever with the balance that it leaves. `post` changes the
+balances and writes the entries in one statement. It runs inside the caller's transaction, and neither commits, logs nor
+calls out.
 
-Lock order everywhere: order, users by id, charges by job id, accounts by id. Accounts come last because every charge
-needs them, so that they are locked for the shortest time.
+Lock order everywhere: users (users.py), the order, charges by job id, accounts by id. Accounts come last because every
+charge needs them, so that they are locked for the shortest time.
 """
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Executable, bindparam, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Executable, Integer, String, bindparam, select, update
+from sqlalchemy import cast as sql_cast
 
-from models.database.json_rows import array_param, in_array, rows_from, rows_param
-from models.database.schema import UtcDateTime, accounts, entries
-from models.database.statements import chained, execute_chain, insert, insert_for
+from models.database.json_rows import rows_from, rows_param
+from models.database.schema import UtcDateTime, accounts, entries, organizations
+from models.database.statements import execute_chain, insert, insert_for, sha256_hex, sql_literal
 from models.messages.fields import KINDS
+from models.money.accounts import AccountKey
+from models.money.chain import GENESIS, entry_hash, microseconds
+
+CauseKind = Literal["charge", "refund", "purchase", "reversal", "adjustment"]
 
 
-class Move(NamedTuple):
-    """Credits into (positive) or out of (negative) an account. No two moves ever have the same `cause`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Credits into (positive) or out of (negative) an account, and what this does to its debt.
 
-    account_id: int
+    No two moves of an account have the same cause. `content` is the digest of what is paid for (chain.py).
+    """
+
+    account: AccountKey
     amount: int
-    cause: str
+    cause_kind: CauseKind
+    cause_id: str
+    content: str
+    debt: int = 0
 
 
 class Balance(NamedTuple):
-    """What an account holds, and the number of its last entry."""
+    """What an account holds, and what it owes."""
 
     available: int
-    seq: int
+    debt: int
 
 
-def open_accounts(connection: Connection, owner: str) -> None:
-    """Open an empty account of each kind for a new user.
+def open_accounts(connection: Connection, org_id: int, owner: str, now: datetime) -> None:
+    """Open an empty account of each kind for a new user, each with the entry from which its chain begins.
 
     It belongs into the transaction that makes the user: accounts opened later would be missing for a charge meanwhile.
     """
-    opened = [{"owner_id": owner, "kind": kind, "available": 0, "seq": 0} for kind in KINDS]
-    connection.execute(insert(connection, accounts), opened)
+    last: int = connection.execute(
+        update(organizations)
+        .where(organizations.c.id == org_id)
+        .values(accounts=organizations.c.accounts + len(KINDS))
+        .returning(organizations.c.accounts)
+    ).scalar_one()
+    for account_id, kind in enumerate(KINDS, last - len(KINDS) + 1):
+        opening = {"org_id": org_id, "account_id": account_id, "seq": 0, "amount": 0, "balance_after": 0,
+                   "debt_after": 0, "cause_kind": "opening", "cause_id": "", "at": now, "content": ""}  # fmt: skip
+        hash_ = entry_hash(GENESIS, **opening)  # type: ignore[arg-type]
+        connection.execute(insert(connection, entries).values(**opening, hash=hash_))
+        connection.execute(
+            insert(connection, accounts).values(
+                org_id=org_id, id=account_id, owner_id=owner, kind=kind, available=0, debt=0, seq=0, hash=hash_
+            )
+        )
 
 
-def account_ids(connection: Connection, owners: Collection[str]) -> dict[tuple[str, str], int]:
-    """Return the ids of the owners' accounts by (owner, kind)."""
-    query = select(accounts.c.owner_id, accounts.c.kind, accounts.c.id).where(accounts.c.owner_id.in_(owners))
-    return {(row.owner_id, row.kind): row.id for row in connection.execute(query)}
+def lock_accounts(connection: Connection, keys: Collection[AccountKey]) -> dict[AccountKey, Balance]:
+    """Lock accounts, in the order of their keys, until the transaction ends, and return their balances."""
+    found = {}
+    for org_id in sorted({key.org_id for key in keys}):
+        ids = [key.account_id for key in keys if key.org_id == org_id]
+        locked = (
+            select(accounts.c.id, accounts.c.available, accounts.c.debt)
+            .where(accounts.c.org_id == org_id, accounts.c.id.in_(ids))
+            .order_by(accounts.c.id)
+            .with_for_update(key_share=True)
+        )
+        for row in connection.execute(locked):
+            found[AccountKey(org_id, row.id)] = Balance(row.available, row.debt)
+    return found
 
 
-def post(connection: Connection, moves: Sequence[Move], now: datetime) -> dict[str, int]:
-    """Make the moves in their order, except those that would take a balance below zero.
+def post(connection: Connection, moves: Sequence[Move], now: datetime) -> set[AccountKey]:
+    """Make the moves, one an account, except those that would take a balance below zero.
 
-    Returns the causes of the moves that were not made, each with the balance that was insufficient.
+    Returns the accounts that were moved.
     """
     if not moves:
-        return {}
-    balances = _lock(connection, {move.account_id for move in moves})
-    insufficient: dict[str, int] = {}
-    made: list[dict[str, Any]] = []
-    for move in moves:
-        before = balances[move.account_id]
-        after = Balance(before.available + move.amount, before.seq + 1)
-        if after.available < 0:
-            insufficient[move.cause] = before.available
-            continue
-        balances[move.account_id] = after
-        made.append(
-            {
-                "account_id": move.account_id,
-                "seq": after.seq,
-                "amount": move.amount,
-                "balance_after": after.available,
-                "cause": move.cause,
-            }
-        )
-    _write(connection, balances, made, now)
-    return insufficient
+        return set()
+    if len(moves) > 1:  # one statement may lock them in any order, and two of them each other's
+        lock_accounts(connection, {move.account for move in moves})
+    rows = [
+        {
+            "org_id": move.account.org_id,
+            "account_id": move.account.account_id,
+            "amount": move.amount,
+            "debt": move.debt,
+            "cause_kind": move.cause_kind,
+            "cause_id": move.cause_id,
+            "content": move.content,
+        }
+        for move in moves
+    ]
+    parameters = {**rows_param(connection, rows, "moves"), "now": now, "at": str(microseconds(now))}
+    moved = execute_chain(connection, _move_and_enter(connection.dialect.name), parameters)
+    return {AccountKey(*row) for row in moved}
 
 
-def _lock(connection: Connection, ids: Collection[int]) -> dict[int, Balance]:
-    """Lock accounts in id order until the transaction ends, and return their balances by id."""
-    found = connection.execute(_lock_accounts(connection.dialect.name), {"ids": array_param(connection, ids)})
-    return {row.id: Balance(row.available, row.seq) for row in found}
+_ENTRY = ("org_id", "account_id", "seq", "amount", "balance_after", "debt_after", "cause_kind", "cause_id", "content",
+          "hash")  # fmt: skip
 
 
 @functools.cache
-def _lock_accounts(dialect: str) -> Executable:
-    return (
-        select(accounts.c.id, accounts.c.available, accounts.c.seq)
-        .where(in_array(dialect, accounts.c.id, "ids"))
-        .order_by(accounts.c.id)
-        .with_for_update(key_share=True)
-    )
+def _move_and_enter(dialect: str) -> Sequence[Executable]:
+    """Return the statements that change the balances, and write an entry for each account that was moved.
 
-
-def _write(
-    connection: Connection, balances: Mapping[int, Balance], made: Sequence[Mapping[str, Any]], now: datetime
-) -> None:
-    """Write entries, and the balances that they leave."""
-    if not made:
-        return
-    moved = sorted({entry["account_id"] for entry in made})
-    left = [{"id": account_id, **balances[account_id]._asdict()} for account_id in moved]
-    parameters = {
-        **rows_param(connection, left, "new_balances"),
-        **rows_param(connection, made, "new_entries"),
-        "now": now,
-    }
-    execute_chain(connection, _write_balances_and_entries(connection.dialect.name), parameters)
-
-
-@functools.cache
-def _write_balances_and_entries(dialect: str) -> Sequence[Executable]:
-    new_balances = rows_from(
-        dialect, {"id": BigInteger(), "available": BigInteger(), "seq": BigInteger()}, "new_balances"
-    )
-    update_balances = (
+    PostgreSQL runs them as one; SQLite, which has no writing WITH, finds the moved accounts by their missing entries.
+    """
+    types: dict[str, Any] = {
+        **{name: entries.c[name].type for name in ("org_id", "account_id", "amount", "cause_kind", "cause_id",
+                                                   "content")},
+        "debt": BigInteger(),
+    }  # fmt: skip
+    moves = rows_from(dialect, types, "moves")
+    after = accounts.c.available + moves.c.amount
+    move_accounts = (
         update(accounts)
-        .where(accounts.c.id == new_balances.c.id)
-        .values(available=new_balances.c.available, seq=new_balances.c.seq)
+        .where(accounts.c.org_id == moves.c.org_id, accounts.c.id == moves.c.account_id, after >= sql_literal(0))
+        .values(
+            available=after,
+            debt=accounts.c.debt + moves.c.debt,
+            seq=accounts.c.seq + sql_literal(1),
+            hash=_hash_of(moves, after),
+        )
     )
-    columns = ("account_id", "seq", "amount", "balance_after", "cause")
-    new_entries = rows_from(dialect, {name: entries.c[name].type for name in columns}, "new_entries")
-    rows = select(*(new_entries.c[name] for name in columns), bindparam("now", type_=UtcDateTime).label("at"))
-    insert_entries = insert_for(dialect, entries).from_select([*columns, "at"], rows)
-    return chained(dialect, update_balances, insert_entries, first_name="moved_accounts")
+    entered = (accounts.c.org_id, accounts.c.id, accounts.c.seq, moves.c.amount, accounts.c.available, accounts.c.debt,
+               moves.c.cause_kind, moves.c.cause_id, moves.c.content, accounts.c.hash)  # fmt: skip
+    labelled = [column.label(name) for column, name in zip(entered, _ENTRY, strict=True)]
+    at = bindparam("now", type_=UtcDateTime).label("at")
+    if dialect == "postgresql":
+        moved = move_accounts.returning(*labelled).cte("moved")
+        new_entries = select(*moved.c, at)
+    else:
+        is_entered = (
+            (entries.c.org_id == accounts.c.org_id)
+            & (entries.c.account_id == accounts.c.id)
+            & (entries.c.seq == accounts.c.seq)
+        )
+        new_entries = (
+            select(*labelled, at)
+            .join_from(accounts, moves, (accounts.c.org_id == moves.c.org_id) & (accounts.c.id == moves.c.account_id))
+            .where(~select(entries.c.seq).where(is_entered).exists())
+        )
+    enter = (
+        insert_for(dialect, entries)
+        .from_select([*_ENTRY, "at"], new_entries)
+        .returning(entries.c.org_id, entries.c.account_id)
+    )
+    return [enter] if dialect == "postgresql" else [move_accounts, enter]
+
+
+def _hash_of(moves: Any, after: ColumnElement[int]) -> ColumnElement[str]:  # noqa: ANN401  a FROM with its columns
+    """Return the hash of the new entry, as `chain.entry_hash` does."""
+    fields = (accounts.c.hash, accounts.c.org_id, accounts.c.id, accounts.c.seq + sql_literal(1), moves.c.amount, after,
+              accounts.c.debt + moves.c.debt, moves.c.cause_kind, moves.c.cause_id, bindparam("at", type_=String),
+              moves.c.content)  # fmt: skip
+    text: ColumnElement[str] = accounts.c.hash
+    for field in fields[1:]:
+        is_number = isinstance(field.type, Integer)
+        text = text + sql_literal("|") + (sql_cast(field, String) if is_number else field)
+    return sha256_hex(text)

@@ -1,6 +1,7 @@
 """Orders and plans: who bought what, with whose billing information, and whose accounts were credited."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
@@ -10,6 +11,8 @@ from models.errors import Reason, Refused
 from models.messages.billing import Credits, Purchase, SavePlan
 from models.messages.fields import KINDS
 from models.money import ledger
+from models.money.accounts import accounts_of
+from models.money.chain import content_of_fields
 from models.money.ledger import Move
 from models.users.users import User, lock_users, unknown_user
 
@@ -30,7 +33,7 @@ def upsert_plan(connection: Connection, plan: SavePlan) -> None:
     )
 
 
-def place_order(connection: Connection, purchase: Purchase, digest: str, now: datetime) -> Row[object]:
+def place_order(connection: Connection, purchase: Purchase, digest: str, now: datetime) -> Row[Any]:
     """Credit what was bought to the buyer's credit owner, once, and store the order. Returns its row.
 
     The order carries the buyer's own billing information as it is now, whoever gets the credits.
@@ -42,21 +45,23 @@ def place_order(connection: Connection, purchase: Purchase, digest: str, now: da
         `billing_information_missing`. Nothing was done, so the same purchase may come again once its cause is mended.
 
     """
-    placed = _find_order(connection, purchase, digest)
-    if placed is not None:
-        return placed
     buyer = lock_users(connection, {purchase.buyer}).get(purchase.buyer)
     if buyer is None:
         raise unknown_user(purchase.buyer)
+    placed = _find_order(connection, buyer.org_id, purchase, digest)
+    if placed is not None:
+        return placed
     _refuse_for_self_while_sharing(purchase, buyer)
     bought, amount, currency = _terms(connection, purchase)
     order = connection.execute(
         insert(connection, orders)
         .values(
+            org_id=buyer.org_id,
             order_id=purchase.order_id,
             digest=digest,
             buyer_id=buyer.id,
             owner_id=buyer.owner,
+            owner_version=buyer.owner_version,
             plan=purchase.plan,
             email=bought.email,
             sms=bought.sms,
@@ -70,13 +75,13 @@ def place_order(connection: Connection, purchase: Purchase, digest: str, now: da
     ).one_or_none()
     if order is None:  # the same order was placed at the same time
         return place_order(connection, purchase, digest, now)
-    _credit(connection, buyer.owner, bought, purchase.order_id, now)
+    _credit(connection, order, now)
     return order
 
 
-def _find_order(connection: Connection, purchase: Purchase, digest: str) -> Row[object] | None:
+def _find_order(connection: Connection, org_id: int, purchase: Purchase, digest: str) -> Row[Any] | None:
     order = connection.execute(
-        select(orders).where(orders.c.order_id == purchase.order_id).with_for_update(key_share=True)
+        select(orders).where(orders.c.org_id == org_id, orders.c.order_id == purchase.order_id)
     ).one_or_none()
     if order is not None and order.digest != digest:
         sentence = f"The order_id {purchase.order_id} was used for another order: give this one an id of its own."
@@ -118,10 +123,29 @@ def _billing(connection: Connection, purchase: Purchase) -> dict[str, str]:
     return saved
 
 
-def _credit(connection: Connection, owner: str, bought: Credits, order_id: str, now: datetime) -> None:
-    """Add the credits that were bought to the owner's accounts."""
-    ids = ledger.account_ids(connection, {owner})
-    moves = [
-        Move(ids[owner, kind], bought.of(kind), f"purchase:{order_id}:{kind}") for kind in KINDS if bought.of(kind)
-    ]
+def _credit(connection: Connection, order: Row[Any], now: datetime) -> None:
+    """Add the credits that were bought to the owner's accounts, after what these owe."""
+    keys = accounts_of(connection, order.org_id, order.owner_id)
+    bought = {keys[kind]: order._mapping[kind] for kind in KINDS if order._mapping[kind]}  # noqa: SLF001  public
+    balances = ledger.lock_accounts(connection, bought)
+    content = order_content(order)
+    moves = []
+    for account, credits_ in bought.items():
+        owed = min(balances[account].debt, credits_)
+        moves.append(
+            Move(
+                account=account,
+                amount=credits_ - owed,
+                debt=-owed,
+                cause_kind="purchase",
+                cause_id=order.order_id,
+                content=content,
+            )
+        )
     ledger.post(connection, moves, now)
+
+
+def order_content(order: Row[Any]) -> str:
+    """Return the digest of an order by which its entries name it."""
+    return content_of_fields(order.order_id, order.digest, order.buyer_id, order.owner_id, order.email, order.sms,
+                             order.amount, order.currency)  # fmt: skip

@@ -32,6 +32,7 @@ from models.database.statements import insert, search_by_index
 from models.messages.base import Json
 from models.reports.audit_scope import WHOLE_HISTORY, AuditScope, rolled_since_mark
 from models.reports.invariants import Invariant, examined_counts, history_invariants, state_invariants
+from models.reports.rollup import same_account
 
 FINDINGS_MAX = 100
 """Findings that are reported for each invariant; more would say nothing new."""
@@ -120,16 +121,25 @@ def _mark(connection: Connection, now: datetime, *, whole: bool) -> None:
     """Note how far everything was found to hold. Only marks are written, and nothing of the ledger is locked."""
     is_outdated = or_(audit_marks.c.seq.is_(None), audit_marks.c.seq != accounts.c.seq, rolled_since_mark)
     moved = (
-        select(accounts.c.id, accounts.c.seq, accounts.c.available, usage_marks.c.seq)
-        .outerjoin_from(accounts, audit_marks, audit_marks.c.account_id == accounts.c.id)
-        .outerjoin(usage_marks, usage_marks.c.account_id == accounts.c.id)
-        .where(accounts.c.seq > 0, is_outdated)
+        select(
+            accounts.c.org_id,
+            accounts.c.id,
+            accounts.c.seq,
+            accounts.c.available,
+            accounts.c.debt,
+            accounts.c.hash,
+            usage_marks.c.seq,
+        )
+        .outerjoin_from(accounts, audit_marks, same_account(audit_marks))
+        .outerjoin(usage_marks, same_account(usage_marks))
+        .where(is_outdated)
     )
-    marks = insert(connection, audit_marks).from_select(["account_id", "seq", "balance", "usage_seq"], moved)
+    columns = ("seq", "balance", "debt", "hash", "usage_seq")
+    marks = insert(connection, audit_marks).from_select(["org_id", "account_id", *columns], moved)
     connection.execute(
         marks.on_conflict_do_update(
-            index_elements=[audit_marks.c.account_id],
-            set_={name: marks.excluded[name] for name in ("seq", "balance", "usage_seq")},
+            index_elements=[audit_marks.c.org_id, audit_marks.c.account_id],
+            set_={name: marks.excluded[name] for name in columns},
         )
     )
     progress = {"checked_at": now, **({"whole_at": now} if whole else {})}

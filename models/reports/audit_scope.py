@@ -11,14 +11,20 @@ from typing import Any
 from sqlalchemy import ColumnElement, FromClause, Select, Subquery, and_, func, literal, or_, select, union_all
 
 from models.database.schema import accounts, audit_marks, charges, entries, orders, usage_marks
+from models.money.chain import GENESIS
+from models.reports.rollup import same_account
 from models.sends.charges import charged_since
 
 Query = Select[*tuple[Any, ...]]
 
-checked_seq = func.coalesce(audit_marks.c.seq, 0)
+checked_seq = func.coalesce(audit_marks.c.seq, -1)
 """The last entry of an account that was checked."""
 checked_balance = func.coalesce(audit_marks.c.balance, 0)
 """The balance that this entry left."""
+checked_debt = func.coalesce(audit_marks.c.debt, 0)
+"""The debt that this entry left."""
+checked_hash = func.coalesce(audit_marks.c.hash, GENESIS)
+"""The hash of this entry."""
 rolled_since_mark = func.coalesce(usage_marks.c.seq, 0) != func.coalesce(audit_marks.c.usage_seq, 0)
 """Whether usage of an account was rolled up since its mark was set."""
 
@@ -37,26 +43,28 @@ WHOLE_HISTORY = AuditScope()
 
 def marked_accounts(scope: AuditScope) -> FromClause:
     """Return all accounts with their marks; without marks in an audit of the whole history."""
-    return accounts.outerjoin(audit_marks, and_(audit_marks.c.account_id == accounts.c.id, literal(scope.marked)))
+    return accounts.outerjoin(audit_marks, and_(same_account(audit_marks), literal(scope.marked)))
 
 
 def new_entries(scope: AuditScope) -> FromClause:
-    """Return the entries in the scope, each with its account and the balance that was checked before them."""
-    columns = (entries.c.account_id, entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause,
-               accounts.c.owner_id, accounts.c.kind)  # fmt: skip
+    """Return the entries in the scope, each with its account and what was checked before them."""
+    columns = (*entries.c, accounts.c.owner_id, accounts.c.kind)
     if not scope.marked:
-        everything = select(*columns, literal(0).label("checked_balance"))
-        return everything.join_from(entries, accounts, accounts.c.id == entries.c.account_id).subquery("new_entries")
+        nothing = (literal(0).label("checked_balance"), literal(0).label("checked_debt"),
+                   literal(GENESIS).label("checked_hash"))  # fmt: skip
+        return select(*columns, *nothing).join_from(entries, accounts, same_account(entries)).subquery("new_entries")
     # The outer joins, materialized, make every planner begin with the accounts that have moved. Otherwise it would read
     # all entries, and look up for each whether its account has moved.
     found = marked_accounts(scope).outerjoin(entries, is_behind_mark())
-    moved = select(*columns, checked_balance.label("checked_balance")).select_from(found).where(has_moved(scope))
+    checked = (checked_balance.label("checked_balance"), checked_debt.label("checked_debt"),
+               checked_hash.label("checked_hash"))  # fmt: skip
+    moved = select(*columns, *checked).select_from(found).where(has_moved(scope))
     return moved.cte("new_entries").prefix_with("MATERIALIZED")
 
 
 def is_behind_mark() -> ColumnElement[bool]:
     """Return the condition for entries of an account that were not checked yet."""
-    return and_(entries.c.account_id == accounts.c.id, entries.c.seq > checked_seq)
+    return and_(same_account(entries), entries.c.seq > checked_seq)
 
 
 def has_moved(scope: AuditScope) -> ColumnElement[bool]:
@@ -66,8 +74,7 @@ def has_moved(scope: AuditScope) -> ColumnElement[bool]:
 
 def recent_charges(scope: AuditScope) -> Subquery:
     """Return charges made in the scope, and earlier ones refunded in it, each found by index and only once."""
-    names = ("job_id", "account_id", "credits", "refunded", "state", "lease_id", "bulk_id", "messages", "due_at")
-    query = select(*(charges.c[name] for name in names))
+    query = select(*(column for column in charges.c if column.name not in ("content", "recipients_refused")))
     if scope.since is None:
         return query.subquery("recent_charges")
     refunded = (charges.c.refunded_at >= scope.since) & (charges.c.created_at < scope.since)

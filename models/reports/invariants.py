@@ -5,14 +5,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import (
     ColumnElement,
-    Exists,
     FromClause,
     String,
     and_,
     case,
     func,
     literal,
-    not_,
     or_,
     select,
     union_all,
@@ -21,11 +19,14 @@ from sqlalchemy import cast as sql_cast
 
 from models.database.schema import (
     accounts,
+    adjustments,
     audit_marks,
     charges,
     entries,
     leases,
     orders,
+    owner_changes,
+    reversals,
     usage_days,
     usage_marks,
     users,
@@ -44,7 +45,7 @@ from models.reports.audit_scope import (
     recent_orders,
     rolled_since_mark,
 )
-from models.reports.rollup import charged_by_entries, utc_day
+from models.reports.rollup import charged_by_entries, is_charged_by, is_refunded_by, same_account, utc_day
 from models.sends.leases import is_leased
 
 STALE_AFTER = timedelta(minutes=10)
@@ -74,14 +75,13 @@ def history_invariants(scope: AuditScope) -> list[Invariant]:
     found = [
         Invariant("An account's entries add up to its balance, and are counted without a gap", _sums(scope)),
         Invariant("Each entry leaves the balance that the one before and its amount make", _continuity(scope)),
-        Invariant("Each entry has its charge, refund or order: the same account and amount", _orphans(scope)),
-        Invariant(
-            "Each charge has its entry, or its bulk job has: the payer's account, the whole cost",
-            _charges_without_entry(scope),
-        ),
-        Invariant("Each refund has its entry: the same account, the amount refunded", _refunds_without_entry(scope)),
-        Invariant("Each order has its entries: the owner's accounts, what was bought", _orders_without_entry(scope)),
-        Invariant("A bulk job costs what its messages cost, and knows how many they are", _bulks(scope)),
+        Invariant("Each entry moves what it was made for: charges, refunds, an order, …", _orphans(scope)),
+        Invariant("Each charge has its entry: of the payer's account, made when it was", _charges_without_entry(scope)),
+        Invariant("Each refund has its entry: of the payer's account, made when it was", _refunds_without_entry(scope)),
+        Invariant("Each order has its entries: of the owner's accounts", _orders_without_entry(scope)),
+        Invariant("Each charge is paid by the sender's credit owner of that time, in its kind", _wrong_payers(scope)),
+        Invariant("Each order is credited to the buyer's credit owner of that time", _wrong_owners(scope)),
+        Invariant("A bulk job costs what its messages cost", _bulks(scope)),
         Invariant("What waits is due, itself or by its bulk job", _waiting_for_nothing(scope)),
         Invariant("What is being sent is held under a lease", _held_without_lease(scope)),
         Invariant(
@@ -121,9 +121,7 @@ def _missing_accounts() -> Query:
 
 def _chains() -> Query:
     owner = users.alias("owner")
-    wrong = or_(
-        owner.c.id.is_(None), owner.c.credit_owner_id != owner.c.id, owner.c.organization != users.c.organization
-    )
+    wrong = or_(owner.c.id.is_(None), owner.c.credit_owner_id != owner.c.id, owner.c.org_id != users.c.org_id)
     return (
         select(users.c.id, literal("owner ") + users.c.credit_owner_id)
         .outerjoin_from(users, owner, owner.c.id == users.c.credit_owner_id)
@@ -156,76 +154,81 @@ def _sums(scope: AuditScope) -> Query:
         )
         .select_from(marked_accounts(scope).outerjoin(entries, is_behind_mark()))
         .where(moved)
-        .group_by(accounts.c.id, audit_marks.c.seq, audit_marks.c.balance)
+        .group_by(accounts.c.org_id, accounts.c.id, audit_marks.c.seq, audit_marks.c.balance)
         .having(or_(total != accounts.c.available, count != accounts.c.seq, last != accounts.c.seq))
     )
 
 
 def _continuity(scope: AuditScope) -> Query:
     new = new_entries(scope)
-    before = func.lag(new.c.balance_after).over(partition_by=new.c.account_id, order_by=new.c.seq)
-    should = func.coalesce(before, new.c.checked_balance) + new.c.amount
-    chain = select(new.c.cause, should.label("should"), new.c.balance_after).subquery()
+    before = func.coalesce(_before(new, new.c.balance_after), new.c.checked_balance)
+    chain = select(_entry_name(new).label("entry"), (before + new.c.amount).label("should"), new.c.balance_after)
+    found = chain.subquery()
     return select(
-        chain.c.cause,
-        literal("should leave ") + sql_cast(chain.c.should, String),
-        literal("says ") + sql_cast(chain.c.balance_after, String),
-    ).where(chain.c.should != chain.c.balance_after)
+        found.c.entry,
+        literal("should leave ") + sql_cast(found.c.should, String),
+        literal("says ") + sql_cast(found.c.balance_after, String),
+    ).where(found.c.should != found.c.balance_after)
+
+
+def _before(new: FromClause, column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return what a column holds in the entry before, if that is new too."""
+    return func.lag(column).over(partition_by=(new.c.org_id, new.c.account_id), order_by=new.c.seq)
 
 
 def _orphans(scope: AuditScope) -> Query:
     new = new_entries(scope)
-    bulk = charges.alias("bulk")
-    # As the value of a row: from an EXISTS PostgreSQL would make a join with all charges.
-    alone = select(bulk.c.messages).where(bulk.c.job_id == charges.c.bulk_id).scalar_subquery().is_(None)
-    causes = [
-        _of_charge(new, "charge:", -charges.c.credits, alone),
-        _of_charge(new, "refund:", charges.c.refunded),
-        _of_bulk(new),
-    ]
-    causes += [_of_order(new, kind) for kind in KINDS]
-    return select(new.c.cause, sql_cast(new.c.amount, String)).where(
-        new.c.seq.is_not(None), *(not_(cause) for cause in causes)
+    charged = select(func.sum(charges.c.credits)).where(is_charged_by(new)).scalar_subquery()
+    refunded = select(func.sum(charges.c.refunded)).where(is_refunded_by(new)).scalar_subquery()
+    bought = (
+        select(case((new.c.kind == "email", orders.c.email), else_=orders.c.sms))
+        .where(
+            orders.c.org_id == new.c.org_id, orders.c.order_id == new.c.cause_id, orders.c.owner_id == new.c.owner_id
+        )
+        .scalar_subquery()
     )
-
-
-def _of_charge(new: FromClause, prefix: str, amount: ColumnElement[int], *conditions: ColumnElement[bool]) -> Exists:
-    same = and_(
-        new.c.cause.like(f"{prefix}%"),
-        charges.c.job_id == func.substr(new.c.cause, len(prefix) + 1),
-        charges.c.account_id == new.c.account_id,
-        amount == new.c.amount,
-        *conditions,
+    paid_debt = func.lag(new.c.debt_after).over(partition_by=(new.c.org_id, new.c.account_id), order_by=new.c.seq)
+    changed_debt = new.c.debt_after - func.coalesce(paid_debt, new.c.checked_debt)
+    reversed_ = (
+        select(-case((new.c.kind == "email", reversals.c.email), else_=reversals.c.sms))
+        .where(reversals.c.org_id == new.c.org_id, reversals.c.reversal_id == new.c.cause_id)
+        .scalar_subquery()
     )
-    return select(charges.c.job_id).where(same).exists()
-
-
-def _of_bulk(new: FromClause) -> Exists:
-    """Whether an entry is that of a bulk job, whose messages were paid from the same account."""
-    bulk, message = charges.alias("bulk"), charges.alias("message")
-    same = and_(
-        new.c.cause.like("charge:%"),
-        bulk.c.job_id == func.substr(new.c.cause, len("charge:") + 1),
-        # With IS NOT NULL, PostgreSQL would see how few rows match, and read all charges to find those first.
-        func.coalesce(bulk.c.messages, 0) > 0,
-        -bulk.c.credits == new.c.amount,
+    adjusted = (
+        select(case((new.c.kind == "email", adjustments.c.email), else_=adjustments.c.sms))
+        .where(
+            adjustments.c.org_id == new.c.org_id,
+            adjustments.c.adjustment_id == new.c.cause_id,
+            adjustments.c.owner_id == new.c.owner_id,
+        )
+        .scalar_subquery()
     )
-    payer = select(func.min(message.c.account_id)).where(message.c.bulk_id == bulk.c.job_id).scalar_subquery()
-    return select(bulk.c.job_id).where(same, payer == new.c.account_id).exists()
-
-
-def _of_order(new: FromClause, kind: str) -> Exists:
-    prefix, suffix = "purchase:", f":{kind}"
-    length = func.length(new.c.cause) - len(prefix) - len(suffix)
-    order_id = func.substr(new.c.cause, len(prefix) + 1, length)
-    same = and_(
-        # PostgreSQL refuses a negative length, so shorter causes must be sorted out first.
-        orders.c.order_id == case((new.c.cause.like(f"{prefix}%{suffix}"), order_id)),
-        orders.c[kind] == new.c.amount,
-        orders.c.owner_id == new.c.owner_id,
-        new.c.kind == kind,
+    should = case(
+        (new.c.cause_kind == "opening", literal(0)),
+        (new.c.cause_kind == "charge", -charged),
+        (new.c.cause_kind == "refund", refunded),
+        (new.c.cause_kind == "purchase", bought),
+        (new.c.cause_kind == "reversal", reversed_),
+        (new.c.cause_kind == "adjustment", adjusted),
     )
-    return select(orders.c.order_id).where(same).exists()
+    found = (
+        select(_entry_name(new).label("entry"), (new.c.amount - changed_debt).label("moved"), should.label("should"))
+        .where(new.c.seq.is_not(None))
+        .subquery()
+    )
+    return select(
+        found.c.entry,
+        literal("moved ") + sql_cast(found.c.moved, String),
+        literal("for ") + func.coalesce(sql_cast(found.c.should, String), "nothing"),
+    ).where(or_(found.c.should.is_(None), found.c.should != found.c.moved))
+
+
+def _entry_name(entry: FromClause) -> ColumnElement[str]:
+    """Return how a finding names an entry: its account, its number, and what it was made for."""
+    return (
+        entry.c.owner_id + literal("/") + entry.c.kind + literal(" ") + sql_cast(entry.c.seq, String) + literal(" ")
+        + entry.c.cause_kind + literal(":") + entry.c.cause_id
+    )  # fmt: skip
 
 
 # -- charges and orders -----------------------------------------------------------------------------------------------
@@ -233,47 +236,79 @@ def _of_order(new: FromClause, kind: str) -> Exists:
 
 def _charges_without_entry(scope: AuditScope) -> Query:
     recent = recent_charges(scope)
-    same_account = entries.c.account_id == recent.c.account_id
-    its_own = and_(
-        same_account,
-        entries.c.cause == literal("charge:") + recent.c.job_id,
-        entries.c.amount == -recent.c.credits,
+    its_entry = and_(
+        entries.c.org_id == recent.c.org_id,
+        entries.c.account_id == recent.c.account_id,
+        entries.c.cause_kind == "charge",
+        entries.c.cause_id == recent.c.charged_by,
+        entries.c.at == recent.c.created_at,
     )
-    of_its_bulk = and_(same_account, entries.c.cause == literal("charge:") + recent.c.bulk_id)
     return select(recent.c.job_id, literal("no entry of -") + sql_cast(recent.c.credits, String)).where(
-        recent.c.account_id.is_not(None),
-        *(~select(entries.c.seq).where(matches).exists() for matches in (its_own, of_its_bulk)),
+        recent.c.account_id.is_not(None), ~select(entries.c.seq).where(its_entry).exists()
     )
 
 
 def _refunds_without_entry(scope: AuditScope) -> Query:
     recent = recent_charges(scope)
-    matches = and_(
-        entries.c.cause == literal("refund:") + recent.c.job_id,
+    its_entry = and_(
+        entries.c.org_id == recent.c.org_id,
         entries.c.account_id == recent.c.account_id,
-        entries.c.amount == recent.c.refunded,
+        entries.c.cause_kind == "refund",
+        entries.c.cause_id == recent.c.refunded_by,
+        entries.c.at == recent.c.refunded_at,
     )
     return select(recent.c.job_id, literal("no entry of ") + sql_cast(recent.c.refunded, String)).where(
-        recent.c.refunded > 0, ~select(entries.c.seq).where(matches).exists()
+        recent.c.refunded > 0, ~select(entries.c.seq).where(its_entry).exists()
     )
+
+
+def _wrong_payers(scope: AuditScope) -> Query:
+    """Return charges that the sender's credit owner of that time has not paid, or from an account of another kind."""
+    recent = recent_charges(scope)
+    return (
+        select(recent.c.job_id, literal("paid by ") + accounts.c.owner_id + literal("/") + accounts.c.kind)
+        .join_from(recent, accounts, same_account(recent))
+        .where(
+            or_(
+                accounts.c.owner_id != _owner_then(recent.c.org_id, recent.c.sender, recent.c.owner_version),
+                accounts.c.kind != recent.c.kind,
+            )
+        )
+    )
+
+
+def _wrong_owners(scope: AuditScope) -> Query:
+    """Return orders whose credits did not go to the credit owner whom the buyer had then."""
+    then = _owner_then(orders.c.org_id, orders.c.buyer_id, orders.c.owner_version)
+    return select(orders.c.order_id, literal("credited to ") + orders.c.owner_id).where(
+        *recent_orders(scope), orders.c.owner_id != then
+    )
+
+
+def _owner_then(
+    org_id: ColumnElement[int], user_id: ColumnElement[str], version: ColumnElement[int]
+) -> ColumnElement[str]:
+    """Return the credit owner of a user after their `version`th change; "nobody" if there is no such change."""
+    changed = (
+        select(owner_changes.c.new_owner_id)
+        .where(owner_changes.c.org_id == org_id, owner_changes.c.user_id == user_id, owner_changes.c.version == version)
+        .scalar_subquery()
+    )
+    return case((version == 0, user_id), else_=func.coalesce(changed, "nobody"))
 
 
 def _bulks(scope: AuditScope) -> Query:
     recent, message = recent_charges(scope), charges.alias("message")
-    of_it = message.c.bulk_id == recent.c.job_id
+    of_it = and_(message.c.org_id == recent.c.org_id, message.c.bulk_id == recent.c.job_id)
     total = func.coalesce(select(func.sum(message.c.credits)).where(of_it).scalar_subquery(), 0)
-    count = select(func.count(message.c.job_id)).where(of_it).scalar_subquery()
-    said = func.coalesce(recent.c.messages, count)
     return select(
-        recent.c.job_id,
-        sql_cast(recent.c.credits, String) + literal(" for ") + sql_cast(said, String),
-        sql_cast(total, String) + literal(" for ") + sql_cast(count, String),
-    ).where(recent.c.state == "bulk", or_(total != recent.c.credits, recent.c.messages != count))
+        recent.c.job_id, sql_cast(recent.c.credits, String), literal("its messages ") + sql_cast(total, String)
+    ).where(recent.c.state == "bulk", total != recent.c.credits)
 
 
 def _waiting_for_nothing(scope: AuditScope) -> Query:
     recent, bulk = recent_charges(scope), charges.alias("bulk")
-    due = and_(bulk.c.job_id == recent.c.bulk_id, bulk.c.due_at.is_not(None))
+    due = and_(bulk.c.org_id == recent.c.org_id, bulk.c.job_id == recent.c.bulk_id, bulk.c.due_at.is_not(None))
     return select(recent.c.job_id, literal("bulk ") + func.coalesce(recent.c.bulk_id, literal("none"))).where(
         recent.c.state == "waiting", recent.c.due_at.is_(None), ~select(bulk.c.job_id).where(due).exists()
     )
@@ -282,19 +317,20 @@ def _waiting_for_nothing(scope: AuditScope) -> Query:
 def _orders_without_entry(scope: AuditScope) -> Query:
     bought = [
         select(
-            orders.c.order_id, orders.c.owner_id, literal(kind).label("kind"), orders.c[kind].label("credits")
+            orders.c.org_id, orders.c.order_id, orders.c.owner_id, literal(kind).label("kind"),
+            orders.c[kind].label("credits"),
         ).where(*recent_orders(scope))
         for kind in KINDS
-    ]
+    ]  # fmt: skip
     parts = union_all(*bought).subquery()
     matches = and_(
-        entries.c.cause == literal("purchase:") + parts.c.order_id + literal(":") + parts.c.kind,
-        entries.c.amount == parts.c.credits,
-        entries.c.account_id == accounts.c.id,
+        entries.c.cause_kind == "purchase",
+        entries.c.cause_id == parts.c.order_id,
+        accounts.c.org_id == parts.c.org_id,
         accounts.c.owner_id == parts.c.owner_id,
         accounts.c.kind == parts.c.kind,
     )
-    found = select(entries.c.seq).select_from(entries).join(accounts, accounts.c.id == entries.c.account_id)
+    found = select(entries.c.seq).select_from(entries).join(accounts, same_account(entries))
     return select(parts.c.order_id, literal("no entry of ") + sql_cast(parts.c.credits, String)).where(
         parts.c.credits > 0, ~found.where(matches).exists()
     )
@@ -302,8 +338,9 @@ def _orders_without_entry(scope: AuditScope) -> Query:
 
 def _held_without_lease(scope: AuditScope) -> Query:
     recent = recent_charges(scope)
+    its_lease = and_(leases.c.org_id == recent.c.org_id, leases.c.lease_id == recent.c.lease_id)
     return select(recent.c.job_id, literal("lease_id ") + func.coalesce(recent.c.lease_id, literal("none"))).where(
-        recent.c.state == "sending", ~select(leases.c.lease_id).where(leases.c.lease_id == recent.c.lease_id).exists()
+        recent.c.state == "sending", ~select(leases.c.lease_id).where(its_lease).exists()
     )
 
 
@@ -317,11 +354,15 @@ def _usage_sums(scope: AuditScope) -> Query:
     """
     of_days = func.coalesce(
         select(func.sum(usage_days.c.credits))
-        .where(usage_days.c.account_id == usage_marks.c.account_id)
+        .where(usage_days.c.org_id == usage_marks.c.org_id, usage_days.c.account_id == usage_marks.c.account_id)
         .scalar_subquery(),
         0,
     )
-    same_entry = and_(entries.c.account_id == usage_marks.c.account_id, entries.c.seq == usage_marks.c.seq)
+    same_entry = and_(
+        entries.c.org_id == usage_marks.c.org_id,
+        entries.c.account_id == usage_marks.c.account_id,
+        entries.c.seq == usage_marks.c.seq,
+    )
     balance = func.coalesce(select(entries.c.balance_after).where(same_entry).scalar_subquery(), 0)
     sums = usage_marks.c.added - usage_marks.c.spent
     return (
@@ -332,21 +373,30 @@ def _usage_sums(scope: AuditScope) -> Query:
             literal("entries add up to ") + sql_cast(sums, String),
             literal("balance there ") + sql_cast(balance, String),
         )
-        .select_from(marked_accounts(scope).join(usage_marks, usage_marks.c.account_id == accounts.c.id))
+        .select_from(marked_accounts(scope).join(usage_marks, same_account(usage_marks)))
         .where(or_(literal(not scope.marked), rolled_since_mark), or_(of_days != usage_marks.c.spent, balance != sums))
     )
 
 
 def _days() -> Query:
     """Return days whose usage, with the entries that are not rolled up yet, differs from the cost of their charges."""
-    mark = select(usage_marks.c.seq).where(usage_marks.c.account_id == entries.c.account_id).scalar_subquery()
+    of_account = and_(usage_marks.c.org_id == entries.c.org_id, usage_marks.c.account_id == entries.c.account_id)
+    mark = select(usage_marks.c.seq).where(of_account).scalar_subquery()
     rest = charged_by_entries(entries.c.seq > func.coalesce(mark, 0))
     parts = union_all(
         select(
-            usage_days.c.account_id, usage_days.c.sender, usage_days.c.day, usage_days.c.credits, usage_days.c.messages
+            usage_days.c.org_id,
+            usage_days.c.account_id,
+            usage_days.c.sender,
+            usage_days.c.day,
+            usage_days.c.credits,
+            usage_days.c.messages,
         ),
-        select(rest.c.account_id, rest.c.sender, utc_day(rest.c.created_at), rest.c.credits, rest.c.messages),
         select(
+            rest.c.org_id, rest.c.account_id, rest.c.sender, utc_day(rest.c.created_at), rest.c.credits, rest.c.messages
+        ),
+        select(
+            charges.c.org_id,
             charges.c.account_id,
             charges.c.sender,
             utc_day(charges.c.created_at),
@@ -364,7 +414,7 @@ def _days() -> Query:
             sql_cast(credits_, String) + literal(" credits too many"),
             sql_cast(messages, String) + literal(" messages too many"),
         )
-        .join_from(parts, accounts, accounts.c.id == parts.c.account_id)
+        .join_from(parts, accounts, same_account(parts))
         .group_by(*key)
         .having(or_(credits_ != 0, messages != 0))
     )

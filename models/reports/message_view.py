@@ -9,7 +9,7 @@ from models.messages.base import Json
 from models.messages.views import ViewMessage
 from models.messages.wire import SEND_TASKS
 from models.sends.answers import answer_to
-from models.sends.charges import Charge, bulk_payer, find_charges
+from models.sends.charges import Charge, JobKey, bulk_payer, find_charges
 from models.users.users import User, get_user
 
 
@@ -24,11 +24,12 @@ def show_message(connection: Connection, view: ViewMessage) -> Json:
 
     """
     viewer = get_user(connection, view.viewer)
-    charge = find_charges(connection, [view.job_id]).get(view.job_id)
+    key = JobKey(viewer.org_id, view.job_id)
+    charge = find_charges(connection, [key]).get(key)
     if charge is None:
         return _refused_before(connection, view)
-    payer = charge.payer or bulk_payer(connection, charge.job_id)
-    _require_concern(connection, viewer, charge, payer, view)
+    payer = charge.payer or bulk_payer(connection, key)
+    _require_concern(connection, viewer, charge, payer)
     return answer_to(connection, charge)
 
 
@@ -58,17 +59,11 @@ def _refused_before(connection: Connection, view: ViewMessage) -> Json:
     }
 
 
-def _require_concern(
-    connection: Connection, viewer: User, charge: Charge, payer: str | None, view: ViewMessage
-) -> None:
+def _require_concern(connection: Connection, viewer: User, charge: Charge, payer: str | None) -> None:
     if viewer.id == charge.sender or viewer.owner == payer:
         return
-    sender = connection.execute(
-        select(users.c.organization, users.c.credit_owner_id).where(users.c.id == charge.sender)
-    ).one_or_none()
-    if sender is None or sender.organization != viewer.organization:
-        raise _no_message(view)
-    if payer is None and sender.credit_owner_id == viewer.owner:  # refused: nobody paid, but their pool would have
+    sender = connection.execute(select(users.c.credit_owner_id).where(users.c.id == charge.sender)).scalar_one()
+    if payer is None and sender == viewer.owner:  # refused: nobody paid, but their pool would have
         return
     sentence = "This message was sent by somebody else and paid from a pool that is not yours."
     raise Refused(Reason.NOT_PERMITTED, sentence)

@@ -1,22 +1,38 @@
 """Rolling usage up: entries are added to days, account by account, and each account's mark moves on.
 
 `usage_days` has a row for each account, sender and day (UTC) of charges: what they cost now, refunds taken out, and
-their number. A refund is an entry of its own, and reduces the day of the charge that it gives back. The ledger numbers
-an account's entries without a gap, and they become visible in that order, so an entry is never missed and never added
-twice, whenever the mark is moved.
+their number. A refund is an entry of its own, and reduces the days of the charges that it gives back. The ledger
+numbers an account's entries without a gap, and they become visible in that order, so an entry is never missed and never
+added twice, whenever the mark is moved.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Date, FromClause, Row, and_, case, func, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Date,
+    FromClause,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from models.database.schema import accounts, charges, entries, usage_days, usage_marks
 from models.database.statements import insert, search_by_index
+from models.money.accounts import AccountKey
 
 ACCOUNT_BATCH = 100
 ENTRY_BATCH = 5_000
@@ -24,12 +40,10 @@ ENTRY_BATCH = 5_000
 
 rolled_seq = func.coalesce(usage_marks.c.seq, 0)
 """The last entry of an account that was rolled up, where `usage_marks` is joined to it."""
-is_usage_entry = func.substr(entries.c.cause, 1, len("charge:")).in_(["charge:", "refund:"])
-"""Whether an entry is that of a charge or of a refund. Both prefixes have the same length, and the job id follows."""
+is_usage_entry = entries.c.cause_kind.in_(["charge", "refund"])
+"""Whether an entry is that of charges or of refunds."""
 
 _cost = -entries.c.amount
-_messages = case((entries.c.amount < 0, func.coalesce(charges.c.messages, 1)), else_=0)
-_job_id = func.substr(entries.c.cause, len("charge:") + 1)
 
 
 class utc_day(FunctionElement[date]):  # noqa: N801  a function of SQL
@@ -52,7 +66,7 @@ def _on_sqlite(element: utc_day, compiler: SQLCompiler, **options: Any) -> str: 
 class EntryRange(NamedTuple):
     """The entries of an account from `first` to `last`, which are rolled up together."""
 
-    account_id: int
+    account: AccountKey
     first: int
     last: int
 
@@ -66,68 +80,103 @@ def roll_up_usage(connection: Connection, *, account_batch: int = ACCOUNT_BATCH,
     ranges = _ranges(_lock_marks(connection, last_seqs), last_seqs, entry_batch)
     if ranges:
         search_by_index(connection)
-        in_ranges = or_(*(entries_between(each.account_id, each.first, each.last) for each in ranges))
+        in_ranges = or_(*(entries_between(each.account, each.first, each.last) for each in ranges))
         _add_to_days(connection, in_ranges)
         _move_marks(connection, in_ranges)
     return sum(each.last - each.first + 1 for each in ranges)
 
 
-def _furthest_behind(connection: Connection, limit: int) -> dict[int, int]:
+def _furthest_behind(connection: Connection, limit: int) -> dict[AccountKey, int]:
     """Return the accounts with the most entries behind their marks, each with its last entry."""
     behind = accounts.c.seq - rolled_seq
     found = connection.execute(
-        select(accounts.c.id, accounts.c.seq)
-        .outerjoin_from(accounts, usage_marks, usage_marks.c.account_id == accounts.c.id)
+        select(accounts.c.org_id, accounts.c.id, accounts.c.seq)
+        .outerjoin_from(accounts, usage_marks, same_account(usage_marks))
         .where(behind > 0)
-        .order_by(behind.desc(), accounts.c.id)
+        .order_by(behind.desc(), accounts.c.org_id, accounts.c.id)
         .limit(limit)
     )
-    return {row.id: row.seq for row in found}
+    return {AccountKey(row.org_id, row.id): row.seq for row in found}
 
 
-def _lock_marks(connection: Connection, last_seqs: Mapping[int, int]) -> list[Row[int, int]]:
+def same_account(table: FromClause) -> ColumnElement[bool]:
+    """Whether a row of a table is of the account that it is joined to."""
+    return and_(table.c.org_id == accounts.c.org_id, table.c.account_id == accounts.c.id)
+
+
+def _lock_marks(connection: Connection, last_seqs: Mapping[AccountKey, int]) -> dict[AccountKey, int]:
     """Lock the marks of these accounts, made where there is none, except those that other workers have locked."""
     if not last_seqs:
-        return []
-    marks = select(usage_marks.c.account_id, usage_marks.c.seq).where(usage_marks.c.account_id.in_(last_seqs))
-    unmarked = last_seqs.keys() - set(connection.execute(marks).scalars())
+        return {}
+    key = (usage_marks.c.org_id, usage_marks.c.account_id)
+    marks = select(*key, usage_marks.c.seq).where(tuple_(*key).in_(last_seqs))
+    unmarked = last_seqs.keys() - {AccountKey(*row[:2]) for row in connection.execute(marks)}
     if unmarked:
-        made = [{"account_id": account_id, "seq": 0, "spent": 0, "added": 0} for account_id in sorted(unmarked)]
+        made = [{**account._asdict(), "seq": 0, "spent": 0, "added": 0} for account in sorted(unmarked)]
         connection.execute(insert(connection, usage_marks).on_conflict_do_nothing(), made)
-    return list(connection.execute(marks.with_for_update(skip_locked=True)))
+    return {AccountKey(*row[:2]): row.seq for row in connection.execute(marks.with_for_update(skip_locked=True))}
 
 
-def _ranges(marks: Sequence[Row[int, int]], last_seqs: Mapping[int, int], entry_batch: int) -> list[EntryRange]:
+def _ranges(
+    rolled: Mapping[AccountKey, int], last_seqs: Mapping[AccountKey, int], entry_batch: int
+) -> list[EntryRange]:
     """Return what to roll up now of the accounts whose marks are locked here, the furthest behind first."""
-    rolled = {row.account_id: row.seq for row in marks}
     ranges = []
-    for account_id in (each for each in last_seqs if each in rolled):
-        first, last = rolled[account_id] + 1, min(last_seqs[account_id], rolled[account_id] + entry_batch)
+    for account in (each for each in last_seqs if each in rolled):
+        first, last = rolled[account] + 1, min(last_seqs[account], rolled[account] + entry_batch)
         if last >= first:
-            ranges.append(EntryRange(account_id, first, last))
+            ranges.append(EntryRange(account, first, last))
             entry_batch -= last - first + 1
     return ranges
 
 
-def entries_between(account_id: int, first: int, last: int | None = None) -> ColumnElement[bool]:
+def entries_between(account: AccountKey, first: int, last: int | None = None) -> ColumnElement[bool]:
     """Return the condition for an account's entries by their numbers, from which the planner sees how few they are."""
     numbers = entries.c.seq >= first if last is None else entries.c.seq.between(first, last)
-    return and_(entries.c.account_id == account_id, numbers)
+    return and_(entries.c.org_id == account.org_id, entries.c.account_id == account.account_id, numbers)
+
+
+def is_charged_by(entry: FromClause) -> ColumnElement[bool]:
+    """Whether a charge was paid for by an entry. The time, which is the entry's too, finds it by index."""
+    return and_(
+        charges.c.org_id == entry.c.org_id,
+        charges.c.account_id == entry.c.account_id,
+        charges.c.created_at == entry.c.at,
+        charges.c.charged_by == entry.c.cause_id,
+    )
+
+
+def is_refunded_by(entry: FromClause) -> ColumnElement[bool]:
+    """Whether a charge was given back by an entry. The time, which is the entry's too, finds it by index."""
+    return and_(
+        charges.c.org_id == entry.c.org_id,
+        charges.c.account_id == entry.c.account_id,
+        charges.c.refunded_at == entry.c.at,
+        charges.c.refunded_by == entry.c.cause_id,
+    )
 
 
 def charged_by_entries(condition: ColumnElement[bool]) -> FromClause:
-    """Return what the entries that meet a condition charged and gave back, each with its charge (or bulk job's).
+    """Return what the entries that meet a condition charged and gave back, charge by charge.
 
-    Materialized, so that every planner begins with the entries, and not with all charges of a sender or a period.
+    The entries are materialized, so that every planner begins with them, and not with all charges of a sender or a
+    period.
     """
-    columns = entries.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
-    return (
-        select(*columns, _cost.label("credits"), _messages.label("messages"))
-        .join_from(entries, charges, charges.c.job_id == _job_id)
+    names = ("org_id", "account_id", "cause_kind", "cause_id", "at")
+    entry = (
+        select(*(entries.c[name] for name in names))
         .where(condition, is_usage_entry)
-        .cte("charged_by_entries")
+        .cte("usage_entries")
         .prefix_with("MATERIALIZED")
     )
+    columns = entry.c.org_id, entry.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
+    charged = select(*columns, charges.c.credits.label("credits"), literal(1).label("messages")).join_from(
+        entry, charges, (entry.c.cause_kind == "charge") & is_charged_by(entry)
+    )
+    refunded = select(*columns, (-charges.c.refunded).label("credits"), literal(0).label("messages")).join_from(
+        entry, charges, (entry.c.cause_kind == "refund") & is_refunded_by(entry)
+    )
+    return union_all(charged, refunded).subquery("charged_by_entries")
 
 
 def _add_to_days(connection: Connection, in_ranges: ColumnElement[bool]) -> None:
@@ -136,19 +185,21 @@ def _add_to_days(connection: Connection, in_ranges: ColumnElement[bool]) -> None
     day = utc_day(charged.c.created_at)
     new_days = (
         select(
+            charged.c.org_id,
             charged.c.account_id,
             day.label("day"),
             charged.c.sender,
             func.sum(charged.c.credits).label("credits"),
             func.sum(charged.c.messages).label("messages"),
         )
-        .group_by(charged.c.account_id, day, charged.c.sender)
+        .group_by(charged.c.org_id, charged.c.account_id, day, charged.c.sender)
         .subquery("new_days")
     )
-    same_day = and_(*(usage_days.c[name] == new_days.c[name] for name in ("account_id", "day", "sender")))
+    same_day = and_(*(usage_days.c[name] == new_days.c[name] for name in ("org_id", "account_id", "day", "sender")))
     # The sums are complete before they meet the rows that are there: a CHECK sees each row before ON CONFLICT does.
     rows = (
         select(
+            new_days.c.org_id,
             new_days.c.account_id,
             new_days.c.day,
             new_days.c.sender,
@@ -167,18 +218,19 @@ def _move_marks(connection: Connection, in_ranges: ColumnElement[bool]) -> None:
     """Move the marks to the last of the entries that meet the condition."""
     rolled = (
         select(
+            entries.c.org_id,
             entries.c.account_id,
             func.max(entries.c.seq).label("seq"),
             func.sum(case((is_usage_entry, _cost), else_=0)).label("spent"),
             func.sum(case((is_usage_entry, 0), else_=entries.c.amount)).label("added"),
         )
         .where(in_ranges)
-        .group_by(entries.c.account_id)
+        .group_by(entries.c.org_id, entries.c.account_id)
         .subquery("rolled")
     )
     connection.execute(
         update(usage_marks)
-        .where(usage_marks.c.account_id == rolled.c.account_id)
+        .where(usage_marks.c.org_id == rolled.c.org_id, usage_marks.c.account_id == rolled.c.account_id)
         .values(
             seq=rolled.c.seq, spent=usage_marks.c.spent + rolled.c.spent, added=usage_marks.c.added + rolled.c.added
         )

@@ -11,15 +11,18 @@ from models.database.statements import search_by_index
 from models.messages.answer import refused_answer
 from models.messages.base import Json
 from models.sends.answers import answer_to
-from models.sends.charges import charged_since, find_charges
+from models.sends.charges import charged_since, find_everywhere
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
 
 
 def find_answer(connection: Connection, job_id: str) -> Json | None:
-    """Return the answer to a send job as it stands, or None if there is no such job."""
-    charge = find_charges(connection, [job_id]).get(job_id)
-    return None if charge is None else answer_to(connection, charge)
+    """Return the answer to a send job as it stands, or None if there is no such job.
+
+    Of jobs with this id in several organizations it is the one that was made last.
+    """
+    found = find_everywhere(connection, [job_id]).values()
+    return answer_to(connection, max(found, key=lambda charge: charge.created_at)) if found else None
 
 
 def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, Json]:
@@ -29,7 +32,7 @@ def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, 
     """
     rows = connection.execute(select(refusals).where(refusals.c.task_id.in_(jobs)).order_by(refusals.c.id))
     answers = {row.task_id: {"job_id": jobs[row.task_id], **refused_answer(row.reason, row.detail)} for row in rows}
-    found = find_charges(connection, set(jobs.values()))
+    found = {key.job_id: charge for key, charge in find_everywhere(connection, set(jobs.values())).items()}
     for task_id, job_id in jobs.items():
         if task_id not in answers and job_id in found:
             answers[task_id] = answer_to(connection, found[job_id])

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, Subquery, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, Subquery, func, or_, select, tuple_, union_all
 
 from models.database.schema import accounts, charges, owner_changes, usage_days, usage_marks
-from models.reports.rollup import charged_by_entries, entries_between, rolled_seq, utc_day
+from models.money.accounts import AccountKey
+from models.reports.rollup import charged_by_entries, entries_between, rolled_seq, same_account, utc_day
+from models.users.users import User
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -27,35 +29,40 @@ class UsageScope:
     `marks` has each account with the last entry that was rolled up, or None if no entry lies behind that.
     """
 
-    marks: Mapping[int, int | None]
+    marks: Mapping[AccountKey, int | None]
     sender: str | None = None
 
     def covers(self, table: FromClause) -> ColumnElement[bool]:
         """Whether a row of charges or of `usage_days` belongs to this scope."""
         if self.sender is not None:
-            return (table.c.sender == self.sender) & table.c.account_id.is_not(None)
-        return table.c.account_id.in_(self.marks)
+            its_own = table.c.org_id.in_({account.org_id for account in self.marks}) & (table.c.sender == self.sender)
+            return its_own & table.c.account_id.is_not(None)
+        return tuple_(table.c.org_id, table.c.account_id).in_(self.marks)
 
 
-def paid_by(connection: Connection, owner: str) -> UsageScope:
+def paid_by(connection: Connection, owner: User) -> UsageScope:
     """Return the scope of what an owner paid, whoever sent it."""
-    return UsageScope(_marks(connection, [owner]))
+    return UsageScope(_marks(connection, owner.org_id, [owner.id]))
 
 
-def sent_by(connection: Connection, sender: str) -> UsageScope:
+def sent_by(connection: Connection, sender: User) -> UsageScope:
     """Return the scope of what a user sent, whoever paid it: they themselves, or anybody whose credits they spent."""
-    owners = connection.execute(select(owner_changes.c.new_owner_id).where(owner_changes.c.user_id == sender))
-    return UsageScope(_marks(connection, {sender, *owners.scalars()}), sender)
+    owners = connection.execute(
+        select(owner_changes.c.new_owner_id).where(
+            owner_changes.c.org_id == sender.org_id, owner_changes.c.user_id == sender.id
+        )
+    )
+    return UsageScope(_marks(connection, sender.org_id, {sender.id, *owners.scalars()}), sender.id)
 
 
-def _marks(connection: Connection, owners: Collection[str]) -> dict[int, int | None]:
+def _marks(connection: Connection, org_id: int, owners: Collection[str]) -> dict[AccountKey, int | None]:
     found = connection.execute(
-        select(accounts.c.id, accounts.c.seq, rolled_seq.label("rolled"))
-        .outerjoin_from(accounts, usage_marks, usage_marks.c.account_id == accounts.c.id)
-        .where(accounts.c.owner_id.in_(owners))
+        select(accounts.c.org_id, accounts.c.id, accounts.c.seq, rolled_seq.label("rolled"))
+        .outerjoin_from(accounts, usage_marks, same_account(usage_marks))
+        .where(accounts.c.org_id == org_id, accounts.c.owner_id.in_(owners))
         .order_by(accounts.c.id)
     )
-    return {row.id: row.rolled if row.seq > row.rolled else None for row in found}
+    return {AccountKey(row.org_id, row.id): row.rolled if row.seq > row.rolled else None for row in found}
 
 
 def usage_by_day(scope: UsageScope, since: datetime | None, until: datetime | None) -> Subquery:
@@ -89,14 +96,14 @@ def _midnight(ordinal: int) -> datetime:
 def _from_days(scope: UsageScope, first: date, end: date) -> Query:
     return (
         select(usage_days.c.sender, usage_days.c.day, accounts.c.kind, usage_days.c.credits, usage_days.c.messages)
-        .join(accounts, accounts.c.id == usage_days.c.account_id)
+        .join(accounts, same_account(usage_days))
         .where(scope.covers(usage_days), usage_days.c.day >= first, usage_days.c.day < end)
     )
 
 
 def _from_entries(scope: UsageScope, since: datetime, until: datetime) -> list[Query]:
     """Return the query of entries that are not rolled up yet, if there are any."""
-    behind = [entries_between(account_id, seq + 1) for account_id, seq in scope.marks.items() if seq is not None]
+    behind = [entries_between(account, seq + 1) for account, seq in scope.marks.items() if seq is not None]
     if not behind:
         return []
     charged = charged_by_entries(or_(*behind))

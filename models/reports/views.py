@@ -18,6 +18,7 @@ from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.messages.fields import KINDS
 from models.messages.views import View, ViewUsage
+from models.reports.rollup import same_account
 from models.reports.usage import UsageScope, paid_by, sent_by, usage_by_day
 from models.sends.answers import wire_status
 from models.sends.charges import State
@@ -77,7 +78,9 @@ def show_overview(connection: Connection, view: View) -> Json:
     """Return the remaining credits, and the plans that were bought."""
     scope = scope_of(connection, view)
     balances = connection.execute(
-        select(accounts.c.kind, accounts.c.available).where(accounts.c.owner_id == scope.owner.id)
+        select(accounts.c.kind, accounts.c.available).where(
+            accounts.c.org_id == scope.owner.org_id, accounts.c.owner_id == scope.owner.id
+        )
     )
     remaining = {kind: available for kind, available in balances}  # noqa: C416  a Row is a tuple, dict() is untyped
     return {
@@ -103,7 +106,7 @@ def _plans(connection: Connection, scope: ViewScope) -> list[Json]:
 def show_usage(connection: Connection, view: ViewUsage) -> Json:
     """Return the credits spent: by user, day and kind, or message by message. Refunds are taken out again."""
     scope = scope_of(connection, view)
-    usage = paid_by(connection, scope.owner.id) if scope.whole_pool else sent_by(connection, scope.viewer.id)
+    usage = paid_by(connection, scope.owner) if scope.whole_pool else sent_by(connection, scope.viewer)
     search_by_index(connection)
     by_day = usage_by_day(usage, view.since, view.until)
     totals = connection.execute(select(by_day.c.kind, func.sum(by_day.c.credits)).group_by(by_day.c.kind))
@@ -145,7 +148,7 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
     newest = _newest_charges(usage, view)
     query = (
         select(newest, accounts.c.owner_id)
-        .join(accounts, accounts.c.id == newest.c.account_id)
+        .join(accounts, same_account(newest))
         .order_by(newest.c.created_at.desc(), newest.c.job_id)
     )
     found, more = fetch_page(connection, query, view.page)
@@ -168,8 +171,19 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
 
     An index gives the charges of one account in the order of their times, but not those of two accounts together.
     """
-    names = ("job_id", "account_id", "sender", "kind", "credits", "refunded", "state", "attempts", "created_at")
-    separately = [usage] if usage.sender else [UsageScope({account_id: None}) for account_id in usage.marks]
+    names = (
+        "org_id",
+        "job_id",
+        "account_id",
+        "sender",
+        "kind",
+        "credits",
+        "refunded",
+        "state",
+        "attempts",
+        "created_at",
+    )
+    separately = [usage] if usage.sender else [UsageScope({account: None}) for account in usage.marks]
     newest = [
         select(*(charges.c[name] for name in names))
         .where(each.covers(charges), _between(charges.c.created_at, view))
@@ -223,10 +237,10 @@ def show_users(connection: Connection, view: View) -> Json:
 
     """
     viewer = get_user(connection, view.viewer)
-    if not role_holds(connection, viewer.organization, viewer.role, "view_user_list"):
+    if not role_holds(connection, viewer.org_id, viewer.role, "view_user_list"):
         sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
         raise Refused(Reason.NOT_PERMITTED, sentence)
-    query = select(users).where(users.c.organization == viewer.organization).order_by(users.c.id)
+    query = select(users).where(users.c.org_id == viewer.org_id).order_by(users.c.id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
     found, more = fetch_page(connection, query, view.page)
@@ -246,8 +260,8 @@ def show_users(connection: Connection, view: View) -> Json:
 
 def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
     if scope.whole_pool:
-        return orders.c.owner_id == scope.owner.id
-    return orders.c.buyer_id == scope.viewer.id
+        return (orders.c.org_id == scope.owner.org_id) & (orders.c.owner_id == scope.owner.id)
+    return (orders.c.org_id == scope.viewer.org_id) & (orders.c.buyer_id == scope.viewer.id)
 
 
 def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:

@@ -15,9 +15,9 @@ def answer_to(connection: Connection, charge: Charge) -> Json:
         return send_answer(charge)
     return bulk_answer(
         charge,
-        count_bulk_states(connection, charge.job_id),
-        payer=bulk_payer(connection, charge.job_id),
-        credits_now=bulk_credits(connection, charge.job_id),
+        count_bulk_states(connection, charge.key),
+        payer=bulk_payer(connection, charge.key),
+        credits_now=bulk_credits(connection, charge.key),
     )
 
 

@@ -9,14 +9,15 @@ Which attempt holds a job is in leases.py, which job waits and is due in due.py.
 """
 
 import enum
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tuple_, update
 
-from models.database.schema import accounts, charges, users
+from models.database.schema import accounts, charges, organizations, users
 from models.messages.base import Json
 from models.messages.fields import Kind
 
@@ -46,6 +47,21 @@ FINAL = (State.SENT, State.FAILED, State.REFUSED)
 """States that never change again."""
 
 
+class JobKey(NamedTuple):
+    """The key of a job: its sender's organization, and its id there."""
+
+    org_id: int
+    job_id: str
+
+
+def by_organization(keys: Iterable[JobKey]) -> Iterator[tuple[int, list[str]]]:
+    """Yield organizations in order, each with the ids of its jobs in order."""
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for org_id, job_id in sorted(keys):
+        found[org_id].append(job_id)
+    yield from found.items()
+
+
 # SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes them.
 
 
@@ -66,6 +82,7 @@ class SendJob:
 class Charge:
     """A charge as it stands. `payer` is None if nothing was charged; `refunded` credits went back to that payer."""
 
+    org_id: int
     job_id: str
     task: str
     kind: Kind
@@ -93,19 +110,26 @@ class Charge:
     is_new: bool = False
     """Whether the caller has just begun this attempt and must go on with it."""
 
+    @property
+    def key(self) -> JobKey:
+        """The key of its job."""
+        return JobKey(self.org_id, self.job_id)
+
 
 _COLUMNS = (
     *(charges.c[name] for name in (
-        "job_id", "task", "kind", "sender", "digest", "credits", "refunded", "state", "reason", "detail", "attempts",
-        "crashes", "lease_id", "handover_started_at", "content", "recipients_refused", "carrier_reference", "bulk_id",
-        "created_at", "due_at", "final_at",
+        "org_id", "job_id", "task", "kind", "sender", "digest", "credits", "refunded", "state", "reason", "detail",
+        "attempts", "crashes", "lease_id", "handover_started_at", "content", "recipients_refused", "carrier_reference",
+        "bulk_id", "created_at", "due_at", "final_at",
     )),
     accounts.c.owner_id.label("payer"),
     users.c.name.label("sender_name"),
     users.c.email.label("sender_address"),
 )  # fmt: skip
 _SELECT = select(*_COLUMNS).select_from(
-    charges.outerjoin(accounts, accounts.c.id == charges.c.account_id).outerjoin(users, users.c.id == charges.c.sender)
+    charges.outerjoin(
+        accounts, (accounts.c.org_id == charges.c.org_id) & (accounts.c.id == charges.c.account_id)
+    ).outerjoin(users, users.c.id == charges.c.sender)
 )
 
 
@@ -113,45 +137,61 @@ def _from_row(row: Row[Any], *, is_new: bool) -> Charge:
     return Charge(**{**row._mapping, "state": State(row.state), "is_new": is_new})  # noqa: SLF001  its public name
 
 
-def find_charges(connection: Connection, job_ids: Collection[str], *, are_new: bool = False) -> dict[str, Charge]:
-    """Return the charges of `job_ids` as they stand, by id; unknown ids are left out."""
-    found = connection.execute(_SELECT.where(charges.c.job_id.in_(job_ids)))
-    return {row.job_id: _from_row(row, is_new=are_new) for row in found}
+def find_charges(connection: Connection, keys: Iterable[JobKey], *, are_new: bool = False) -> dict[JobKey, Charge]:
+    """Return the charges of jobs as they stand, by key and in the order of the keys; unknown ones are left out."""
+    found = {}
+    for org_id, job_ids in by_organization(set(keys)):
+        its_own = _SELECT.where(charges.c.org_id == org_id, charges.c.job_id.in_(job_ids)).order_by(charges.c.job_id)
+        for row in connection.execute(its_own):
+            found[JobKey(org_id, row.job_id)] = _from_row(row, is_new=are_new)
+    return found
 
 
-def list_charges(connection: Connection, job_ids: Collection[str], *, are_new: bool = False) -> list[Charge]:
-    """Return the same in id order."""
-    return [charge for _, charge in sorted(find_charges(connection, job_ids, are_new=are_new).items())]
+def find_everywhere(connection: Connection, job_ids: Collection[str]) -> dict[JobKey, Charge]:
+    """Return the charges of these ids in all organizations, for operators, who are not told which one it is."""
+    everywhere = select(organizations.c.id).union_all(select(literal(0)))
+    found = connection.execute(_SELECT.where(charges.c.org_id.in_(everywhere), charges.c.job_id.in_(job_ids)))
+    return dict(sorted((JobKey(row.org_id, row.job_id), _from_row(row, is_new=False)) for row in found))
 
 
 def charged_since(since: datetime) -> list[ColumnElement[bool]]:
     """Return the conditions for charges made since then, one for each index: those that were paid, and the others."""
     lately = charges.c.created_at >= since
-    return [charges.c.account_id.in_(select(accounts.c.id)) & lately, charges.c.account_id.is_(None) & lately]
+    all_accounts = select(accounts.c.org_id, accounts.c.id)
+    paid = tuple_(charges.c.org_id, charges.c.account_id).in_(all_accounts)
+    return [paid & lately, charges.c.account_id.is_(None) & lately]
 
 
-def ids_with_crashes(connection: Connection, job_ids: Collection[str]) -> set[str]:
-    """Return those of `job_ids` during whose attempts a worker crashed."""
-    found = connection.execute(select(charges.c.job_id).where(charges.c.job_id.in_(job_ids), charges.c.crashes > 0))
-    return set(found.scalars())
+def keys_with_crashes(connection: Connection, keys: Iterable[JobKey]) -> set[JobKey]:
+    """Return the jobs during whose attempts a worker crashed."""
+    crashed = set()
+    for org_id, job_ids in by_organization(keys):
+        query = select(charges.c.job_id).where(
+            charges.c.org_id == org_id, charges.c.job_id.in_(job_ids), charges.c.crashes > 0
+        )
+        crashed |= {JobKey(org_id, job_id) for job_id in connection.execute(query).scalars()}
+    return crashed
 
 
-def lock_unknown(connection: Connection, job_ids: Collection[str]) -> list[Charge]:
-    """Lock those of `job_ids` whose outcome is unknown, in id order, until the transaction ends."""
-    found = connection.execute(
-        select(charges.c.job_id)
-        .where(charges.c.job_id.in_(job_ids), charges.c.state == State.UNKNOWN)
-        .order_by(charges.c.job_id)
-        .with_for_update()
-    ).scalars()
-    return list_charges(connection, list(found))
+def lock_unknown(connection: Connection, keys: Iterable[JobKey]) -> list[Charge]:
+    """Lock those jobs whose outcome is unknown, in the order of their keys, until the transaction ends."""
+    locked = []
+    for org_id, job_ids in by_organization(keys):
+        query = (
+            select(charges.c.job_id)
+            .where(charges.c.org_id == org_id, charges.c.job_id.in_(job_ids), charges.c.state == State.UNKNOWN)
+            .order_by(charges.c.job_id)
+            .with_for_update()
+        )
+        locked += [JobKey(org_id, job_id) for job_id in connection.execute(query).scalars()]
+    return list(find_charges(connection, locked).values())
 
 
 def restart(connection: Connection, charge: Charge, content: Json, now: datetime) -> None:
     """Let an unknown job wait, due at once, with all its attempts before it."""
     connection.execute(
         update(charges)
-        .where(charges.c.job_id == charge.job_id, charges.c.state == State.UNKNOWN)
+        .where(is_job(charge.key), charges.c.state == State.UNKNOWN)
         .values(state=State.WAITING, reason=None, detail=None, attempts=0, crashes=0, lease_id=None,
                 handover_started_at=None, unknown_since=None, due_at=now, content=content)
     )  # fmt: skip
@@ -162,26 +202,45 @@ def bulk_message_id(bulk_id: str, place: int) -> str:
     return f"{bulk_id}/{place}"
 
 
-def count_bulk_states(connection: Connection, bulk_id: str) -> dict[State, int]:
+def is_job(key: JobKey) -> ColumnElement[bool]:
+    """Whether a charge is that of this job."""
+    return (charges.c.org_id == key.org_id) & (charges.c.job_id == key.job_id)
+
+
+def is_message_of(bulk: JobKey) -> ColumnElement[bool]:
+    """Whether a charge is that of a message of this bulk job."""
+    return (charges.c.org_id == bulk.org_id) & (charges.c.bulk_id == bulk.job_id)
+
+
+def count_bulk_states(connection: Connection, bulk: JobKey) -> dict[State, int]:
     """Return how many messages of a bulk job are in each state."""
     found = connection.execute(
-        select(charges.c.state, func.count()).where(charges.c.bulk_id == bulk_id).group_by(charges.c.state)
+        select(charges.c.state, func.count()).where(is_message_of(bulk)).group_by(charges.c.state)
     )
     return {State(state): count for state, count in found}
 
 
-def bulk_credits(connection: Connection, bulk_id: str) -> int:
+def bulk_credits(connection: Connection, bulk: JobKey) -> int:
     """Return what the messages of a bulk job cost now, refunds taken out."""
     total = func.coalesce(func.sum(charges.c.credits - charges.c.refunded), 0)
-    return int(connection.execute(select(total).where(charges.c.bulk_id == bulk_id)).scalar_one())
+    return int(connection.execute(select(total).where(is_message_of(bulk))).scalar_one())
 
 
-def bulk_payer(connection: Connection, bulk_id: str) -> str | None:
+def bulk_payer(connection: Connection, bulk: JobKey) -> str | None:
     """Return who paid for the messages of a bulk job: one owner for all, as they were charged together."""
     query = (
         select(accounts.c.owner_id)
-        .join(charges, charges.c.account_id == accounts.c.id)
-        .where(charges.c.bulk_id == bulk_id)
+        .join(charges, (charges.c.org_id == accounts.c.org_id) & (charges.c.account_id == accounts.c.id))
+        .where(is_message_of(bulk))
         .limit(1)
     )
     return connection.execute(query).scalar()
+
+
+def adopt_refused(connection: Connection, org_id: int, sender: str) -> None:
+    """Move what was refused to a sender before they were saved into their organization, so that it stays refused."""
+    known = charges.alias("known")
+    is_taken = select(known.c.job_id).where(known.c.org_id == org_id, known.c.job_id == charges.c.job_id).exists()
+    connection.execute(
+        update(charges).where(charges.c.org_id == 0, charges.c.sender == sender, ~is_taken).values(org_id=org_id)
+    )

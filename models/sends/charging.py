@@ -1,22 +1,25 @@
 """Charging: new charges are written and paid for, or refused, in the caller's transaction.
 
-Each function does the same steps: lock the senders, so that nobody changes their owners meanwhile; write the charges,
-where an id that is known already is left as it stands; post the debits last, because every charge needs the accounts;
-and turn what could not be paid into refusals.
+Each function does the same steps: fence the senders, so that nobody changes their owners meanwhile; write the charges,
+where an id that is known already is left as it stands; debit each account once, last, because every charge needs the
+accounts; and turn what could not be paid into refusals.
 """
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    FromClause,
     SmallInteger,
     String,
+    and_,
     bindparam,
     case,
     delete,
@@ -25,17 +28,38 @@ from sqlalchemy import (
     update,
 )
 
-from models.database.json_rows import rows_from, rows_param
-from models.database.schema import UtcDateTime, accounts, charges
+from models.database.json_rows import array_param, in_array, rows_from, rows_param
+from models.database.schema import UtcDateTime, accounts, charges, users
 from models.database.statements import chained, execute_chain, insert_for, sql_literal
 from models.errors import Reason
+from models.ids import new_id
 from models.messages.base import Json
 from models.messages.sends import Content
 from models.money import ledger
+from models.money.accounts import AccountKey
+from models.money.chain import Paid, content_of
 from models.money.ledger import Move
-from models.sends.charges import OPEN, Charge, SendJob, State, bulk_message_id, find_charges
-from models.sends.leases import insert_lease
-from models.users.users import User, lock_users, unknown_user
+from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, by_organization, find_charges
+from models.sends.leases import insert_leases
+from models.users.organizations import NOBODYS
+from models.users.users import fence_users, unknown_user
+
+
+class Payer(NamedTuple):
+    """Who pays what a sender sends, and from which account."""
+
+    sender: str
+    org_id: int
+    name: str
+    address: str
+    owner: str
+    owner_version: int
+    account_id: int
+
+    @property
+    def account(self) -> AccountKey:
+        """The key of the account."""
+        return AccountKey(self.org_id, self.account_id)
 
 
 def charge_jobs(
@@ -43,166 +67,191 @@ def charge_jobs(
 ) -> list[Charge]:
     """Charge each job to its sender's credit owner, and lease it for sending until `lease_until`.
 
-    Returns a charge for each job, in their order: new ones, which the caller must now deliver; refused ones (the sender
-    is unknown, or the balance too small for them in this order); and for known ids the charge as it stands, whose
-    digest tells whether it was the same job. Run again under the same `lease_id`, after a commit whose answer was lost,
-    it finds what it charged then.
+    All are of one task. Returns a charge for each job, in their order: new ones, which the caller must now deliver;
+    refused ones (the sender is unknown, or the balance too small for them in this order); and for known ids the charge
+    as it stands, whose digest tells whether it was the same job. Run again under the same `lease_id`, after a commit
+    whose answer was lost, it finds what it charged then.
     """
-    senders = lock_users(connection, {job.sender for job in jobs})
-    first = {job.job_id: job for job in reversed(jobs)}  # of an id that comes twice in one batch, the first job counts
-    drafts = {
-        job_id: _draft(job, senders.get(job.sender), State.SENDING, now, lease_id) for job_id, job in first.items()
-    }
-    accounts_by_id = _insert(
-        connection, list(drafts.values()), State.SENDING, now, lease_id=lease_id, lease_until=lease_until
-    )
-    in_job_order = (drafts[job_id] for job_id in dict.fromkeys(job.job_id for job in jobs) if job_id in accounts_by_id)
-    debits = [_debit(charge, accounts_by_id[charge.job_id]) for charge in in_job_order if charge.payer is not None]
-    insufficient = ledger.post(connection, debits, now)
-    charged = {
-        **drafts,
-        **_refuse_unaffordable(connection, drafts, insufficient, now),
-        **_find_replays(connection, drafts.keys() - accounts_by_id, lease_id),
-    }
-    return [
-        charged[job.job_id] if job is first[job.job_id] else replace(charged[job.job_id], is_new=False) for job in jobs
-    ]
+    payers = _fence_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
+    drafts = [_draft(job, payers.get(job.sender), State.SENDING, now, lease_id) for job in jobs]
+    first: dict[JobKey, Charge] = {}  # of an id that comes twice in one batch, the first job counts
+    for draft in drafts:
+        first.setdefault(draft.key, draft)
+    new = _insert(connection, first, payers, cause=lease_id, now=now, lease_id=lease_id, lease_until=lease_until)
+    refused = _debit(connection, [first[key] for key in first if key in new], payers, cause=lease_id, now=now)
+    known = _find_known(connection, first.keys() - new, lease_id)
+    return [_answer_to(draft, first[draft.key], refused, known) for draft in drafts]
 
 
 def charge_bulk_job(
     connection: Connection, bulk: SendJob, messages: Sequence[Content], *, now: datetime, due_at: datetime
 ) -> Charge:
-    """Charge all messages of a bulk job by one entry, or none. They wait, and the bulk job is due at `due_at`.
+    """Charge all messages of a bulk job, or none. They wait, and the bulk job is due at `due_at`.
 
     `bulk.credits` is what the messages cost together. Returns the charge of the bulk job itself: new, refused, or as it
     stands if its id was known.
     """
-    sender = lock_users(connection, {bulk.sender}).get(bulk.sender)
-    draft = _draft(bulk, sender, State.BULK, now)
-    number = len(messages) if sender else None
-    if bulk.job_id not in _insert(connection, [draft], State.BULK, now, due_at=due_at, messages=number):
-        return find_charges(connection, [bulk.job_id])[bulk.job_id]
-    if sender is None:
+    payers = _fence_payers(connection, {bulk.sender}, bulk.kind)
+    draft = _draft(bulk, payers.get(bulk.sender), State.BULK, now)
+    cause = new_id()
+    if not _insert(connection, {draft.key: draft}, payers, cause=None, now=now, due_at=due_at):
+        return draft if draft.org_id == NOBODYS else find_charges(connection, [draft.key])[draft.key]
+    if draft.state is State.REFUSED:
         return draft
-    account_id = ledger.account_ids(connection, {sender.owner})[sender.owner, bulk.kind]
-    _insert_messages(connection, draft, messages, account_id, now)
-    insufficient = ledger.post(connection, [_debit(draft, account_id)], now)
-    if insufficient:
+    payer = payers[bulk.sender]
+    _insert_messages(connection, draft, messages, payer, cause=cause)
+    paid = [Paid(bulk_message_id(bulk.job_id, place), bulk.digest, bulk.sender, message.cost)
+            for place, message in enumerate(messages)]  # fmt: skip
+    if not ledger.post(connection, [_move(payer.account, paid, cause)], now):
         # This is rare, so all other bulk jobs are spared the two round trips of a savepoint.
-        connection.execute(delete(charges).where(charges.c.bulk_id == bulk.job_id))
-        [available] = insufficient.values()
+        connection.execute(delete(charges).where(charges.c.org_id == draft.org_id, charges.c.bulk_id == bulk.job_id))
+        available = ledger.lock_accounts(connection, [payer.account])[payer.account].available
         fit = _how_many_fit([message.cost for message in messages], available)
         detail = f"{_too_little(draft, available)} {fit} of its {len(messages)} messages would fit."
-        return _refuse(connection, draft, detail, now)
+        return _refuse(connection, [(draft, detail)], now)[draft.key]
     return draft
 
 
-def _draft(job: SendJob, sender: User | None, state: State, now: datetime, lease_id: str | None = None) -> Charge:
+def _draft(job: SendJob, payer: Payer | None, state: State, now: datetime, lease_id: str | None = None) -> Charge:
     """Return the charge of a new job: in `state`, or refused if the sender is unknown."""
-    refusal = None if sender else unknown_user(job.sender)
+    if payer is None:
+        refusal = unknown_user(job.sender)
+        return Charge(
+            org_id=NOBODYS, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
+            payer=None, credits=job.credits, refunded=0, state=State.REFUSED, reason=refusal.reason,
+            detail=refusal.detail, attempts=0, crashes=0, lease_id=lease_id, handover_started_at=None, content=None,
+            recipients_refused=None, carrier_reference=None, bulk_id=None, created_at=now, due_at=None, final_at=now,
+        )  # fmt: skip
+    is_leased = state is State.SENDING
     return Charge(
-        job_id=job.job_id,
-        task=job.task,
-        kind=job.kind,
-        sender=job.sender,
-        digest=job.digest,
-        payer=sender.owner if sender else None,
-        credits=job.credits,
-        refunded=0,
-        state=State.REFUSED if refusal else state,
-        reason=refusal.reason if refusal else None,
-        detail=refusal.detail if refusal else None,
-        attempts=1 if sender and state is State.SENDING else 0,
-        crashes=0,
-        lease_id=lease_id,
-        handover_started_at=None,
-        content=job.content if sender and state in OPEN else None,
-        recipients_refused=None,
-        carrier_reference=None,
-        bulk_id=None,
-        created_at=now,
-        due_at=None,
-        final_at=now if refusal else None,
-        sender_name=sender.name if sender else None,
-        sender_address=sender.email if sender else None,
-        is_new=sender is not None,
-    )
+        org_id=payer.org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
+        payer=payer.owner, credits=job.credits, refunded=0, state=state, reason=None, detail=None,
+        attempts=int(is_leased), crashes=0, lease_id=lease_id, handover_started_at=None,
+        content=job.content if is_leased else None, recipients_refused=None, carrier_reference=None, bulk_id=None,
+        created_at=now, due_at=None, final_at=None, sender_name=payer.name, sender_address=payer.address, is_new=True,
+    )  # fmt: skip
 
 
-def _debit(charge: Charge, account_id: int | None) -> Move:
-    return Move(cast("int", account_id), -charge.credits, f"charge:{charge.job_id}")
+# -- known ids --------------------------------------------------------------------------------------------------------
 
 
-def _find_replays(connection: Connection, job_ids: Collection[str], lease_id: str) -> dict[str, Charge]:
+def _find_known(connection: Connection, keys: Collection[JobKey], lease_id: str) -> dict[JobKey, Charge]:
     """Return the charges of known ids as they stand; one that this very lease has made is new."""
-    found = find_charges(connection, job_ids) if job_ids else {}
+    found = find_charges(connection, keys) if keys else {}
     return {
-        job_id: replace(charge, is_new=charge.lease_id == lease_id and charge.state is State.SENDING)
-        for job_id, charge in found.items()
+        key: replace(charge, is_new=charge.lease_id == lease_id and charge.state is State.SENDING)
+        for key, charge in found.items()
     }
+
+
+def _answer_to(
+    draft: Charge, first: Charge, refused: Mapping[JobKey, Charge], known: Mapping[JobKey, Charge]
+) -> Charge:
+    """Return the charge by which a job is answered. `first` is that of the first job of the batch under its id.
+
+    A stranger gets their own refusal, whoever has used the id before.
+    """
+    if draft.org_id == NOBODYS:
+        return draft
+    charge = refused.get(draft.key) or known.get(draft.key) or first
+    return charge if draft is first or not charge.is_new else replace(charge, is_new=False)
 
 
 # -- writing charges --------------------------------------------------------------------------------------------------
 
 
+def _fence_payers(connection: Connection, senders: Collection[str], kind: str) -> dict[str, Payer]:
+    """Fence the senders until the transaction ends, and return who pays for each of them; unknown ones are left out."""
+    fence_users(connection, senders)
+    parameters = {"senders": array_param(connection, senders), "kind": kind}
+    return {row.id: Payer(*row) for row in connection.execute(_select_payers(connection.dialect.name), parameters)}
+
+
+@functools.cache
+def _select_payers(dialect: str) -> Executable:
+    of_owner = and_(
+        accounts.c.org_id == users.c.org_id,
+        accounts.c.owner_id == users.c.credit_owner_id,
+        accounts.c.kind == bindparam("kind", type_=String),
+    )
+    columns = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.credit_owner_id, users.c.owner_version,
+               accounts.c.id.label("account_id"))  # fmt: skip
+    return select(*columns).join_from(users, accounts, of_owner).where(in_array(dialect, users.c.id, "senders"))
+
+
 def _insert(
     connection: Connection,
-    drafts: Sequence[Charge],
-    state: State,
-    now: datetime,
+    drafts: Mapping[JobKey, Charge],
+    payers: Mapping[str, Payer],
     *,
+    cause: str | None,
+    now: datetime,
     lease_id: str | None = None,
     lease_until: datetime | None = None,
     due_at: datetime | None = None,
-    messages: int | None = None,
-) -> dict[str, int | None]:
-    """Write new charges in `state`, or refused, in id order; a known id is left as it stands.
+) -> set[JobKey]:
+    """Write new charges, in the order of their keys; a known id is left as it stands. Returns the keys that were new.
 
-    Returns the ids that were new, each with the account that is to pay. A bulk job has none: its messages do.
+    They are paid by the entry of `cause`; without one they are bulk jobs, whose messages are paid.
     """
-    if not drafts:
-        return {}
-    is_leased = state is State.SENDING
+    some = next(iter(drafts.values()))
+    rows = [_row(draft, payers.get(draft.sender), cause) for draft in drafts.values()]
     parameters = {
-        **rows_param(connection, [_row(draft) for draft in drafts], "new_charges"),
-        "state": state,
-        "attempts": int(is_leased),
+        **rows_param(connection, rows, "new_charges"),
+        "task": some.task,
+        "kind": some.kind,
+        "state": State.SENDING if lease_id else State.BULK,
+        "attempts": int(lease_id is not None),
         "lease_id": lease_id,
         "lease_until": lease_until,
         "due_at": due_at,
-        "messages": messages,
-        "job_ids": [draft.job_id for draft in drafts] if is_leased else None,
+        "cause": cause,
         "now": now,
     }
-    inserted = execute_chain(connection, _insert_charges(connection.dialect.name, leased=is_leased), parameters)
-    return {job_id: account_id for job_id, account_id in inserted}  # noqa: C416  dict() takes a Row for an object
+    if lease_id is not None:
+        begun = [
+            {"org_id": org_id, "job_ids": job_ids}
+            for org_id, job_ids in by_organization(key for key, draft in drafts.items() if draft.is_new)
+        ]
+        parameters |= rows_param(connection, begun, "new_leases")
+    inserted = execute_chain(
+        connection, _insert_charges(connection.dialect.name, leased=lease_id is not None), parameters
+    )
+    return {JobKey(org_id, job_id) for org_id, job_id in inserted}
 
 
-def _row(draft: Charge) -> Json:
+def _row(draft: Charge, payer: Payer | None, cause: str | None) -> Json:
     """Return what differs from one new charge to the next."""
     row = {
+        "org_id": draft.org_id,
         "job_id": draft.job_id,
-        "task": draft.task,
-        "kind": draft.kind,
         "sender": draft.sender,
         "digest": draft.digest,
-        "payer": None if draft.state is State.BULK else draft.payer,
         "credits": draft.credits,
-        "content": draft.content,
     }
-    return {**row, "reason": draft.reason, "detail": draft.detail} if draft.reason else row
+    if payer is None:
+        return {**row, "reason": draft.reason, "detail": draft.detail}
+    if cause is None:
+        return row
+    row["account_id"] = payer.account_id
+    row["owner_version"] = payer.owner_version
+    row["content"] = draft.content
+    return row
 
 
 @functools.cache
 def _insert_charges(dialect: str, *, leased: bool) -> Sequence[Executable]:
-    columns = ("job_id", "task", "kind", "sender", "digest", "credits", "content", "reason", "detail")
-    types = {name: charges.c[name].type for name in columns}
-    new_charges = rows_from(dialect, {**types, "payer": accounts.c.owner_id.type}, "new_charges")
+    columns = ("org_id", "job_id", "sender", "owner_version", "digest", "account_id", "credits", "content", "reason",
+               "detail")  # fmt: skip
+    new_charges = rows_from(dialect, {name: charges.c[name].type for name in columns}, "new_charges")
     now = bindparam("now", type_=UtcDateTime)
     is_refused = new_charges.c.reason.is_not(None)
+    is_paid = new_charges.c.account_id.is_not(None)
     values: dict[str, ColumnElement[Any]] = {
         **{name: new_charges.c[name] for name in columns},
-        "account_id": accounts.c.id,
+        "task": bindparam("task", type_=String),
+        "kind": bindparam("kind", type_=String),
+        "charged_by": case((is_paid, bindparam("cause", type_=String)), else_=None),
         "refunded": sql_literal(0),
         "state": case((is_refused, sql_literal(State.REFUSED)), else_=bindparam("state", type_=String)),
         "attempts": case((is_refused, sql_literal(0)), else_=bindparam("attempts", type_=SmallInteger)),
@@ -210,20 +259,19 @@ def _insert_charges(dialect: str, *, leased: bool) -> Sequence[Executable]:
         "lease_id": bindparam("lease_id", type_=String),
         "lease_until": case((is_refused, None), else_=bindparam("lease_until", type_=UtcDateTime)),
         "due_at": case((is_refused, None), else_=bindparam("due_at", type_=UtcDateTime)),
-        "messages": bindparam("messages", type_=SmallInteger),
         "created_at": now,
         "final_at": case((is_refused, now), else_=None),
     }
-    payer = (accounts.c.owner_id == new_charges.c.payer) & (accounts.c.kind == new_charges.c.kind)
     # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE.
-    rows = select(*_labelled(values)).select_from(new_charges.outerjoin(accounts, payer)).where(true())
-    insert_rows = insert_for(dialect, charges).from_select(list(values), rows.order_by(new_charges.c.job_id))
-    insert_new = insert_rows.on_conflict_do_nothing().returning(charges.c.job_id, charges.c.account_id)
-    return chained(dialect, insert_lease(dialect), insert_new, first_name="new_lease") if leased else [insert_new]
+    rows = select(*_labelled(values)).select_from(new_charges).where(true())
+    in_key_order = rows.order_by(new_charges.c.org_id, new_charges.c.job_id)
+    insert_rows = insert_for(dialect, charges).from_select(list(values), in_key_order)
+    insert_new = insert_rows.on_conflict_do_nothing().returning(charges.c.org_id, charges.c.job_id)
+    return chained(dialect, insert_leases(dialect), insert_new, first_name="new_lease") if leased else [insert_new]
 
 
 def _insert_messages(
-    connection: Connection, bulk: Charge, messages: Sequence[Content], account_id: int, now: datetime
+    connection: Connection, bulk: Charge, messages: Sequence[Content], payer: Payer, *, cause: str
 ) -> None:
     """Write the charges of a bulk job's messages. No other job has ids like theirs, so none of them is known."""
     rows = [
@@ -231,21 +279,24 @@ def _insert_messages(
         for place, message in enumerate(messages)
     ]
     shared = {
+        "org_id": bulk.org_id,
         "task": bulk.task,
         "kind": bulk.kind,
         "sender": bulk.sender,
+        "owner_version": payer.owner_version,
         "digest": bulk.digest,
         "bulk_id": bulk.job_id,
-        "account_id": account_id,
+        "account_id": payer.account_id,
+        "charged_by": cause,
     }
-    parameters = {**rows_param(connection, rows, "new_messages"), **shared, "now": now}
+    parameters = {**rows_param(connection, rows, "new_messages"), **shared, "now": bulk.created_at}
     connection.execute(_insert_waiting(connection.dialect.name), parameters)
 
 
 @functools.cache
 def _insert_waiting(dialect: str) -> Executable:
     columns = ("job_id", "credits", "content")
-    shared = ("task", "kind", "sender", "digest", "bulk_id", "account_id")
+    shared = ("org_id", "task", "kind", "sender", "owner_version", "digest", "bulk_id", "account_id", "charged_by")
     new_messages = rows_from(dialect, {name: charges.c[name].type for name in columns}, "new_messages")
     values: dict[str, ColumnElement[Any]] = {
         **{name: new_messages.c[name] for name in columns},
@@ -263,36 +314,85 @@ def _labelled(values: Mapping[str, ColumnElement[Any]]) -> list[ColumnElement[An
     return [value.label(name) for name, value in values.items()]
 
 
-# -- refusing ---------------------------------------------------------------------------------------------------------
+# -- paying -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unaffordable(
-    connection: Connection, drafts: Mapping[str, Charge], insufficient: Mapping[str, int], now: datetime
-) -> dict[str, Charge]:
-    """Refuse the charges whose debits were not made, given by their causes with the balance that was insufficient."""
-    refused = {}
-    for cause, available in insufficient.items():
-        charge = drafts[cause.removeprefix("charge:")]
-        refused[charge.job_id] = _refuse(connection, charge, _too_little(charge, available), now)
-    return refused
+def _debit(
+    connection: Connection, new: Sequence[Charge], payers: Mapping[str, Payer], *, cause: str, now: datetime
+) -> dict[JobKey, Charge]:
+    """Debit each account once for all its new charges. Returns those that it cannot pay, refused."""
+    by_account: defaultdict[AccountKey, list[Charge]] = defaultdict(list)
+    for charge in new:
+        if charge.is_new:
+            by_account[payers[charge.sender].account].append(charge)
+    moves = [_move(account, _paid(paid), cause) for account, paid in by_account.items()]
+    moved = ledger.post(connection, moves, now)
+    if len(moved) == len(moves):
+        return {}
+    return _debit_what_fits(connection, {key: by_account[key] for key in by_account.keys() - moved}, cause, now)
 
 
-def _refuse(connection: Connection, charge: Charge, detail: str, now: datetime) -> Charge:
-    """Turn a charge that this transaction has written into a refusal for lack of credits."""
-    changes: dict[str, Any] = {
-        "state": State.REFUSED,
-        "reason": Reason.INSUFFICIENT_CREDITS,
-        "detail": detail,
-        "attempts": 0,
-        "content": None,
-        "final_at": now,
-    }
-    connection.execute(
+def _debit_what_fits(
+    connection: Connection, by_account: Mapping[AccountKey, Sequence[Charge]], cause: str, now: datetime
+) -> dict[JobKey, Charge]:
+    """Debit accounts that cannot pay everything for what they can pay, in job order. Returns the rest, refused."""
+    balances = ledger.lock_accounts(connection, by_account.keys())
+    moves, refused = [], []
+    for account, charged in by_account.items():
+        available = balances[account].available
+        fitting = []
+        for charge in charged:
+            if charge.credits <= available:
+                available -= charge.credits
+                fitting.append(charge)
+            else:
+                refused.append((charge, _too_little(charge, available)))
+        if fitting:
+            moves.append(_move(account, _paid(fitting), cause))
+    ledger.post(connection, moves, now)
+    return _refuse(connection, refused, now)
+
+
+def _move(account: AccountKey, paid: Sequence[Paid], cause: str) -> Move:
+    amount = -sum(one.credits for one in paid)
+    return Move(account=account, amount=amount, cause_kind="charge", cause_id=cause, content=content_of(paid))
+
+
+def _paid(charged: Iterable[Charge]) -> list[Paid]:
+    return [Paid(charge.job_id, charge.digest, charge.sender, charge.credits) for charge in charged]
+
+
+def _refuse(connection: Connection, unaffordable: Sequence[tuple[Charge, str]], now: datetime) -> dict[JobKey, Charge]:
+    """Turn charges that this transaction has written into refusals for lack of credits, each with its sentence."""
+    if not unaffordable:
+        return {}
+    rows = [{"org_id": charge.org_id, "job_id": charge.job_id, "detail": detail} for charge, detail in unaffordable]
+    parameters = {**rows_param(connection, rows, "unaffordable"), "now": now}
+    connection.execute(_refuse_charges(connection.dialect.name), parameters)
+    return {
+        charge.key: replace(charge, state=State.REFUSED, reason=Reason.INSUFFICIENT_CREDITS, detail=detail, attempts=0,
+                            content=None, final_at=now, payer=None, is_new=False)
+        for charge, detail in unaffordable
+    }  # fmt: skip
+
+
+@functools.cache
+def _refuse_charges(dialect: str) -> Executable:
+    types = {name: charges.c[name].type for name in ("org_id", "job_id", "detail")}
+    unaffordable: FromClause = rows_from(dialect, types, "unaffordable")
+    nothing = dict.fromkeys(("account_id", "charged_by", "owner_version", "lease_until", "due_at", "content"))
+    return (
         update(charges)
-        .where(charges.c.job_id == charge.job_id)
-        .values(account_id=None, lease_until=None, due_at=None, messages=None, **changes)
+        .where(charges.c.org_id == unaffordable.c.org_id, charges.c.job_id == unaffordable.c.job_id)
+        .values(
+            **nothing,
+            state=State.REFUSED,
+            reason=Reason.INSUFFICIENT_CREDITS,
+            detail=unaffordable.c.detail,
+            attempts=0,
+            final_at=bindparam("now", type_=UtcDateTime),
+        )
     )
-    return replace(charge, **changes, payer=None, is_new=False)
 
 
 def _too_little(charge: Charge, available: int) -> str:

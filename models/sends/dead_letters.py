@@ -25,6 +25,7 @@ from models.messages.views import View
 from models.messages.wire import MESSAGES, SEND_TASKS
 from models.sends.charges import Charge, State
 from models.sends.outcomes import Settlement
+from models.users.users import organization_of
 
 Status = Literal["refused", "failed", "fault"]
 
@@ -102,7 +103,15 @@ def keep_letters(connection: Connection, letters: Sequence[DeadLetter], now: dat
         }
         connection.execute(
             insert(connection, dead_letters)
-            .values(task=letter.task, key=letter.key, person=letter.person, job=letter.job, digest=digest, **end)
+            .values(
+                org_id=organization_of(letter.person),
+                task=letter.task,
+                key=letter.key,
+                person=letter.person,
+                job=letter.job,
+                digest=digest,
+                **end,
+            )
             .on_conflict_do_update(
                 index_elements=[dead_letters.c.digest], set_={**end, "replayed_as": None, "replayed_at": None}
             )
@@ -219,7 +228,7 @@ def mark_replayed(connection: Connection, letter: StoredLetter, key: str, now: d
 
 def erase_letters(connection: Connection, before: datetime, limit: int) -> int:
     """Delete letters that are older than `before`, at most `limit`. Returns how many."""
-    ids = lock_overdue(connection, dead_letters.c.id, dead_letters.c.at, before, limit)
+    ids = [row_id for (row_id,) in lock_overdue(connection, [dead_letters.c.id], dead_letters.c.at, before, limit)]
     if ids:
         connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(ids)))
     return len(ids)

@@ -3,20 +3,26 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, select, update
+from sqlalchemy import ColumnElement, Connection, case, select, tuple_, update
 
 from models.database.schema import charges
 from models.database.statements import lock_overdue
 from models.messages.fields import Kind
-from models.sends.charges import State
+from models.sends.charges import JobKey, State
 
 
 class DueJob(NamedTuple):
     """A job that waits for its next attempt, and how many it has had."""
 
     kind: Kind
+    org_id: int
     job_id: str
     attempts: int
+
+    @property
+    def key(self) -> JobKey:
+        """The key of the job."""
+        return JobKey(self.org_id, self.job_id)
 
 
 def claim_due(connection: Connection, now: datetime, next_due_at: datetime, limit: int) -> list[DueJob]:
@@ -27,9 +33,9 @@ def claim_due(connection: Connection, now: datetime, next_due_at: datetime, limi
     due = _lock_due(connection, State.WAITING, now, limit)
     claimed = connection.execute(
         update(charges)
-        .where(charges.c.job_id.in_(due))
+        .where(_KEY.in_(due))
         .values(due_at=next_due_at)
-        .returning(charges.c.kind, charges.c.job_id, charges.c.attempts)
+        .returning(charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
     )
     return sorted(DueJob(*row) for row in claimed)
 
@@ -41,24 +47,27 @@ def claim_due_bulks(connection: Connection, now: datetime, next_due_at: datetime
     """
     due = _lock_due(connection, State.BULK, now, limit)
     never_begun = [
-        (row.bulk_id, DueJob(row.kind, row.job_id, row.attempts))
+        (JobKey(row.org_id, row.bulk_id), DueJob(row.kind, row.org_id, row.job_id, row.attempts))
         for row in connection.execute(
-            select(charges.c.bulk_id, charges.c.kind, charges.c.job_id, charges.c.attempts)
-            .where(charges.c.bulk_id.in_(due), _was_never_begun)
-            .order_by(charges.c.job_id)
+            select(charges.c.bulk_id, charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
+            .where(tuple_(charges.c.org_id, charges.c.bulk_id).in_(due), _was_never_begun)
+            .order_by(charges.c.org_id, charges.c.job_id)
         )
     ]
-    unfinished = {bulk_id for bulk_id, _ in never_begun}
+    unfinished = {bulk for bulk, _ in never_begun}
     connection.execute(
-        update(charges)
-        .where(charges.c.job_id.in_(due))
-        .values(due_at=case((charges.c.job_id.in_(unfinished), next_due_at), else_=None))
+        update(charges).where(_KEY.in_(due)).values(due_at=case((_KEY.in_(unfinished), next_due_at), else_=None))
     )
     return [message for _, message in never_begun]
 
 
-def _lock_due(connection: Connection, state: State, now: datetime, limit: int) -> list[str]:
-    return lock_overdue(connection, charges.c.job_id, charges.c.due_at, now, limit, charges.c.state == state)
+_KEY = tuple_(charges.c.org_id, charges.c.job_id)
+
+
+def _lock_due(connection: Connection, state: State, now: datetime, limit: int) -> list[JobKey]:
+    key = (charges.c.org_id, charges.c.job_id)
+    found = lock_overdue(connection, key, charges.c.due_at, now, limit, charges.c.state == state)
+    return [JobKey(*row) for row in found]
 
 
 _was_never_begun = (charges.c.state == State.WAITING) & charges.c.due_at.is_(None)
@@ -68,8 +77,8 @@ _was_never_begun = (charges.c.state == State.WAITING) & charges.c.due_at.is_(Non
 def is_waiting() -> list[ColumnElement[bool]]:
     """Return the conditions for charges that wait, one for an index each: due themselves, or by their bulk job."""
     bulk = charges.alias("bulk")
-    due_bulks = select(bulk.c.job_id).where(bulk.c.due_at.is_not(None), bulk.c.state == State.BULK)
+    due_bulks = select(bulk.c.org_id, bulk.c.job_id).where(bulk.c.due_at.is_not(None), bulk.c.state == State.BULK)
     return [
         charges.c.due_at.is_not(None) & (charges.c.state == State.WAITING),
-        charges.c.bulk_id.in_(due_bulks) & _was_never_begun,
+        tuple_(charges.c.org_id, charges.c.bulk_id).in_(due_bulks) & _was_never_begun,
     ]

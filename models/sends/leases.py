@@ -2,13 +2,15 @@
 
 (lease_id, attempt number) is a fencing token: a write that carries an older pair is ignored. The attempt number alone
 is not enough, since an operator may reset it. A lease id is a fresh UUID, made for the jobs that are begun together; it
-never names a worker. When a lease expires, the jobs that are still held under it are orphaned.
+never names a worker. Each organization has a row of its own for its jobs among them. When a lease expires, the jobs
+that are still held under it are orphaned.
 """
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     JSON,
@@ -28,53 +30,80 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.types import TypeEngine
 
 from models.database.json_rows import json_elements, rows_from, rows_param
 from models.database.schema import UtcDateTime, charges, leases
 from models.database.statements import insert_for, lock_overdue, sql_literal
-from models.sends.charges import Charge, State, list_charges
+from models.sends.charges import Charge, JobKey, State, find_charges
+
+
+class LeaseKey(NamedTuple):
+    """The key of a lease: the organization of its jobs, and its id."""
+
+    org_id: int
+    lease_id: str
 
 
 @functools.cache
-def insert_lease(dialect: str) -> Insert:
-    """Return the statement that begins a lease. Its parameters: `lease_id`, `lease_until`, and the ids `job_ids`."""
-    values = {"lease_id": bindparam("lease_id", type_=String), "until": bindparam("lease_until", type_=UtcDateTime)}
-    new_lease = insert_for(dialect, leases).values(**values, job_ids=bindparam("job_ids", type_=JSON))
-    return new_lease.on_conflict_do_nothing()  # it is there already if the answer to an earlier commit was lost
+def insert_leases(dialect: str) -> Insert:
+    """Return the statement that begins a lease for each organization.
+
+    Its parameters: `lease_id`, `lease_until`, and rows of an organization and the ids of its jobs, `new_leases`.
+    """
+    types: dict[str, TypeEngine[Any]] = {"org_id": Integer(), "job_ids": JSON()}
+    begun = rows_from(dialect, types, "new_leases")
+    values = (begun.c.org_id, bindparam("lease_id", type_=String).label("lease_id"),
+              bindparam("lease_until", type_=UtcDateTime).label("until"), begun.c.job_ids)  # fmt: skip
+    rows = select(*values).where(true())  # SQLite takes ON CONFLICT for a part of the SELECT unless that has a WHERE
+    insert_rows = insert_for(dialect, leases).from_select(["org_id", "lease_id", "until", "job_ids"], rows)
+    return insert_rows.on_conflict_do_nothing()  # it is there already if the answer to an earlier commit was lost
 
 
 @functools.cache
 def delete_finished_leases(dialect: str) -> Delete:
     """Return the statement that deletes leases whose jobs have all been settled.
 
-    Its parameter `settled_leases` holds rows of a lease id and of how many of its jobs have been settled by now.
+    Its parameter `settled_leases` holds the keys of leases, and how many of their jobs have been settled by now.
     """
-    settled = rows_from(dialect, {"lease_id": String(), "jobs": Integer()}, "settled_leases")
-    lease = tuple_(leases.c.lease_id, func.json_array_length(leases.c.job_ids))
-    return delete(leases).where(lease.in_(select(settled.c.lease_id, settled.c.jobs)))
+    types: dict[str, TypeEngine[Any]] = {"org_id": Integer(), "lease_id": String(), "jobs": Integer()}
+    settled = rows_from(dialect, types, "settled_leases")
+    lease = tuple_(leases.c.org_id, leases.c.lease_id, func.json_array_length(leases.c.job_ids))
+    return delete(leases).where(lease.in_(select(settled.c.org_id, settled.c.lease_id, settled.c.jobs)))
+
+
+def count_by_lease(held: Iterable[Charge]) -> Counter[LeaseKey]:
+    """Return how many of these jobs each lease holds."""
+    return Counter(LeaseKey(charge.org_id, charge.lease_id) for charge in held if charge.lease_id is not None)
 
 
 def claim_jobs(
-    connection: Connection, attempts: Mapping[str, int], *, lease_id: str, lease_until: datetime
+    connection: Connection, org_id: int, attempts: Mapping[str, int], *, lease_id: str, lease_until: datetime
 ) -> list[Charge]:
-    """Begin the next attempt of waiting jobs, given how many attempts each has had.
+    """Begin the next attempt of an organization's waiting jobs, given how many attempts each has had.
 
     A job that has had more attempts meanwhile was dispatched twice and is skipped, as is one that another worker is
     claiming. Run again under the same `lease_id`, after a commit whose answer was lost, it finds what it claimed then.
     """
-    lease = {"lease_id": lease_id, "lease_until": lease_until, "job_ids": list(attempts)}
-    connection.execute(insert_lease(connection.dialect.name), lease)
+    lease = rows_param(connection, [{"org_id": org_id, "job_ids": list(attempts)}], "new_leases")
+    connection.execute(
+        insert_leases(connection.dialect.name), {**lease, "lease_id": lease_id, "lease_until": lease_until}
+    )
     claimed_before = (charges.c.state == State.SENDING) & (charges.c.lease_id == lease_id)
     found = connection.execute(
         select(charges.c.job_id, charges.c.state, charges.c.attempts)
-        .where(charges.c.job_id.in_(attempts), (charges.c.state == State.WAITING) | claimed_before)
+        .where(
+            charges.c.org_id == org_id,
+            charges.c.job_id.in_(attempts),
+            (charges.c.state == State.WAITING) | claimed_before,
+        )
         .order_by(charges.c.job_id)
         .with_for_update(skip_locked=True)
     ).all()
     waiting = [row.job_id for row in found if row.state == State.WAITING and row.attempts == attempts[row.job_id]]
     connection.execute(
         update(charges)
-        .where(charges.c.job_id.in_(waiting))
+        .where(charges.c.org_id == org_id, charges.c.job_id.in_(waiting))
         .values(
             state=State.SENDING,
             attempts=charges.c.attempts + 1,
@@ -84,13 +113,13 @@ def claim_jobs(
         )
     )
     held = [*waiting, *(row.job_id for row in found if row.state == State.SENDING)]
-    return list_charges(connection, held, are_new=True)
+    return list(find_charges(connection, [JobKey(org_id, job_id) for job_id in held], are_new=True).values())
 
 
-def mark_handover(connection: Connection, held: Sequence[Charge], now: datetime) -> set[str]:
-    """Note that from now on the carrier may have these messages. Returns the ids of those that are still held."""
+def mark_handover(connection: Connection, held: Sequence[Charge], now: datetime) -> set[JobKey]:
+    """Note that from now on the carrier may have these messages. Returns the keys of those that are still held."""
     parameters = {**rows_param(connection, _attempts(held), "attempts"), "now": now}
-    return set(connection.execute(_mark_handover(connection.dialect.name), parameters).scalars())
+    return {JobKey(*row) for row in connection.execute(_mark_handover(connection.dialect.name), parameters)}
 
 
 @functools.cache
@@ -100,7 +129,7 @@ def _mark_handover(dialect: str) -> Update:
         update(charges)
         .where(is_held(_attempts_from(dialect)))
         .values(handover_started_at=started_at)
-        .returning(charges.c.job_id)
+        .returning(charges.c.org_id, charges.c.job_id)
     )
 
 
@@ -125,20 +154,23 @@ def _release_jobs(dialect: str) -> Update:
 
 
 def _attempts(held: Sequence[Charge]) -> list[dict[str, Any]]:
-    return [{"job_id": charge.job_id, "attempts": charge.attempts, "lease_id": charge.lease_id} for charge in held]
+    return [{name: getattr(charge, name) for name in ATTEMPT} for charge in held]
 
 
 def _attempts_from(dialect: str) -> FromClause:
-    return rows_from(dialect, {name: charges.c[name].type for name in ("job_id", "attempts", "lease_id")}, "attempts")
+    return rows_from(dialect, {name: charges.c[name].type for name in ATTEMPT}, "attempts")
 
 
+ATTEMPT = ("org_id", "job_id", "attempts", "lease_id")
+"""The columns of a charge that name an attempt."""
 _SENDING = sql_literal(State.SENDING)
 
 
 def is_held(attempt: FromClause, state: ColumnElement[str] = _SENDING) -> ColumnElement[bool]:
-    """Whether an attempt (`job_id`, `attempts`, `lease_id`) is the last one of its charge, and that is in `state`."""
+    """Whether an attempt (the columns `ATTEMPT`) is the last one of its charge, and that is in `state`."""
     return (
-        (charges.c.job_id == attempt.c.job_id)
+        (charges.c.org_id == attempt.c.org_id)
+        & (charges.c.job_id == attempt.c.job_id)
         & (charges.c.attempts == attempt.c.attempts)
         & (charges.c.lease_id == attempt.c.lease_id)
         & (charges.c.state == state)
@@ -148,30 +180,35 @@ def is_held(attempt: FromClause, state: ColumnElement[str] = _SENDING) -> Column
 def is_leased(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     """Whether a charge is being sent and a lease names it: any lease, or one for which the condition `under` holds."""
     job_id = json_elements(leases.c.job_ids).table_valued("value", name="leased_job")
-    named = select(job_id.c.value).select_from(leases.join(job_id, true()))
-    return charges.c.job_id.in_(named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
+    named = select(leases.c.org_id, job_id.c.value).select_from(leases.join(job_id, true()))
+    key = tuple_(charges.c.org_id, charges.c.job_id)
+    return key.in_(named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
 
 
-def lock_expired(connection: Connection, now: datetime, limit: int) -> list[str]:
-    """Lock leases that have expired, and return their ids, the longest expired first."""
-    return lock_overdue(connection, leases.c.lease_id, leases.c.until, now, limit)
+def lock_expired(connection: Connection, now: datetime, limit: int) -> list[LeaseKey]:
+    """Lock leases that have expired, and return their keys, the longest expired first."""
+    key = (leases.c.org_id, leases.c.lease_id)
+    return [LeaseKey(*row) for row in lock_overdue(connection, key, leases.c.until, now, limit)]
 
 
-def lock_orphaned(connection: Connection, lease_ids: Collection[str]) -> list[Charge]:
-    """Lock the jobs that are still held under these leases, in id order; those that others have locked are skipped."""
+def lock_orphaned(connection: Connection, expired: Collection[LeaseKey]) -> list[Charge]:
+    """Lock the jobs that are still held under these leases, in key order; those that others have locked are skipped."""
     locked = connection.execute(
-        select(charges.c.job_id).where(_is_held_under(lease_ids)).with_for_update(skip_locked=True)
-    ).scalars()
-    return list_charges(connection, list(locked))
+        select(charges.c.org_id, charges.c.job_id).where(_is_held_under(expired)).with_for_update(skip_locked=True)
+    )
+    return list(find_charges(connection, [JobKey(*row) for row in locked]).values())
 
 
-def delete_idle(connection: Connection, lease_ids: Collection[str]) -> int:
+def delete_idle(connection: Connection, expired: Collection[LeaseKey]) -> int:
     """Delete those of these leases under which no job is held any more. Returns how many they were."""
-    busy = connection.execute(select(charges.c.lease_id).where(_is_held_under(lease_ids)).distinct()).scalars()
-    idle = set(lease_ids).difference(busy)
-    connection.execute(delete(leases).where(leases.c.lease_id.in_(idle)))
+    held = select(charges.c.org_id, charges.c.lease_id).where(_is_held_under(expired)).distinct()
+    idle = set(expired).difference(LeaseKey(*row) for row in connection.execute(held))
+    if idle:
+        connection.execute(delete(leases).where(tuple_(leases.c.org_id, leases.c.lease_id).in_(idle)))
     return len(idle)
 
 
-def _is_held_under(lease_ids: Collection[str]) -> ColumnElement[bool]:
+def _is_held_under(expired: Collection[LeaseKey]) -> ColumnElement[bool]:
+    """Whether a charge is held under one of these leases. An id is made once, so the organization adds nothing."""
+    lease_ids = {lease.lease_id for lease in expired}
     return is_leased(leases.c.lease_id.in_(lease_ids)) & charges.c.lease_id.in_(lease_ids)

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from models.database.schema import refusals
 from models.database.statements import insert
 from models.errors import Refused
+from models.users.users import organization_of
 
 
 def record_refusal(
@@ -15,6 +16,13 @@ def record_refusal(
     """Store one refusal."""
     connection.execute(
         insert(connection, refusals).values(
-            task=task, task_id=task_id, key=key, person=person, reason=why.reason, detail=why.detail, at=now
+            org_id=organization_of(person),
+            task=task,
+            task_id=task_id,
+            key=key,
+            person=person,
+            reason=why.reason,
+            detail=why.detail,
+            at=now,
         )
     )

@@ -1,8 +1,8 @@
 """Settling: writing how attempts ended, with refunds and dead letters, in the caller's transaction."""
 
 import functools
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -13,13 +13,18 @@ from sqlalchemy.types import TypeEngine
 from models.database.json_rows import rows_from, rows_param
 from models.database.schema import UtcDateTime, charges
 from models.database.statements import chained, execute_chain, sql_literal
+from models.ids import new_id
 from models.messages.base import Json
 from models.money import ledger
+from models.money.accounts import AccountKey
+from models.money.chain import Paid, content_of
 from models.money.ledger import Move
-from models.sends.charges import FINAL, Charge, State
+from models.sends.charges import FINAL, Charge, JobKey, State
 from models.sends.dead_letters import keep_failed
-from models.sends.leases import delete_finished_leases, is_held
+from models.sends.leases import ATTEMPT, LeaseKey, count_by_lease, delete_finished_leases, is_held
 from models.sends.outcomes import Settlement
+
+NOTHING_BEFORE: Mapping[LeaseKey, int] = {}
 
 
 def settle(
@@ -29,23 +34,41 @@ def settle(
     *,
     keep_dead: bool,
     state_before: State = State.SENDING,
-    settled_before: int = 0,
+    settled_before: Mapping[LeaseKey, int] = NOTHING_BEFORE,
 ) -> list[Settlement]:
     """Write how attempts ended, give back to the payers what is to be given back, and keep a letter of each failed job.
 
-    Returns the settlements that counted, in their order, which is also the order of the refunds: an attempt that is no
-    longer the last one of its job changes nothing. `state_before` is `unknown` where a person has decided. The lease is
-    deleted with its last job; `settled_before` is how many of its jobs were settled by earlier calls.
+    Returns the settlements that counted, in their order: an attempt that is no longer the last one of its job changes
+    nothing. `state_before` is `unknown` where a person has decided. The lease is
+    deleted with its last job; `settled_before` is how many jobs of each lease were settled by earlier calls.
     """
-    ended = _end_attempts(connection, settlements, now, state_before=state_before, settled_before=settled_before)
-    counted = [one for one in settlements if one.charge.job_id in ended]
-    refunds = [
-        Move(ended[one.charge.job_id], one.refund, f"refund:{one.charge.job_id}") for one in counted if one.refund
-    ]
-    ledger.post(connection, refunds, now)
+    cause = new_id()
+    ended = _end_attempts(connection, settlements, cause, now, state_before=state_before, settled_before=settled_before)
+    counted = [one for one in settlements if one.charge.key in ended]
+    ledger.post(connection, _refunds(counted, ended, cause), now)
     if keep_dead:
         keep_failed(connection, counted, now)
     return counted
+
+
+def _refunds(counted: Sequence[Settlement], paid_from: Mapping[JobKey, int], cause: str) -> list[Move]:
+    """Return the moves that give back: one for each account, for all its jobs together."""
+    by_account: defaultdict[AccountKey, list[Paid]] = defaultdict(list)
+    for one in counted:
+        charge = one.charge
+        if one.refund:
+            account = AccountKey(charge.org_id, paid_from[charge.key])
+            by_account[account].append(Paid(charge.job_id, charge.digest, charge.sender, one.refund))
+    return [
+        Move(
+            account=account,
+            amount=sum(one.credits for one in back),
+            cause_kind="refund",
+            cause_id=cause,
+            content=content_of(back),
+        )
+        for account, back in by_account.items()
+    ]
 
 
 def settled_charge(settlement: Settlement, now: datetime) -> Charge:
@@ -71,14 +94,19 @@ def settled_charge(settlement: Settlement, now: datetime) -> Charge:
 def _end_attempts(
     connection: Connection,
     settlements: Sequence[Settlement],
+    cause: str,
     now: datetime,
     *,
     state_before: State,
-    settled_before: int,
-) -> dict[str, int]:
-    """End the attempts that are still the last ones. Returns their jobs, each with the account that paid."""
+    settled_before: Mapping[LeaseKey, int],
+) -> dict[JobKey, int]:
+    """End the attempts that are still the last ones. Returns their jobs, each with the account that paid.
+
+    What they give back is given back by the entry of `cause`.
+    """
     rows = [
         {
+            "org_id": one.charge.org_id,
             "job_id": one.charge.job_id,
             "attempts": one.charge.attempts,
             "lease_id": one.charge.lease_id,
@@ -86,16 +114,19 @@ def _end_attempts(
         }
         for one in settlements
     ]
-    leased = Counter(one.charge.lease_id for one in settlements) if state_before is State.SENDING else {}
-    settled_leases = [{"lease_id": lease_id, "jobs": settled_before + jobs} for lease_id, jobs in leased.items()]
+    leased = count_by_lease(one.charge for one in settlements) if state_before is State.SENDING else {}
+    settled_leases = [
+        {**lease._asdict(), "jobs": settled_before.get(lease, 0) + jobs} for lease, jobs in leased.items()
+    ]
     parameters = {
         **rows_param(connection, rows, "settlements"),
         **rows_param(connection, settled_leases, "settled_leases"),
         "state_before": state_before,
+        "cause": cause,
         "now": now,
     }
     ended = execute_chain(connection, _end_attempts_and_leases(connection.dialect.name), parameters)
-    return {row.job_id: row.account_id for row in ended}
+    return {JobKey(org_id, job_id): account_id for org_id, job_id, account_id in ended}
 
 
 _CHANGED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refused", "carrier_reference", "crashes",
@@ -121,7 +152,7 @@ def _changes(settlement: Settlement) -> Json:
 
 @functools.cache
 def _end_attempts_and_leases(dialect: str) -> Sequence[Executable]:
-    names = ("job_id", "attempts", "lease_id", *_CHANGED)
+    names = (*ATTEMPT, *_CHANGED)
     types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name != "in_doubt"}
     settlement = rows_from(dialect, {**types, "in_doubt": Boolean()}, "settlements")
     now = bindparam("now", type_=UtcDateTime)
@@ -132,6 +163,7 @@ def _end_attempts_and_leases(dialect: str) -> Sequence[Executable]:
         **{name: settlement.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
                                                  "carrier_reference")},
         "refunded": func.coalesce(settlement.c.refunded, sql_literal(0)),
+        "refunded_by": case((settlement.c.refunded > sql_literal(0), bindparam("cause", type_=String)), else_=None),
         "refunded_at": case((settlement.c.refunded > sql_literal(0), now), else_=None),
         "crashes": func.coalesce(settlement.c.crashes, sql_literal(0)),
         "lease_until": null(),
@@ -144,6 +176,6 @@ def _end_attempts_and_leases(dialect: str) -> Sequence[Executable]:
         update(charges)
         .where(is_held(settlement, bindparam("state_before", type_=String)))
         .values(values)
-        .returning(charges.c.job_id, charges.c.account_id)
+        .returning(charges.c.org_id, charges.c.job_id, charges.c.account_id)
     )
     return chained(dialect, delete_finished_leases(dialect), end_attempts, first_name="finished_leases")

@@ -1,17 +1,18 @@
 """Unknown jobs, which the carrier may or may not have taken: a person decides, and the decision is stored."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
 from sqlalchemy import Connection, select
 
 from models.database.paging import fetch_page
-from models.database.schema import accounts, charges, decisions
+from models.database.schema import accounts, charges, decisions, organizations
 from models.database.statements import insert
+from models.ids import new_id
 from models.messages.answer import iso_time
 from models.messages.base import Json
-from models.sends.charges import Charge, State, list_charges, lock_unknown, restart
+from models.sends.charges import Charge, JobKey, State, find_charges, lock_unknown, restart
 from models.sends.outcomes import content_for_resend, settlement_of_refund
 from models.sends.settling import settle
 
@@ -22,6 +23,7 @@ def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], boo
     """Return one page of unknown jobs, the longest unknown first, and whether more follow."""
     query = (
         select(
+            organizations.c.name.label("organization"),
             charges.c.job_id,
             charges.c.kind,
             charges.c.sender,
@@ -31,13 +33,15 @@ def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], boo
             charges.c.handover_started_at,
             charges.c.detail,
         )
-        .join(accounts, accounts.c.id == charges.c.account_id)
+        .join(accounts, (accounts.c.org_id == charges.c.org_id) & (accounts.c.id == charges.c.account_id))
+        .join(organizations, organizations.c.id == charges.c.org_id)
         .where(charges.c.unknown_since.is_not(None))
-        .order_by(charges.c.handover_started_at, charges.c.job_id)
+        .order_by(charges.c.handover_started_at, charges.c.org_id, charges.c.job_id)
     )
     found, more = fetch_page(connection, query, page)
     rows = [
         {
+            "organization": row.organization,
             "job_id": row.job_id,
             "kind": row.kind,
             "sender": row.sender,
@@ -52,15 +56,20 @@ def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], boo
     return rows, more
 
 
-def unknown_ids(connection: Connection) -> list[str]:
-    """Return the ids of all unknown jobs, in order."""
-    query = select(charges.c.job_id).where(charges.c.unknown_since.is_not(None)).order_by(charges.c.job_id)
-    return list(connection.execute(query).scalars())
+def unknown_keys(connection: Connection, job_ids: Collection[str] | None = None) -> list[JobKey]:
+    """Return the keys of all unknown jobs, or of those with these ids in any organization, in order."""
+    query = (
+        select(charges.c.org_id, charges.c.job_id)
+        .where(charges.c.unknown_since.is_not(None))
+        .order_by(charges.c.org_id, charges.c.job_id)
+    )
+    found = connection.execute(query if job_ids is None else query.where(charges.c.job_id.in_(job_ids)))
+    return [JobKey(*row) for row in found]
 
 
 def refund_unknown(
     connection: Connection,
-    job_ids: Collection[str],
+    jobs: Iterable[JobKey],
     *,
     operator: str,
     note: str | None = None,
@@ -73,38 +82,38 @@ def refund_unknown(
     not unknown (any more) are left alone, so this may be run twice, and by several people at once. `keep_dead` says
     whether a letter is kept of jobs that failed.
     """
-    settlements = [settlement_of_refund(charge) for charge in lock_unknown(connection, job_ids)]
+    settlements = [settlement_of_refund(charge) for charge in lock_unknown(connection, jobs)]
     counted = settle(connection, settlements, now, keep_dead=keep_dead, state_before=State.UNKNOWN)
-    settled_ids = [settlement.charge.job_id for settlement in counted]
-    return _record_decision(connection, "refund", settled_ids, operator=operator, note=note, now=now)
+    settled = [settlement.charge.key for settlement in counted]
+    return _record_decision(connection, "refund", settled, operator=operator, note=note, now=now)
 
 
 def resend_unknown(
-    connection: Connection, job_ids: Collection[str], *, operator: str, note: str | None = None, now: datetime
+    connection: Connection, jobs: Iterable[JobKey], *, operator: str, note: str | None = None, now: datetime
 ) -> list[Charge]:
     """Let the sweeper send unknown jobs again, with all attempts before them. Returns them as they stand then.
 
     Like `refund_unknown`, it leaves jobs alone that are not unknown.
     """
-    unknown = lock_unknown(connection, job_ids)
+    unknown = lock_unknown(connection, jobs)
     for charge in unknown:
         restart(connection, charge, content_for_resend(charge), now)
-    restarted_ids = [charge.job_id for charge in unknown]
-    return _record_decision(connection, "resend", restarted_ids, operator=operator, note=note, now=now)
+    restarted = [charge.key for charge in unknown]
+    return _record_decision(connection, "resend", restarted, operator=operator, note=note, now=now)
 
 
 def _record_decision(
     connection: Connection,
     decision: Decision,
-    job_ids: Sequence[str],
+    jobs: Sequence[JobKey],
     *,
     operator: str,
     note: str | None,
     now: datetime,
 ) -> list[Charge]:
     """Store who decided what, and return the jobs as they stand now."""
-    if not job_ids:
+    if not jobs:
         return []
     made = {"decision": decision, "operator": operator, "note": note, "at": now}
-    connection.execute(insert(connection, decisions), [{"job_id": job_id, **made} for job_id in job_ids])
-    return list_charges(connection, job_ids)
+    connection.execute(insert(connection, decisions), [{"id": new_id(), **job._asdict(), **made} for job in jobs])
+    return list(find_charges(connection, jobs).values())

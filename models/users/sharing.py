@@ -8,15 +8,16 @@ from models.database.schema import owner_changes, users
 from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.billing import SetOwner
-from models.users.roles import lock_role, role_holds
+from models.users.roles import role_holds
 from models.users.users import User, lock_users, unknown_user
 
 
 def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now: datetime) -> None:
     """Let `change.user` spend the credits of `change.owner` from now on. Their own id ends the sharing.
 
-    All users named are locked first, so the rules hold at the moment of the change. A change that was made before is
-    not made again.
+    All users named are fenced first, so the rules hold at the moment of the change. The actor's rights come before
+    anything else is looked up, so that somebody without them learns nothing. A change that was made before is not made
+    again.
 
     Raises
     ------
@@ -26,22 +27,32 @@ def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now:
 
     """
     named = lock_users(connection, {change.actor, change.user, change.owner}, to_change=True)
-    if _was_made_before(connection, change, digest):
+    actor = _require_known(named, change.actor)
+    earlier = _digest_before(connection, actor, change)
+    if earlier == digest:  # the very same change, by the same actor
         return
-    actor, user, owner = (_require_known(named, one) for one in (change.actor, change.user, change.owner))
-    _require_one_organization(actor, user, owner)
     _require_rights(connection, actor)
+    if earlier is not None:
+        sentence = f"The change_id {change.change_id} was used for another change: give this one an id of its own."
+        raise Refused(Reason.CONFLICTING_JOB, sentence)
+    user, owner = (_require_known(named, one) for one in (change.user, change.owner))
+    _require_one_organization(actor, user, owner)
     if owner.id != user.id:
         _require_eligible(connection, user, owner)
+    version = user.owner_version + 1
     connection.execute(
-        update(users).where(users.c.id == user.id).values(credit_owner_id=owner.id, is_owner=owner.id == user.id)
+        update(users)
+        .where(users.c.id == user.id)
+        .values(credit_owner_id=owner.id, is_owner=owner.id == user.id, owner_version=version)
     )
     connection.execute(
         insert(connection, owner_changes).values(
+            org_id=actor.org_id,
             change_id=change.change_id,
             digest=digest,
             actor_id=actor.id,
             user_id=user.id,
+            version=version,
             old_owner_id=user.owner,
             new_owner_id=owner.id,
             at=now,
@@ -49,14 +60,13 @@ def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now:
     )
 
 
-def _was_made_before(connection: Connection, change: SetOwner, digest: str) -> bool:
-    earlier = connection.execute(
-        select(owner_changes.c.digest).where(owner_changes.c.change_id == change.change_id)
+def _digest_before(connection: Connection, actor: User, change: SetOwner) -> str | None:
+    """Return the digest of the change that was made under this id in the actor's organization."""
+    return connection.execute(
+        select(owner_changes.c.digest).where(
+            owner_changes.c.org_id == actor.org_id, owner_changes.c.change_id == change.change_id
+        )
     ).scalar()
-    if earlier is not None and earlier != digest:
-        sentence = f"The change_id {change.change_id} was used for another change: give this one an id of its own."
-        raise Refused(Reason.CONFLICTING_JOB, sentence)
-    return earlier is not None
 
 
 def _require_known(users_by_id: dict[str, User], user_id: str) -> User:
@@ -66,14 +76,13 @@ def _require_known(users_by_id: dict[str, User], user_id: str) -> User:
 
 
 def _require_one_organization(actor: User, user: User, owner: User) -> None:
-    if not actor.organization == user.organization == owner.organization:
+    if not actor.org_id == user.org_id == owner.org_id:
         sentence = "Actor, user and owner must belong to one organization: credits are not shared beyond it."
         raise Refused(Reason.OTHER_ORGANIZATION, sentence)
 
 
 def _require_rights(connection: Connection, actor: User) -> None:
-    lock_role(connection, actor.organization, actor.role)
-    if not role_holds(connection, actor.organization, actor.role, "view_user_list", "edit_user"):
+    if not role_holds(connection, actor.org_id, actor.role, "view_user_list", "edit_user"):
         sentence = (
             f"The role {actor.role} of {actor.id} does not hold both rights view_user_list and edit_user, "
             "which setting a credit owner needs: ask somebody whose role does."

@@ -1,30 +1,33 @@
 """Users: who they are, in which organization, with which role, and whose credits they spend."""
 
 import functools
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Executable, select, update
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Executable, bindparam, func, select, update
 
 from models.database.json_rows import array_param, in_array
 from models.database.schema import users
 from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.billing import SaveUser
-from models.users.roles import lock_role
+from models.users.organizations import NOBODYS, find_organization
+from models.users.roles import lock_role, unknown_role
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user as the rules need them. `owner` is their credit owner."""
+    """A user as the rules need them. `owner` is their credit owner, since the `owner_version`th change."""
 
     id: str
-    organization: str
+    org_id: int
     name: str
     email: str
     role: str
     owner: str
+    owner_version: int
 
     @property
     def is_credit_user(self) -> bool:
@@ -32,23 +35,50 @@ class User:
         return self.owner != self.id
 
 
-_COLUMNS = (users.c.id, users.c.organization, users.c.name, users.c.email, users.c.role, users.c.credit_owner_id)
+_COLUMNS = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.role, users.c.credit_owner_id,
+            users.c.owner_version)  # fmt: skip
+
+FENCES = 1024
+"""Advisory locks that all users share: more would fill PostgreSQL's lock table (max_locks_per_transaction)."""
 
 
-def lock_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> dict[str, User]:
-    """Lock the users of `ids`, in id order, until the transaction ends, and return those that exist, by id.
+def fence_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> None:
+    """Keep others from changing the credit owners of users until the transaction ends.
 
-    A charge takes the lock shared. A change of owner takes it exclusively (`to_change`), so every charge sees either
-    the old owner or the new one.
+    Charges and purchases share the fence, and a change of owner takes it alone (`to_change`), so every charge sees
+    either the old owner or the new one. It queues in the order of arrival, so that a busy pool delays no change, and it
+    writes nothing, unlike a shared lock on the user's row. What it guards must be read in a later statement.
     """
-    statement = _select_for_update(connection.dialect.name, exclusive=to_change)
-    return {row.id: User(*row) for row in connection.execute(statement, {"ids": array_param(connection, ids)})}
+    if connection.dialect.name == "sqlite":  # has one writer at a time
+        return
+    slots = sorted({_fence_of(user_id) for user_id in ids})
+    connection.execute(_take_fences(exclusive=to_change), {"slots": slots})
+
+
+@functools.lru_cache(maxsize=100_000)
+def _fence_of(user_id: str) -> int:
+    """Return the number of a user's advisory lock. Those below zero are used for nothing else (migrations/__init__)."""
+    digest = hashlib.blake2b(user_id.encode(), digest_size=4).digest()
+    return -1 - int.from_bytes(digest, "big") % FENCES
 
 
 @functools.cache
-def _select_for_update(dialect: str, *, exclusive: bool) -> Executable:
-    named = select(*_COLUMNS).where(in_array(dialect, users.c.id, "ids")).order_by(users.c.id)
-    return named.with_for_update(read=not exclusive)
+def _take_fences(*, exclusive: bool) -> Executable:
+    take = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
+    slot = func.unnest(bindparam("slots", type_=ARRAY(BigInteger))).column_valued("slot")
+    return select(func.count(take(slot)))
+
+
+def lock_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> dict[str, User]:
+    """Fence users as `fence_users` does, and return those that exist, by id."""
+    fence_users(connection, ids, to_change=to_change)
+    found = connection.execute(_select_users(connection.dialect.name), {"ids": array_param(connection, ids)})
+    return {row.id: User(*row) for row in found}
+
+
+@functools.cache
+def _select_users(dialect: str) -> Executable:
+    return select(*_COLUMNS).where(in_array(dialect, users.c.id, "ids"))
 
 
 def get_user(connection: Connection, user_id: str) -> User:
@@ -66,13 +96,19 @@ def get_user(connection: Connection, user_id: str) -> User:
     return User(*row)
 
 
+def organization_of(user_id: str | None) -> ColumnElement[int]:
+    """Return the subquery of a user's organization: nobody's, if the user was never saved."""
+    known = select(users.c.org_id).where(users.c.id == user_id).scalar_subquery()
+    return func.coalesce(known, NOBODYS)
+
+
 def unknown_user(user_id: str) -> Refused:
     """Return the refusal for a user who was never saved."""
     return Refused(Reason.UNKNOWN_USER, f"There is no user {user_id}: save them with users.save first.")
 
 
-def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> bool:
-    """Make a user, their own credit owner, or change who they are. Returns whether the user is new.
+def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | None:
+    """Make a user, their own credit owner, or change who they are. Returns a new user's organization, else None.
 
     Billing information that is left out stays as it is.
 
@@ -82,7 +118,10 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> bool:
         `not_found` for a role that was never saved, `other_organization` for a user of another organization.
 
     """
-    lock_role(connection, user.organization, user.role)
+    org_id = find_organization(connection, user.organization)
+    if org_id is None:
+        raise unknown_role(user.organization, user.role)
+    lock_role(connection, org_id, user.organization, user.role)
     saved = {"name": user.name, "email": user.email, "role": user.role}
     if user.billing is not None:
         saved["billing"] = user.billing  # type: ignore[assignment]
@@ -90,9 +129,10 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> bool:
         insert(connection, users)
         .values(
             id=user.user_id,
-            organization=user.organization,
+            org_id=org_id,
             credit_owner_id=user.user_id,
             is_owner=True,
+            owner_version=0,
             created_at=now,
             **saved,
         )
@@ -100,11 +140,11 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> bool:
         .returning(users.c.id)
     ).one_or_none()
     if made is not None:
-        return True
+        return org_id
     changed = connection.execute(
-        update(users).where(users.c.id == user.user_id, users.c.organization == user.organization).values(**saved)
+        update(users).where(users.c.id == user.user_id, users.c.org_id == org_id).values(**saved)
     )
     if changed.rowcount == 0:
         sentence = f"User {user.user_id} belongs to another organization, and nobody can be moved between them."
         raise Refused(Reason.OTHER_ORGANIZATION, sentence)
-    return False
+    return None

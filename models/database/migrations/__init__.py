@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from models.database.engine import Database
 from models.errors import DatabaseBehindError
 
-NEWEST: Final = "0005"
+NEWEST: Final = "0006"
 """The revision of the newest migration in `versions/`, which this code was written for."""
 
 
