@@ -14,7 +14,7 @@ from models.messages.sends import SendEmail, SendOne, SendSms
 from models.messages.wire import parse
 from models.money.ledger import open_accounts
 from models.money.orders import place_order
-from models.sends.charges import SendJob
+from models.sends.charges import JobKey, SendJob
 from models.users.roles import upsert_role
 from models.users.sharing import set_credit_owner
 from models.users.users import upsert_user
@@ -23,6 +23,8 @@ from tests.fakes import NOON
 
 Json = dict[str, Any]
 
+ACME, OTHER = 1, 2
+"""The organizations that `save_people` makes, by their numbers."""
 BILLING = {"name": "Acme Ltd", "country": "NL"}
 _numbers = itertools.count(1)
 
@@ -43,8 +45,9 @@ def save_people(database: Database, now: datetime = NOON) -> None:
             _person("mary"),
             _person("olga", organization="other", role="admin", billing={"name": "Olga"}),
         ):
-            upsert_user(connection, person, now)
-            open_accounts(connection, person.user_id)
+            org_id = upsert_user(connection, person, now)
+            assert org_id is not None
+            open_accounts(connection, org_id, person.user_id, now)
 
 
 def _person(
@@ -120,6 +123,11 @@ def purchase_order(
         "billing": BILLING,
         **fields,
     }
+
+
+def acme(*job_ids: str) -> list[JobKey]:
+    """Give the keys of jobs of `acme`."""
+    return [JobKey(ACME, job_id) for job_id in job_ids]
 
 
 def cost_of(message: SendOne) -> int:

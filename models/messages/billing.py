@@ -69,7 +69,7 @@ class SaveUser(TaskMessage):
     billing: Billing | None = None
 
 
-Right = Literal["view_user_list", "edit_user"]
+Right = Literal["view_user_list", "edit_user", "adjust_credits"]
 
 
 class SaveRole(TaskMessage):

@@ -8,9 +8,11 @@ from sqlalchemy import Connection, Table, insert, literal, select, text, update
 
 from models.database.engine import Database
 from models.database.json_rows import rows_from, rows_param
-from models.database.schema import accounts, charges, entries
+from models.database.schema import accounts, charges, entries, users
+from models.money.chain import Paid, content_of, entry_hash
 
-SENT = {"task": "email.send", "kind": "email", "digest": "d", "credits": 1, "refunded": 0, "state": "sent",
+SENT: dict[str, Any] = {"task": "email.send", "kind": "email", "digest": "d", "credits": 1, "refunded": 0,
+                        "state": "sent",
         "attempts": 1, "crashes": 0}  # fmt: skip
 """What all charges of the history have in common, but for their sender."""
 
@@ -22,16 +24,25 @@ def write_sent_emails(database: Database, sender: str, times: Sequence[datetime]
     """
     count = len(times)
     johns = (accounts.c.owner_id == "john") & (accounts.c.kind == "email")
-    charged = [{"job_id": f"job-{n}", "created_at": at, "final_at": at} for n, at in enumerate(times, 1)]
-    spent = [
-        {"seq": n + 1, "balance_after": count - n, "cause": f"charge:job-{n}", "at": at}
+    charged = [
+        {"job_id": f"job-{n}", "charged_by": f"job-{n}", "created_at": at, "final_at": at}
         for n, at in enumerate(times, 1)
     ]
     with database.engine.begin() as connection:
-        account_id = connection.execute(select(accounts.c.id).where(johns)).scalar_one()
-        insert_rows(connection, charges, charged, **SENT, sender=sender, account_id=account_id)
-        insert_rows(connection, entries, spent, account_id=account_id, amount=-1)
-        connection.execute(update(accounts).where(johns).values(seq=count + 1, available=0))
+        account = connection.execute(select(accounts).where(johns)).one()
+        owner_version = connection.execute(select(users.c.owner_version).where(users.c.id == sender)).scalar_one()
+        shared = {"org_id": account.org_id, "account_id": account.id}
+        insert_rows(connection, charges, charged, **SENT, **shared, sender=sender, owner_version=owner_version)
+        spent, last = [], account.hash
+        for n, at in enumerate(times, 1):
+            entry = {"seq": account.seq + n, "amount": -1, "balance_after": account.available - n, "debt_after": 0,
+                     "cause_kind": "charge", "cause_id": f"job-{n}", "at": at,
+                     "content": content_of([Paid(f"job-{n}", SENT["digest"], sender, 1)])}  # fmt: skip
+            last = entry_hash(last, **shared, **entry)
+            spent.append({**entry, "hash": last})
+        insert_rows(connection, entries, spent, **shared)
+        moved = {"seq": account.seq + count, "available": account.available - count, "hash": last}
+        connection.execute(update(accounts).where(johns).values(**moved))
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:

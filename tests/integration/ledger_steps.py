@@ -12,7 +12,7 @@ from models.sends import leases, settling
 from models.sends.charges import Charge, SendJob, State
 from models.sends.charging import charge_bulk_job, charge_jobs
 from models.sends.outcomes import Settlement
-from tests.factories import email_job, ledger_job
+from tests.factories import ACME, email_job, ledger_job
 from tests.fakes import NOON
 
 LEASE_END = NOON + timedelta(minutes=5)
@@ -54,7 +54,7 @@ def claim(
 ) -> list[Charge]:
     """Begin the next attempts of jobs."""
     return database.write(
-        lambda connection: leases.claim_jobs(connection, attempts, lease_id=lease_id, lease_until=until)
+        lambda connection: leases.claim_jobs(connection, ACME, attempts, lease_id=lease_id, lease_until=until)
     )
 
 
@@ -65,7 +65,7 @@ def release(database: Database, *held: Charge) -> None:
 
 def mark_handover(database: Database, held: Charge, now: datetime = NOON) -> bool:
     """Note that the carrier may have a message from now on; tells whether it was still held."""
-    return held.job_id in database.write(lambda connection: leases.mark_handover(connection, [held], now))
+    return held.key in database.write(lambda connection: leases.mark_handover(connection, [held], now))
 
 
 def settle(

@@ -8,8 +8,10 @@ from sqlalchemy import select
 from models.database.engine import Database
 from models.database.schema import accounts, dead_letters, decisions, entries, leases
 from models.reports.audit import Finding
+from models.reports.rollup import same_account
 from models.sends.charges import Charge, find_charges
 from tests.audits import audit_everything
+from tests.factories import acme
 from tests.fakes import NOON
 
 
@@ -21,16 +23,17 @@ def findings(database: Database, now: datetime = NOON) -> list[Finding]:
 
 def charge_of(database: Database, job_id: str = "job-1") -> Charge:
     """Give the charge of a job."""
+    [key] = acme(job_id)
     with database.snapshot() as connection:
-        return find_charges(connection, [job_id])[job_id]
+        return find_charges(connection, [key])[key]
 
 
 def entries_of(database: Database, owner: str, kind: str = "email") -> list[tuple[int, int, int, str]]:
-    """Give the entries of an account as (seq, amount, balance after, cause)."""
+    """Give the entries of an account after its opening as (seq, amount, balance after, cause)."""
     query = (
-        select(entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause)
-        .join(accounts, accounts.c.id == entries.c.account_id)
-        .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
+        select(entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause_kind)
+        .join(accounts, same_account(entries))
+        .where(accounts.c.owner_id == owner, accounts.c.kind == kind, entries.c.seq > 0)
         .order_by(entries.c.seq)
     )
     with database.snapshot() as connection:
