@@ -6,14 +6,15 @@ from typing import TypeVar
 from celery import shared_task
 from sqlalchemy import Connection
 
-from models.messages.base import Json
-from models.messages.views import View, ViewMessage, ViewUsage
+from models.messages.base import Json, TaskMessage
+from models.messages.views import View, ViewMessage, ViewStatement, ViewUsage
 from models.reports.message_view import show_message
+from models.reports.statement import show_statement
 from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
 from tasks.base import PostageTask
 from tasks.context import Context
 
-V = TypeVar("V", bound=View)
+V = TypeVar("V", bound=TaskMessage)
 
 
 def read_view(context: Context, show: Callable[[Connection, V], Json], view: V) -> Json:
@@ -37,6 +38,12 @@ def views_usage(context: Context, message: ViewUsage) -> Json:
 def views_orders(context: Context, message: View) -> Json:
     """Orders."""
     return read_view(context, show_orders, message)
+
+
+@shared_task(name="views.statement", base=PostageTask)
+def views_statement(context: Context, message: ViewStatement) -> Json:
+    """Entries, and what is behind them."""
+    return read_view(context, show_statement, message)
 
 
 @shared_task(name="views.billing", base=PostageTask)

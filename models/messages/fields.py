@@ -130,6 +130,8 @@ Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 """Money as a whole number of the currency's minor unit: 1999 with EUR is 19.99 €."""
 CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
+SignedCreditCount = Annotated[int, Field(ge=-CREDITS_MAX, le=CREDITS_MAX)]
+"""Credits given (positive) or taken (negative)."""
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Billing = Annotated[
     dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], TextLine],
