@@ -157,8 +157,9 @@ def statement(console: Console, answer: Json) -> None:
         rows = table(title, "entry", "at", "cause", "credits", "balance", "debt",
                      numbers=("credits", "balance", "debt"))  # fmt: skip
         for row in account["entries"]:
-            rows.add_row(f"{account['kind']}/{row['seq']}", moment(row["at"]), Text(_cause(row)), _signed(row["amount"]),
-                         str(row["balance_after"]), str(row["debt_after"] or ""))  # fmt: skip
+            name, amount = f"{account['kind']}/{row['seq']}", _signed(row["amount"])
+            left = str(row["balance_after"]), str(row["debt_after"] or "")
+            rows.add_row(name, moment(row["at"]), Text(_cause(row)), amount, *left)
         console.print(rows)
     if answer["next"]:
         console.print(f"More: --next {answer['next']}")
@@ -180,10 +181,9 @@ def entry(console: Console, answer: Json) -> None:
     _reminder(console, answer)
     made = answer["entry"]
     name = f"{made['kind']}/{made['seq']} of {made['owner']}"
+    amount = _signed(made["amount"])
     left = f"{made['balance_after']}" + (f" and a debt of {made['debt_after']}" if made["debt_after"] else "")
-    console.print(
-        f"{name}, {moment(made['at'])}: {_cause(made)}, {_signed(made['amount'])} credits, which left {left}."
-    )
+    console.print(f"{name}, {moment(made['at'])}: {_cause(made)}, {amount} credits, which left {left}.")
     if answer["messages"]:
         rows = table("Messages", "job", "user", "credits", "status", "at", numbers=("credits",))
         for row in answer["messages"]:
