@@ -113,23 +113,42 @@ class PostageTask(Task):  # type: ignore[type-arg]
     ) -> list[tuple[int, Answer]]:
         """Record the refusals among the results, and return the answers."""
         self._record_refused(context, [(arrivals[place], result) for place, result in results])
-        return [(place, self._answer(arrivals[place], result)) for place, result in results]
+        answers = [(place, self._answer(arrivals[place], result)) for place, result in results]
+        self._log([(arrivals[place], answer) for place, answer in answers])
+        return answers
 
     def _answer(self, arrival: Arrival, result: Result) -> Answer:
         if isinstance(result, Refused):
-            fields = self._key_field(arrival) | refused_answer(result.reason, result.detail)
-        else:
-            fields = result
-        log.log(
-            self.log_level,
-            "answered",
-            job=self._job_id(arrival),
-            sender=arrival.user,
-            payer=fields.get("paid_by"),
-            status=fields.get("status"),
-            reason=fields.get("reason"),
+            return Answer(self._key_field(arrival) | refused_answer(result.reason, result.detail))
+        return Answer(result)
+
+    def _log(self, answered: Sequence[tuple[Arrival, Answer]]) -> None:
+        """Log each answer, at DEBUG; above it, one line says of all messages that were simply sent together."""
+        together = (
+            []
+            if log.is_enabled_for(logging.DEBUG)
+            else [one for one in answered if one[1].fields.get("status") == "sent"]
         )
-        return Answer(fields)
+        if len(together) > 1:
+            log.log(
+                self.log_level,
+                "answered",
+                status="sent",
+                jobs=[answer["job_id"] for _, answer in together],
+                senders=sorted({answer["sender"] for _, answer in together}),
+                payers=sorted({answer["paid_by"] for _, answer in together}),
+            )
+            answered = [one for one in answered if one[1].fields.get("status") != "sent"]
+        for arrival, answer in answered:
+            log.log(
+                self.log_level,
+                "answered",
+                job=self._job_id(arrival),
+                sender=arrival.user,
+                payer=answer.fields.get("paid_by"),
+                status=answer.fields.get("status"),
+                reason=answer.fields.get("reason"),
+            )
 
     def _record_refused(self, context: Context, results: Sequence[tuple[Arrival, Result]]) -> None:
         """Store what was refused, in one transaction: a dead letter, and the refusal if no charge records it."""
