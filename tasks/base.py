@@ -124,19 +124,15 @@ class PostageTask(Task):  # type: ignore[type-arg]
 
     def _log(self, answered: Sequence[tuple[Arrival, Answer]]) -> None:
         """Log each answer, at DEBUG; above it, one line says of all messages that were simply sent together."""
-        together = (
-            []
-            if log.is_enabled_for(logging.DEBUG)
-            else [one for one in answered if one[1].fields.get("status") == "sent"]
-        )
-        if len(together) > 1:
+        together = [answer for _, answer in answered if answer.fields.get("status") == "sent"]
+        if len(together) > 1 and not log.is_enabled_for(logging.DEBUG):
             log.log(
                 self.log_level,
                 "answered",
                 status="sent",
-                jobs=[answer["job_id"] for _, answer in together],
-                senders=sorted({answer["sender"] for _, answer in together}),
-                payers=sorted({answer["paid_by"] for _, answer in together}),
+                jobs=[answer["job_id"] for answer in together],
+                senders=sorted({answer["sender"] for answer in together}),
+                payers=sorted({answer["paid_by"] for answer in together}),
             )
             answered = [one for one in answered if one[1].fields.get("status") != "sent"]
         for arrival, answer in answered:

@@ -162,7 +162,10 @@ def _fence_payers(connection: Connection, senders: Collection[str], kind: str) -
     fence_users(connection, senders)
     parameters = {"senders": array_param(connection, senders), "kind": kind}
     found = connection.execute(_select_payers(connection.dialect.name), parameters)
-    return {row.id: Payer(*row[:-1], AccountKey(row.org_id, row.account_id)) for row in found}
+    return {
+        sender: Payer(sender, org_id, name, address, owner, owner_version, AccountKey(org_id, account_id))
+        for sender, org_id, name, address, owner, owner_version, account_id in found
+    }
 
 
 @functools.cache
