@@ -4,7 +4,6 @@ The charge is committed before the carrier is called, and no database connection
 answered is settled in a second short transaction. A worker that crashes in between leaves a lease that expires.
 """
 
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import cast
 from celery import shared_task
 
 from models.errors import Reason, Refused
+from models.ids import new_id
 from models.messages.base import Json, TaskMessage, digest
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.answers import send_answer
@@ -39,7 +39,7 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     if not jobs:
         return
     now = context.now()
-    lease_id, lease_until = uuid.uuid4().hex, now + context.retry_policy.lease
+    lease_id, lease_until = new_id(), now + context.retry_policy.lease
     charges = context.database.write(
         lambda connection: charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
     )
@@ -54,7 +54,7 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
 
 def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[Charge]:
     """Make the next attempt of an organization's waiting jobs, given how many each has had; others are left alone."""
-    lease_id, lease_until = uuid.uuid4().hex, context.now() + context.retry_policy.lease
+    lease_id, lease_until = new_id(), context.now() + context.retry_policy.lease
     held = context.database.write(
         lambda connection: claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
     )

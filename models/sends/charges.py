@@ -62,7 +62,8 @@ def by_organization(keys: Iterable[JobKey]) -> Iterator[tuple[int, list[str]]]:
     yield from found.items()
 
 
-# SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes them.
+# SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes a job, and
+# only settling a charge (settling.py).
 
 
 @dataclass(slots=True, kw_only=True)
