@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, union_all
 
-from models.database.paging import PAGE_SIZE, fetch_page
+from models.database.paging import PAGE_SIZE, Order, Page, fetch_page, is_after
 from models.database.schema import accounts, charges, orders, plans, users
 from models.database.statements import search_by_index
 from models.errors import Reason, Refused
@@ -111,28 +111,27 @@ def show_usage(connection: Connection, view: ViewUsage) -> Json:
     by_day = usage_by_day(usage, view.since, view.until)
     totals = connection.execute(select(by_day.c.kind, func.sum(by_day.c.credits)).group_by(by_day.c.kind))
     total = {kind: int(credits_) for kind, credits_ in totals}
-    found = (
-        _usage_by_message(connection, usage, view) if view.by == "message" else _usage_by_day(connection, by_day, view)
-    )
-    rows, more = found
     return {
         **scope.heading(),
         "total": {kind: total.get(kind, 0) for kind in KINDS},
         "by": view.by,
-        "rows": rows,
-        **_paging(view, more=more),
+        **(
+            _usage_by_message(connection, usage, view)
+            if view.by == "message"
+            else _usage_by_day(connection, by_day, view)
+        ),
     }
 
 
-def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tuple[list[Json], bool]:
+def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> Json:
     key = by_day.c.sender, by_day.c.day, by_day.c.kind
-    query = (
-        select(*key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages"))
-        .group_by(*key)
-        .order_by(by_day.c.day.desc(), by_day.c.sender, by_day.c.kind)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return [
+    query = select(
+        *key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages")
+    ).group_by(*key)
+    order = {"day": Order(by_day.c.day, descending=True), "sender": Order(by_day.c.sender),
+             "kind": Order(by_day.c.kind)}  # fmt: skip
+    page = fetch_page(connection, query, order, view.next, view.page)
+    rows = [
         {
             "user": row.sender,
             "day": str(row.day),
@@ -140,19 +139,16 @@ def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tup
             "credits": int(row.credits),
             "messages": int(row.messages),
         }
-        for row in found
-    ], more
+        for row in page.rows
+    ]
+    return _paged(view, page, rows)
 
 
-def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> tuple[list[Json], bool]:
+def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> Json:
     newest = _newest_charges(usage, view)
-    query = (
-        select(newest, accounts.c.owner_id)
-        .join(accounts, same_account(newest))
-        .order_by(newest.c.created_at.desc(), newest.c.job_id)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return [
+    query = select(newest, accounts.c.owner_id).join(accounts, same_account(newest))
+    page = fetch_page(connection, query, _newest_first(newest), view.next, view.page)
+    rows = [
         {
             "job_id": row.job_id,
             "user": row.sender,
@@ -162,8 +158,13 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
             "paid_by": row.owner_id,
             "at": iso_time(row.created_at),
         }
-        for row in found
-    ], more
+        for row in page.rows
+    ]
+    return _paged(view, page, rows)
+
+
+def _newest_first(table: FromClause) -> dict[str, Order]:
+    return {"created_at": Order(table.c.created_at, descending=True), "job_id": Order(table.c.job_id)}
 
 
 def _newest_charges(usage: UsageScope, view: View) -> Subquery:
@@ -184,9 +185,10 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
         "created_at",
     )
     separately = [usage] if usage.sender else [UsageScope({account: None}) for account in usage.marks]
+    after = is_after(_newest_first(charges), view.next) if view.next else true()
     newest = [
         select(*(charges.c[name] for name in names))
-        .where(each.covers(charges), _between(charges.c.created_at, view))
+        .where(each.covers(charges), _between(charges.c.created_at, view), after)
         .order_by(charges.c.created_at.desc(), charges.c.job_id)
         .limit(view.page * PAGE_SIZE + 1)
         .subquery()
@@ -198,13 +200,10 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
 def show_orders(connection: Connection, view: View) -> Json:
     """Return the orders, newest first. The billing information on an order is the buyer's own and not shown."""
     scope = scope_of(connection, view)
-    query = (
-        select(orders)
-        .where(_orders_of(scope), _between(orders.c.at, view))
-        .order_by(orders.c.at.desc(), orders.c.order_id)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return {**scope.heading(), "rows": [_order(row) for row in found], **_paging(view, more=more)}
+    query = select(orders).where(_orders_of(scope), _between(orders.c.at, view))
+    newest_first = {"at": Order(orders.c.at, descending=True), "order_id": Order(orders.c.order_id)}
+    page = fetch_page(connection, query, newest_first, view.next, view.page)
+    return {**scope.heading(), **_paged(view, page, [_order(row) for row in page.rows])}
 
 
 def _order(row: Row[*tuple[Any, ...]]) -> Json:
@@ -240,10 +239,10 @@ def show_users(connection: Connection, view: View) -> Json:
     if not role_holds(connection, viewer.org_id, viewer.role, "view_user_list"):
         sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
         raise Refused(Reason.NOT_PERMITTED, sentence)
-    query = select(users).where(users.c.org_id == viewer.org_id).order_by(users.c.id)
+    query = select(users).where(users.c.org_id == viewer.org_id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
-    found, more = fetch_page(connection, query, view.page)
+    page = fetch_page(connection, query, {"id": Order(users.c.id)}, view.next, view.page)
     rows = [
         {
             "user_id": row.id,
@@ -253,9 +252,9 @@ def show_users(connection: Connection, view: View) -> Json:
             "owner": row.credit_owner_id,
             "sharing": not row.is_owner,
         }
-        for row in found
+        for row in page.rows
     ]
-    return {"status": "done", "viewer": viewer.id, "rows": rows, **_paging(view, more=more)}
+    return {"status": "done", "viewer": viewer.id, **_paged(view, page, rows)}
 
 
 def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
@@ -270,5 +269,6 @@ def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]
     return condition & (column < view.until) if view.until else condition
 
 
-def _paging(view: View, *, more: bool) -> Json:
-    return {"page": view.page, "more": more}
+def _paged(view: View, page: Page, rows: list[Json]) -> Json:
+    """Return the rows of a page, and how to ask for the next one."""
+    return {"rows": rows, "page": None if view.next else view.page, "more": page.next is not None, "next": page.next}

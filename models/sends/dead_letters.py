@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, delete, select, update
 
-from models.database.paging import fetch_page
+from models.database.paging import Order, fetch_page
 from models.database.schema import dead_letters
 from models.database.statements import insert, lock_overdue
 from models.errors import Reason
@@ -145,12 +145,12 @@ def original_job(charge: Charge) -> Json:
 
 
 def list_letters(
-    connection: Connection, *, status: Status | None = None, since: datetime | None = None, page: int = 1
-) -> tuple[list[Json], bool]:
-    """Return one page of letters, newest first, without their contents, and whether more follow."""
-    newest_first = _select(status, since).order_by(dead_letters.c.at.desc(), dead_letters.c.id.desc())
-    found, more = fetch_page(connection, newest_first, page)
-    return [_row(row) for row in found], more
+    connection: Connection, *, status: Status | None = None, since: datetime | None = None, cursor: str | None = None
+) -> tuple[list[Json], str | None]:
+    """Return one page of letters, newest first, without their contents, and the cursor of the next page."""
+    newest_first = {name: Order(dead_letters.c[name], descending=True) for name in ("at", "id")}
+    page = fetch_page(connection, _select(status, since), newest_first, cursor)
+    return [_row(row) for row in page.rows], page.next
 
 
 _HEADER = [column for column in dead_letters.c if column.name not in ("job", "digest", "detail")]

@@ -43,7 +43,7 @@ def _reminder(console: Console, answer: Json) -> None:
 
 def _more(console: Console, answer: Json) -> None:
     if answer.get("more"):
-        console.print(f"More: --page {answer['page'] + 1}")
+        console.print(f"More: --next {answer['next']}", soft_wrap=True)
 
 
 def message(console: Console, answer: Json) -> None:

@@ -7,7 +7,7 @@ import click
 
 from models.messages.base import Json
 from worker.cli import tables
-from worker.cli.output import ask, json_option, print_answer
+from worker.cli.output import ask, json_option, next_option, print_answer
 from worker.cli.session import Need, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _view_options(command: F) -> F:
     """Give a command the options that all views share."""
     for option in (
-        click.option("--page", type=int, default=1, show_default=True, help="Which page of a long list."),
+        next_option,
         click.option("--until", help="Before this day or time (ISO 8601, UTC)."),
         click.option("--since", help="From this day or time on (ISO 8601, UTC)."),
         click.option("--self", "of_self", is_flag=True, help="Only what is the viewer's own, not the whole pool."),
@@ -26,9 +26,9 @@ def _view_options(command: F) -> F:
     return json_option(command)
 
 
-def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, page: int) -> Json:
-    given: Json = {"viewer": viewer, "of": "self" if of_self else "owner", "page": page}
-    return given | {name: value for name, value in (("since", since), ("until", until)) if value}
+def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, cursor: str | None) -> Json:
+    given: Json = {"viewer": viewer, "of": "self" if of_self else "owner"}
+    return given | {name: value for name, value in (("since", since), ("until", until), ("next", cursor)) if value}
 
 
 @click.command()
