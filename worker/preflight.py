@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models.database.engine import Database
 from models.database.migrations import check_migrated
-from models.errors import DatabaseBehindError, OperatorError
+from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
 from tasks.context import utc_now
 from worker.broker.transport import redis_client
@@ -90,7 +90,7 @@ def _check_database(settings: Settings, migrated: bool, now: Callable[[], dateti
         if unreachable is not None:
             return Verdict([unreachable])
         return Verdict(
-            _sentences(database_behind(database) if migrated else None, database_clock_differs(database, now))
+            _sentences(schema_differs(database) if migrated else None, database_clock_differs(database, now))
         )
     finally:
         database.close()
@@ -124,12 +124,12 @@ def database_unreachable(database: Database) -> str | None:
     return None
 
 
-def database_behind(database: Database) -> str | None:
-    """Check that the database has every migration."""
+def schema_differs(database: Database) -> str | None:
+    """Check that the database has every migration of this code, and no other."""
     try:
         check_migrated(database)
-    except DatabaseBehindError as behind:
-        return str(behind)
+    except (DatabaseBehindError, DatabaseAheadError) as differs:
+        return str(differs)
     return None
 
 
