@@ -22,7 +22,7 @@ from models.messages.answer import Answer, refused_answer
 from models.messages.base import Json, TaskMessage
 from models.messages.wire import MESSAGES, parse
 from models.sends.dead_letters import DeadLetter, Status, is_keepable, keep_letters
-from models.sends.refusals import record_refusal
+from models.sends.refusals import Refusal, record_refusals
 from models.text import sanitize
 from tasks.context import Context
 from tasks.job_ids import ID_FIELDS, USER_FIELDS, first_id
@@ -154,25 +154,26 @@ class PostageTask(Task):  # type: ignore[type-arg]
             for arrival, result in refused
             for letter in self._letter(context, arrival, "refused", *_reason_of(result))
         ]
-        unrecorded = [(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
+        unrecorded = [self._refusal(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
         if not letters and not unrecorded:
             return
 
         def store(connection: Connection) -> None:
             now = context.now()
-            for arrival, why in unrecorded:
-                record_refusal(
-                    connection,
-                    task=self.name,
-                    task_id=arrival.task_id,
-                    key=arrival.job_id,
-                    person=arrival.user,
-                    why=why,
-                    now=now,
-                )
+            record_refusals(connection, unrecorded, now)
             keep_letters(connection, letters, now)
 
         context.database.write(store)
+
+    def _refusal(self, arrival: Arrival, why: Refused) -> Refusal:
+        return Refusal(
+            task=self.name,
+            task_id=arrival.task_id,
+            key=arrival.job_id,
+            person=arrival.user,
+            reason=why.reason,
+            detail=why.detail,
+        )
 
     def _letter(
         self, context: Context, arrival: Arrival, status: Status, reason: str | None, detail: str

@@ -5,7 +5,10 @@ from typing import TypeVar
 
 from celery import shared_task
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
+from models.database.engine import is_too_slow
+from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.views import View, ViewMessage, ViewUsage
 from models.reports.message_view import show_message
@@ -15,10 +18,27 @@ from tasks.context import Context
 
 V = TypeVar("V", bound=View)
 
+TOO_LARGE = (
+    "The database takes too long to read this: ask for a shorter time (since, until) or for an earlier page, or ask "
+    "again when it has less to do."
+)
+
 
 def read_view(context: Context, show: Callable[[Connection, V], Json], view: V) -> Json:
-    """Return what the viewer asked to see."""
-    return context.database.read(lambda connection: show(connection, view))
+    """Return what the viewer asked to see.
+
+    Raises
+    ------
+    Refused
+        `too_large` if it takes longer than a statement may.
+
+    """
+    try:
+        return context.database.read(lambda connection: show(connection, view))
+    except DBAPIError as error:
+        if not is_too_slow(error):
+            raise
+        raise Refused(Reason.TOO_LARGE, TOO_LARGE) from error
 
 
 @shared_task(name="views.overview", base=PostageTask)

@@ -31,6 +31,8 @@ SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(mess
 """The tasks that send."""
 SEND_ONE_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, SendOne))
 """The tasks that send one message each."""
+SAVE_TASKS = tuple(task for task in MESSAGES if task.endswith(".save"))
+"""The tasks of which the last one counts."""
 
 
 def parse(task: str, given: object, *, job_id: str | None = None) -> TaskMessage:

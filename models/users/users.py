@@ -96,7 +96,7 @@ def get_user(connection: Connection, user_id: str) -> User:
     return User(*row)
 
 
-def organization_of(user_id: str | None) -> ColumnElement[int]:
+def organization_of(user_id: ColumnElement[str]) -> ColumnElement[int]:
     """Return the subquery of a user's organization: nobody's, if the user was never saved."""
     known = select(users.c.org_id).where(users.c.id == user_id).scalar_subquery()
     return func.coalesce(known, NOBODYS)
