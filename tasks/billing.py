@@ -16,7 +16,7 @@ from tasks.context import Context
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    digest = order.digest("credits.purchase")
+    digest = order.digest()
     placed = context.database.write(lambda connection: place_order(connection, order, digest, context.now()))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
@@ -30,7 +30,7 @@ def purchase(context: Context, order: Purchase) -> Json:
 
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    digest = change.digest("credits.set_owner")
+    digest = change.digest()
     context.database.write(lambda connection: set_credit_owner(connection, change, digest, context.now()))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
-from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, TextLine
+from models.messages.fields import Amount, Billing, CreditCount, Currency, Id, Kind, NormalAddress, TextLine
 
 
 class Credits(TaskMessage):
@@ -29,6 +29,7 @@ class Credits(TaskMessage):
 class Purchase(TaskMessage):
     """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
 
+    task: ClassVar[str] = "credits.purchase"
     key: ClassVar[str | None] = "order_id"
     order_id: Id
     buyer: Id
@@ -51,6 +52,7 @@ class Purchase(TaskMessage):
 class SetOwner(TaskMessage):
     """`credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again."""
 
+    task: ClassVar[str] = "credits.set_owner"
     key: ClassVar[str | None] = "change_id"
     change_id: Id
     actor: Id
@@ -64,7 +66,7 @@ class SaveUser(TaskMessage):
     user_id: Id
     organization: Id
     name: TextLine
-    email: Address
+    email: NormalAddress
     role: Id
     billing: Billing | None = None
 

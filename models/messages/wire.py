@@ -46,7 +46,7 @@ def parse(task: str, given: object, *, job_id: str | None = None) -> TaskMessage
     if not isinstance(given, dict):
         sentence = f"{task} takes one JSON object as its only argument."
         raise Refused(Reason.INVALID_JOB, sentence)
-    if issubclass(model, Send) and given.get("job_id") is None:
+    if given.get("job_id") is None and issubclass(model, Send):
         given = {**given, "job_id": job_id}
     try:
         return model.model_validate(given)
