@@ -45,6 +45,8 @@ class Reason(enum.StrEnum):
     """The carrier could not be reached, or said "not now", until the attempts were used up."""
     NOT_FOUND = "not_found"
     """What the message names does not exist, or this viewer may not know that it does."""
+    STALE = "stale"
+    """An older version of what was saved than the one that stands."""
     TOO_LARGE = "too_large"
     """What a viewer asked for takes the database longer than a statement may."""
 

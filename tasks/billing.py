@@ -17,8 +17,7 @@ from tasks.context import Context
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    digest = order.digest("credits.purchase")
-    placed = context.database.write(lambda connection: place_order(connection, order, digest, context.now()))
+    placed = context.database.write(lambda connection: place_order(connection, order, context.now()))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
         paid_by=placed.buyer_id,
@@ -31,8 +30,7 @@ def purchase(context: Context, order: Purchase) -> Json:
 
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    digest = change.digest("credits.set_owner")
-    context.database.write(lambda connection: set_credit_owner(connection, change, digest, context.now()))
+    context.database.write(lambda connection: set_credit_owner(connection, change, context.now()))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
@@ -52,13 +50,13 @@ def save_user(context: Context, user: SaveUser) -> Json:
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.write(lambda connection: upsert_role(connection, role))
+    context.database.write(lambda connection: upsert_role(connection, role, context.now()))
     return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.write(lambda connection: upsert_plan(connection, plan))
+    context.database.write(lambda connection: upsert_plan(connection, plan, context.now()))
     return _done(plan=plan.plan)
 
 

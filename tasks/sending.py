@@ -14,7 +14,9 @@ from celery import shared_task
 
 from models.errors import Reason, Refused
 from models.ids import new_id
-from models.messages.base import Json, TaskMessage, digest
+from models.messages.base import Json, TaskMessage
+from models.messages.bulk import SendMany
+from models.messages.digests import digest
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, SendJob, State
@@ -61,24 +63,27 @@ def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[C
     return list(chain.from_iterable(deliver(context, held)))
 
 
-def as_send_job(task: str, message: SendOne) -> SendJob:
+def as_send_job(message: SendOne) -> SendJob:
     """Return a message as a job that is to be charged."""
     given = message.given()
     content = message.content(given)
     return SendJob(
         job_id=message.job_id or "",
-        task=task,
+        task=message.task,
         kind=message.kind,
         sender=message.sender,
         credits=content.cost,
-        digest=digest(task, given),
+        digest=digest(message.task, given),
         content=content.fields,
     )
 
 
-def conflict(charge: Charge, digest_of_job: str) -> Refused | None:
-    """Return the refusal of a job whose id was used for another one, or None if the charge is of the same job."""
-    if charge.digest == digest_of_job:
+def conflict(charge: Charge, message: SendOne | SendMany, known_digest: str) -> Refused | None:
+    """Return the refusal of a message whose id was used for another one, or None if the charge is of this message.
+
+    `known_digest` is the message's: nearly always it is the charge's too, and no other has to be computed.
+    """
+    if charge.digest == known_digest or message.has_digest(charge.digest):
         return None
     sentence = f"The job_id {charge.job_id} was used for another message: give this one an id of its own."
     return Refused(Reason.CONFLICTING_JOB, sentence)
@@ -91,10 +96,11 @@ class SendTask(PostageTask):
 
     def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
         """Charge and deliver the messages of a batch; yields the places and answers of those that were settled."""
-        jobs = [as_send_job(self.name, cast("SendOne", message)) for _, message in parsed]
+        messages = [cast("SendOne", message) for _, message in parsed]
+        jobs = [as_send_job(message) for message in messages]
         for group in send(context, jobs):
             yield [
-                (parsed[number][0], conflict(charge, jobs[number].digest) or send_answer(charge))
+                (parsed[number][0], conflict(charge, messages[number], jobs[number].digest) or send_answer(charge))
                 for number, charge in group
             ]
 

@@ -10,7 +10,8 @@ from sqlalchemy.exc import DBAPIError
 from models.database.engine import is_too_slow
 from models.errors import Reason, Refused
 from models.messages.base import Json
-from models.messages.views import View, ViewMessage, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewUsage
+from models.reports.changes import show_changes
 from models.reports.message_view import show_message
 from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
 from tasks.base import PostageTask
@@ -69,6 +70,12 @@ def views_billing(context: Context, message: View) -> Json:
 def views_users(context: Context, message: View) -> Json:
     """The users of the viewer's organization."""
     return read_view(context, show_users, message)
+
+
+@shared_task(name="views.changes", base=PostageTask)
+def views_changes(context: Context, message: ViewChanges) -> Json:
+    """Who changed what."""
+    return read_view(context, show_changes, message)
 
 
 @shared_task(name="views.message", base=PostageTask)

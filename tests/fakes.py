@@ -115,9 +115,9 @@ def make_context(
     )
 
 
-def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charge]:
+def send(context: Context, messages: Sequence[SendOne]) -> list[Charge]:
     """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
-    jobs = [sending.as_send_job(task, message) for message in messages]
+    jobs = [sending.as_send_job(message) for message in messages]
     stand = {charge.job_id: charge for charge in chain.from_iterable(sending.send(context, jobs))}
     return [stand[job.job_id] for job in jobs]
 
@@ -136,12 +136,13 @@ def answer(context: Context, task: str, given: object, task_id: str = "task-1") 
     return fields
 
 
-def answer_batch(context: Context, task: str, jobs: Sequence[object]) -> list[Json]:
-    """Answer jobs as a worker would that took them together; the answers in the same order."""
+def answer_together(context: Context, task: str, jobs: Sequence[object]) -> list[Json]:
+    """Answer jobs as a worker would that took them together; the answers in their order."""
     app = _app_of_this_thread()
     app.context = context
     arrivals = [Arrival(job, f"task-{place}") for place, job in enumerate(jobs)]
-    return [answered.fields for _, answered in sorted(chain.from_iterable(app.tasks[task].answer(arrivals)))]
+    answers = dict(chain.from_iterable(app.tasks[task].answer(arrivals)))
+    return [answers[place].fields for place in range(len(jobs))]
 
 
 def _app_of_this_thread() -> Any:

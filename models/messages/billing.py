@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
-from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, TextLine
+from models.messages.fields import Amount, Billing, CreditCount, Currency, Id, Kind, NormalAddress, TextLine, Version
 
 
 class Credits(TaskMessage):
@@ -29,6 +29,7 @@ class Credits(TaskMessage):
 class Purchase(TaskMessage):
     """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
 
+    task: ClassVar[str] = "credits.purchase"
     key: ClassVar[str | None] = "order_id"
     order_id: Id
     buyer: Id
@@ -51,6 +52,7 @@ class Purchase(TaskMessage):
 class SetOwner(TaskMessage):
     """`credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again."""
 
+    task: ClassVar[str] = "credits.set_owner"
     key: ClassVar[str | None] = "change_id"
     change_id: Id
     actor: Id
@@ -58,13 +60,20 @@ class SetOwner(TaskMessage):
     owner: Id
 
 
-class SaveUser(TaskMessage):
+class Save(TaskMessage):
+    """What all `*.save` have: who did it, and a version, so that an older save cannot undo a newer one."""
+
+    version: Version | None = None
+    actor: Id | None = None
+
+
+class SaveUser(Save):
     """`users.save`: a new user, or a new name, address, role or billing information of one."""
 
     user_id: Id
     organization: Id
     name: TextLine
-    email: Address
+    email: NormalAddress
     role: Id
     billing: Billing | None = None
 
@@ -72,7 +81,7 @@ class SaveUser(TaskMessage):
 Right = Literal["view_user_list", "edit_user", "adjust_credits"]
 
 
-class SaveRole(TaskMessage):
+class SaveRole(Save):
     """`roles.save`: a role of an organization and the rights it holds."""
 
     organization: Id
@@ -80,7 +89,7 @@ class SaveRole(TaskMessage):
     rights: list[Right] = Field(max_length=10)
 
 
-class SavePlan(TaskMessage):
+class SavePlan(Save):
     """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
 
     plan: Id

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field, ValidationError
 
 from models.errors import Reason, Refused
+from models.messages.addresses import normalize_address, normalize_addresses
 from models.messages.base import TaskMessage, explain
 from models.messages.fields import (
     BULK_MAX,
@@ -68,6 +69,7 @@ class _FilledSms(TaskMessage):
 class SendManyEmails(EmailContent):
     """`email.send_many`: one email for each recipient, filled in with the recipient's values."""
 
+    task: ClassVar[str] = "email.send_many"
     kind: ClassVar[Kind] = "email"
     recipients: list[EmailRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
@@ -81,7 +83,8 @@ class SendManyEmails(EmailContent):
 
         """
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
-        copied = [*(self.cc or ()), *(self.bcc or ())]
+        shared = normalize_addresses(shared)
+        copied = [*shared.get("cc", ()), *shared.get("bcc", ())]
         templates = [name for name in ("subject", "text", "html") if PLACEHOLDER.search(shared.get(name, ""))]
         escapes = {"html": html_escape.escape}
         for index, recipient in enumerate(self.recipients):
@@ -90,16 +93,18 @@ class SendManyEmails(EmailContent):
                     name: fill_template(shared[name], recipient.values, escapes.get(name, str)) for name in templates
                 }
                 _FilledEmail.model_validate(filled)
-                recipients = list(dict.fromkeys([recipient.to, *copied]))
+                to = normalize_address(recipient.to)
+                recipients = list(dict.fromkeys([to, *copied]))
                 limit_recipients(recipients)
             except (KeyError, ValueError) as error:
                 raise _refused_recipient(index, error) from None
-            yield Content({**shared, **filled, "to": [recipient.to], "recipients": recipients}, len(recipients))
+            yield Content({**shared, **filled, "to": [to], "recipients": recipients}, len(recipients))
 
 
 class SendManySms(SmsContent):
     """`sms.send_many`: one text message for each recipient, filled in with the recipient's values."""
 
+    task: ClassVar[str] = "sms.send_many"
     kind: ClassVar[Kind] = "sms"
     recipients: list[SmsRecipient] = Field(min_length=1, max_length=BULK_MAX)
 

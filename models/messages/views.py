@@ -28,6 +28,12 @@ class ViewUsage(View):
     by: Literal["day", "message"] = "day"
 
 
+class ViewChanges(View):
+    """`views.changes`: who changed what; of one user, role or plan if `subject` is given."""
+
+    subject: Id | None = None
+
+
 class ViewMessage(View):
     """`views.message`: the answer to one send job, read back."""
 

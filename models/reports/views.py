@@ -141,7 +141,7 @@ def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> Jso
         }
         for row in page.rows
     ]
-    return _paged(view, page, rows)
+    return paged(view, page, rows)
 
 
 def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> Json:
@@ -160,7 +160,7 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
         }
         for row in page.rows
     ]
-    return _paged(view, page, rows)
+    return paged(view, page, rows)
 
 
 def _newest_first(table: FromClause) -> dict[str, Order]:
@@ -188,7 +188,7 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
     after = is_after(_newest_first(charges), view.next) if view.next else true()
     newest = [
         select(*(charges.c[name] for name in names))
-        .where(each.covers(charges), _between(charges.c.created_at, view), after)
+        .where(each.covers(charges), between(charges.c.created_at, view), after)
         .order_by(charges.c.created_at.desc(), charges.c.job_id)
         .limit(view.page * PAGE_SIZE + 1)
         .subquery()
@@ -200,10 +200,10 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
 def show_orders(connection: Connection, view: View) -> Json:
     """Return the orders, newest first. The billing information on an order is the buyer's own and not shown."""
     scope = scope_of(connection, view)
-    query = select(orders).where(_orders_of(scope), _between(orders.c.at, view))
+    query = select(orders).where(_orders_of(scope), between(orders.c.at, view))
     newest_first = {"at": Order(orders.c.at, descending=True), "order_id": Order(orders.c.order_id)}
     page = fetch_page(connection, query, newest_first, view.next, view.page)
-    return {**scope.heading(), **_paged(view, page, [_order(row) for row in page.rows])}
+    return {**scope.heading(), **paged(view, page, [_order(row) for row in page.rows])}
 
 
 def _order(row: Row[*tuple[Any, ...]]) -> Json:
@@ -226,8 +226,8 @@ def show_billing(connection: Connection, view: View) -> Json:
     return {"status": "done", "viewer": viewer.id, "billing": information}
 
 
-def show_users(connection: Connection, view: View) -> Json:
-    """Return the users of the viewer's organization.
+def viewer_of_users(connection: Connection, view: View) -> User:
+    """Return a viewer who may look at the users of their organization.
 
     Raises
     ------
@@ -239,6 +239,19 @@ def show_users(connection: Connection, view: View) -> Json:
     if not role_holds(connection, viewer.org_id, viewer.role, "view_user_list"):
         sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
         raise Refused(Reason.NOT_PERMITTED, sentence)
+    return viewer
+
+
+def show_users(connection: Connection, view: View) -> Json:
+    """Return the users of the viewer's organization.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`, or `not_permitted` without the right `view_user_list`.
+
+    """
+    viewer = viewer_of_users(connection, view)
     query = select(users).where(users.c.org_id == viewer.org_id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
@@ -254,7 +267,7 @@ def show_users(connection: Connection, view: View) -> Json:
         }
         for row in page.rows
     ]
-    return {"status": "done", "viewer": viewer.id, **_paged(view, page, rows)}
+    return {"status": "done", "viewer": viewer.id, **paged(view, page, rows)}
 
 
 def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
@@ -263,12 +276,12 @@ def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
     return (orders.c.org_id == scope.viewer.org_id) & (orders.c.buyer_id == scope.viewer.id)
 
 
-def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
+def between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
     """Return the condition for times from `since` on and before `until`."""
     condition = column >= (view.since or datetime(1970, 1, 1, tzinfo=UTC))
     return condition & (column < view.until) if view.until else condition
 
 
-def _paged(view: View, page: Page, rows: list[Json]) -> Json:
+def paged(view: View, page: Page, rows: list[Json]) -> Json:
     """Return the rows of a page, and how to ask for the next one."""
     return {"rows": rows, "page": None if view.next else view.page, "more": page.next is not None, "next": page.next}

@@ -19,7 +19,7 @@ from tasks import upkeep
 from tasks.base import FAULT_RETRIES
 from tasks.context import Json
 from tests.factories import email_job, purchase_order, sms_job
-from tests.fakes import NEVER, NOON, NOT_NOW, answer, answer_batch, later
+from tests.fakes import NEVER, NOON, NOT_NOW, answer, answer_together, later
 from tests.integration.queued import NO_BROKER
 from tests.integration.sending import answer_after_retries, context_with_a_bug, pass_time, scripted_context
 from tests.integration.stored import letters_of, only_letter_of
@@ -131,7 +131,7 @@ def test_a_failed_job_is_kept_as_it_was_on_the_wire(stocked: Database, task: str
     key = job.get("job_id", "task-1")
     assert (letter.status, letter.task, letter.key, letter.person) == ("failed", task, key, "john")
     assert (letter.reason, letter.detail) == ("carrier_refused", NEVER.detail)
-    assert parse(task, letter.job).digest(task) == parse(task, job, job_id="task-1").digest(task)
+    assert parse(task, letter.job).digest() == parse(task, job, job_id="task-1").digest()
     with stocked.snapshot() as connection:
         assert connection.execute(select(charges.c.content)).scalar_one() is None
 
@@ -167,11 +167,11 @@ def test_the_refusals_of_a_batch_and_their_letters_are_two_statements(stocked: D
     """Invalid jobs and strangers; a letter that is there already gets its new end beside the others."""
     context = scripted_context(stocked)
     jobs = [email_job(f"job-{n}", colour="red") for n in range(40)]
-    answer_batch(context, "email.send", jobs[:1])
+    answer_together(context, "email.send", jobs[:1])
     jobs += [email_job(f"stranger-{n}", sender="nobody") for n in range(40)] + jobs[:1] + [{"\x00": "\ud800"}]
 
     with counted_statements(stocked) as counted:
-        answers = answer_batch(context, "email.send", jobs)
+        answers = answer_together(context, "email.send", jobs)
 
     assert Counter(answered["reason"] for answered in answers) == {"invalid_job": 42, "unknown_user": 40}
     assert (counted["INSERT INTO refusals"], counted["INSERT INTO dead_letters"]) == (1, 2)  # with those of charges
@@ -186,7 +186,7 @@ def test_the_letters_of_a_batch_that_fails_are_one_statement(stocked: Database) 
     context = scripted_context(stocked, *[NEVER for _ in range(10)])
 
     with counted_statements(stocked) as counted:
-        answer_batch(context, "email.send", [email_job(f"job-{n}") for n in range(10)])
+        answer_together(context, "email.send", [email_job(f"job-{n}") for n in range(10)])
 
     assert counted["INSERT INTO dead_letters"] == 1
     assert sorted(letter.key for letter in letters_of(stocked)) == [f"job-{n}" for n in range(10)]
@@ -198,7 +198,7 @@ def test_large_letters_are_stored_by_several_statements(stocked: Database, monke
     context = scripted_context(stocked)
 
     with counted_statements(stocked) as counted:
-        answer_batch(context, "email.send", [email_job(f"job-{n}", colour="red" * 130) for n in range(5)])
+        answer_together(context, "email.send", [email_job(f"job-{n}", colour="red" * 130) for n in range(5)])
 
     assert counted["INSERT INTO dead_letters"] == 5
     assert len(letters_of(stocked)) == 5

@@ -138,6 +138,24 @@ def users(console: Console, answer: Json) -> None:
     _more(console, answer)
 
 
+def changes(console: Console, answer: Json) -> None:
+    """Print who changed what."""
+    rows = table("Changes", "at", "by", "what", "of", "before", "now")
+    for row in answer["rows"]:
+        rows.add_row(moment(row["at"]), row["actor"] or "-", row["kind"], row["subject"], _fields(row["old"]),
+                     _fields(row["new"]))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def _fields(values: Json | None) -> Text:
+    """Return what a change has set, field by field."""
+    if values is None:
+        return Text("-")
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Text("\n".join(f"{name}: {value}" for name, value in shown.items() if value is not None))
+
+
 def status(console: Console, answer: Json) -> None:
     """Print how workers, queues and jobs stand."""
     console.print("Workers:", ", ".join(answer["workers"]) or "none answers")

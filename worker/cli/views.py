@@ -57,6 +57,19 @@ def orders(*, as_json: bool, **given: Any) -> None:  # noqa: ANN401
 
 
 @click.command()
+@_view_options
+@click.option("--subject", help="Only changes of this user, role or plan.")
+@needs(Need.DATABASE)
+def changes(*, as_json: bool, subject: str | None, **given: Any) -> None:  # noqa: ANN401
+    """Show who changed users, roles, plans, credit owners and balances, and when; newest first.
+
+    VIEWER needs the right view_user_list. With --self: only what VIEWER has changed.
+    """
+    asked = _view(**given) | ({} if subject is None else {"subject": subject})
+    print_answer(ask("views.changes", asked), as_json=as_json, table=tables.changes)
+
+
+@click.command()
 @click.argument("viewer")
 @json_option
 @needs(Need.DATABASE)
