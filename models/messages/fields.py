@@ -18,6 +18,8 @@ CREDITS_MAX = 1_000_000_000
 """Credits of one plan or purchase: far below the 64 bits of a balance."""
 AMOUNT_MAX = 10**15
 """Money of one plan or purchase, in minor units."""
+SUBJECT_MAX = 900
+"""Characters of a subject."""
 TEXT_MAX = 1_000_000
 HTML_MAX = 2_000_000
 """Characters of an email's bodies; most servers end at 10 to 25 MB for the whole mail."""
@@ -73,7 +75,7 @@ Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
 """The id of a send job, or of one message of a bulk job."""
 TextLine = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
-Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=SUBJECT_MAX), AfterValidator(_no_controls)]
 Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(check_address)]
 """An email address as it was written."""
 NormalAddress = Annotated[Address, AfterValidator(normalize_address)]
