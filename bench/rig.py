@@ -250,7 +250,7 @@ def make_people(database: Database, owners: int = OWNERS) -> None:
 
 
 def _send(context: Context, message: SendEmail) -> Json:
-    [charge] = chain.from_iterable(sending.send(context, [sending.as_send_job("email.send", message)]))
+    [charge] = chain.from_iterable(sending.send(context, [sending.as_send_job(message)]))
     return send_answer(charge)
 
 

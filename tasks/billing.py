@@ -19,8 +19,7 @@ from tasks.context import Context
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    digest = order.digest("credits.purchase")
-    placed = context.database.write(lambda connection: place_order(connection, order, digest, context.now()))
+    placed = context.database.write(lambda connection: place_order(connection, order, context.now()))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
         paid_by=placed.buyer_id,
@@ -33,8 +32,7 @@ def purchase(context: Context, order: Purchase) -> Json:
 
 def reverse(context: Context, reversal: Reversal) -> Json:
     """Take back the credits of an order that was paid back."""
-    digest = reversal.digest("credits.reverse")
-    taken = context.database.write(lambda connection: reverse_order(connection, reversal, digest, context.now()))
+    taken = context.database.write(lambda connection: reverse_order(connection, reversal, context.now()))
     return {"reversal_id": reversal.reversal_id} | _done(
         order_id=taken.order_id,
         kind=taken.kind,
@@ -47,8 +45,7 @@ def reverse(context: Context, reversal: Reversal) -> Json:
 
 def adjust(context: Context, adjustment: Adjustment) -> Json:
     """Correct by hand what a credit owner holds."""
-    digest = adjustment.digest("credits.adjust")
-    made = context.database.write(lambda connection: adjust_credits(connection, adjustment, digest, context.now()))
+    made = context.database.write(lambda connection: adjust_credits(connection, adjustment, context.now()))
     return {"adjustment_id": adjustment.adjustment_id} | _done(
         actor=made.actor_id, owner=made.owner_id, credits={"email": made.email, "sms": made.sms}
     )
@@ -56,8 +53,7 @@ def adjust(context: Context, adjustment: Adjustment) -> Json:
 
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    digest = change.digest("credits.set_owner")
-    context.database.write(lambda connection: set_credit_owner(connection, change, digest, context.now()))
+    context.database.write(lambda connection: set_credit_owner(connection, change, context.now()))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
@@ -77,13 +73,13 @@ def save_user(context: Context, user: SaveUser) -> Json:
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.write(lambda connection: upsert_role(connection, role))
+    context.database.write(lambda connection: upsert_role(connection, role, context.now()))
     return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.write(lambda connection: upsert_plan(connection, plan))
+    context.database.write(lambda connection: upsert_plan(connection, plan, context.now()))
     return _done(plan=plan.plan)
 
 

@@ -6,15 +6,16 @@ from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
 from models.messages.fields import (
-    Address,
     Amount,
     Billing,
     CreditCount,
     Currency,
     Id,
     Kind,
+    NormalAddress,
     SignedCreditCount,
     TextLine,
+    Version,
 )
 
 
@@ -39,6 +40,7 @@ class Credits(TaskMessage):
 class Purchase(TaskMessage):
     """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
 
+    task: ClassVar[str] = "credits.purchase"
     key: ClassVar[str | None] = "order_id"
     order_id: Id
     buyer: Id
@@ -65,6 +67,7 @@ class Reversal(TaskMessage):
     have an order of that id.
     """
 
+    task: ClassVar[str] = "credits.reverse"
     key: ClassVar[str | None] = "reversal_id"
     reversal_id: Id
     order_id: Id
@@ -95,6 +98,7 @@ class SignedCredits(TaskMessage):
 class Adjustment(TaskMessage):
     """`credits.adjust`: a correction by hand of what `owner` holds."""
 
+    task: ClassVar[str] = "credits.adjust"
     key: ClassVar[str | None] = "adjustment_id"
     adjustment_id: Id
     actor: Id
@@ -106,6 +110,7 @@ class Adjustment(TaskMessage):
 class SetOwner(TaskMessage):
     """`credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again."""
 
+    task: ClassVar[str] = "credits.set_owner"
     key: ClassVar[str | None] = "change_id"
     change_id: Id
     actor: Id
@@ -113,13 +118,20 @@ class SetOwner(TaskMessage):
     owner: Id
 
 
-class SaveUser(TaskMessage):
+class Save(TaskMessage):
+    """What all `*.save` have: who did it, and a version, so that an older save cannot undo a newer one."""
+
+    version: Version | None = None
+    actor: Id | None = None
+
+
+class SaveUser(Save):
     """`users.save`: a new user, or a new name, address, role or billing information of one."""
 
     user_id: Id
     organization: Id
     name: TextLine
-    email: Address
+    email: NormalAddress
     role: Id
     billing: Billing | None = None
 
@@ -127,7 +139,7 @@ class SaveUser(TaskMessage):
 Right = Literal["view_user_list", "edit_user", "adjust_credits"]
 
 
-class SaveRole(TaskMessage):
+class SaveRole(Save):
     """`roles.save`: a role of an organization and the rights it holds."""
 
     organization: Id
@@ -135,7 +147,7 @@ class SaveRole(TaskMessage):
     rights: list[Right] = Field(max_length=10)
 
 
-class SavePlan(TaskMessage):
+class SavePlan(Save):
     """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
 
     plan: Id

@@ -9,13 +9,17 @@ from models.messages.fields import Id, Instant, MessageId
 
 
 class View(TaskMessage):
-    """`views.overview`, `views.orders`, `views.billing`, `views.users`: who looks, at what, and at which page."""
+    """`views.overview`, `views.orders`, `views.billing`, `views.users`: who looks, at what, and at which page.
+
+    `next` is what `next` was in the answer before. `page` counts pages from 1, as far as there is no `next`.
+    """
 
     viewer: Id
     of: Literal["owner", "self"] = "owner"
     since: Instant | None = None
     until: Instant | None = None
-    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    page: Annotated[int, Field(ge=1, le=1_000)] = 1
+    next: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
 
 
 class ViewUsage(View):
@@ -39,6 +43,12 @@ class ViewStatement(TaskMessage):
     until: Instant | None = None
     next: StatementCursor | None = None
     entry: EntryName | None = None
+
+
+class ViewChanges(View):
+    """`views.changes`: who changed what; of one user, role or plan if `subject` is given."""
+
+    subject: Id | None = None
 
 
 class ViewMessage(View):

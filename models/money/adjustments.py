@@ -1,26 +1,25 @@
 """Adjustments: corrections by hand of what a credit owner holds, each kept with who made it and why."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from models.database.schema import adjustments, changes
+from models.database.schema import adjustments
 from models.database.statements import insert
 from models.errors import Reason, Refused
-from models.ids import new_id
 from models.messages.billing import Adjustment
 from models.messages.fields import KINDS, Kind
 from models.money import ledger
 from models.money.accounts import accounts_of
 from models.money.chain import content_of_fields
 from models.money.ledger import Move
+from models.users.changes import record_change
 from models.users.roles import role_holds
 from models.users.users import User, lock_users, unknown_user
 
 
-def adjust_credits(connection: Connection, adjustment: Adjustment, digest: str, now: datetime) -> Row[Any]:
+def adjust_credits(connection: Connection, adjustment: Adjustment, now: datetime) -> Row[Any]:
     """Give credits to an owner or take some away, once, and note what changed. Returns the adjustment's row.
 
     The accounts are those of `adjustment.owner`, also while they spend somebody else's credits. A debt stays: purchases
@@ -38,7 +37,7 @@ def adjust_credits(connection: Connection, adjustment: Adjustment, digest: str, 
     if actor is None:
         raise unknown_user(adjustment.actor)
     earlier = _find_adjustment(connection, actor, adjustment)
-    if earlier is not None and earlier.digest == digest:  # the very same adjustment, by the same actor
+    if earlier is not None and adjustment.has_digest(earlier.digest):  # by the same actor
         return earlier
     _require_right(connection, actor)
     if earlier is not None:
@@ -52,7 +51,7 @@ def adjust_credits(connection: Connection, adjustment: Adjustment, digest: str, 
         .values(
             org_id=actor.org_id,
             adjustment_id=adjustment.adjustment_id,
-            digest=digest,
+            digest=adjustment.digest(),
             actor_id=actor.id,
             owner_id=adjustment.owner,
             email=adjustment.credits.email,
@@ -64,7 +63,7 @@ def adjust_credits(connection: Connection, adjustment: Adjustment, digest: str, 
         .returning(*adjustments.c)
     ).one_or_none()
     if made is None:  # the same adjustment was made at the same time
-        return adjust_credits(connection, adjustment, digest, now)
+        return adjust_credits(connection, adjustment, now)
     _move(connection, made, now)
     return made
 
@@ -100,11 +99,11 @@ def _move(connection: Connection, adjustment: Row[Any], now: datetime) -> None:
     keys = accounts_of(connection, adjustment.org_id, adjustment.owner_id)
     amounts: dict[Kind, int] = {kind: adjustment._mapping[kind] for kind in KINDS if adjustment._mapping[kind]}  # noqa: SLF001  public
     balances = ledger.lock_accounts(connection, [keys[kind] for kind in amounts])
-    old = {kind: balances[keys[kind]].available for kind in amounts}
-    new = {kind: old[kind] + amount for kind, amount in amounts.items()}
-    for kind, left in new.items():
-        if left < 0:
-            raise _too_few(adjustment.owner_id, kind, old[kind], -amounts[kind])
+    old: dict[str, int] = {kind: balances[keys[kind]].available for kind in amounts}
+    new: dict[str, int] = {kind: old[kind] + amount for kind, amount in amounts.items()}
+    for kind, amount in amounts.items():
+        if new[kind] < 0:
+            raise _too_few(adjustment.owner_id, kind, old[kind], -amount)
     moves = [
         Move(
             account=keys[kind],
@@ -116,29 +115,13 @@ def _move(connection: Connection, adjustment: Row[Any], now: datetime) -> None:
         for kind, amount in amounts.items()
     ]
     ledger.post(connection, moves, now)
-    _record_change(connection, adjustment, old, new)
+    record_change(connection, "credits", adjustment.owner_id, org_id=adjustment.org_id, actor=adjustment.actor_id,
+                  old=old, new=new, now=now)  # fmt: skip
 
 
 def _too_few(owner: str, kind: Kind, available: int, asked: int) -> Refused:
     sentence = f"{owner} holds {available} {kind} credits, so {asked} cannot be taken: take {available} at most."
     return Refused(Reason.INSUFFICIENT_CREDITS, sentence)
-
-
-def _record_change(
-    connection: Connection, adjustment: Row[Any], old: Mapping[Kind, int], new: Mapping[Kind, int]
-) -> None:
-    connection.execute(
-        insert(connection, changes).values(
-            org_id=adjustment.org_id,
-            id=new_id(),
-            kind="credits",
-            subject=adjustment.owner_id,
-            actor=adjustment.actor_id,
-            old=dict(old),
-            new=dict(new),
-            at=adjustment.at,
-        )
-    )
 
 
 def adjustment_content(adjustment: Row[Any]) -> str:

@@ -29,7 +29,7 @@ class _Part(NamedTuple):
     debt: int
 
 
-def reverse_order(connection: Connection, reversal: Reversal, digest: str, now: datetime) -> Row[Any]:
+def reverse_order(connection: Connection, reversal: Reversal, now: datetime) -> Row[Any]:
     """Take back what an order brought, or the part of it that is asked for, once. Returns the reversal's row.
 
     If less is left of the order than is asked for, that is what is taken. The order is locked first, so that two
@@ -46,13 +46,13 @@ def reverse_order(connection: Connection, reversal: Reversal, digest: str, now: 
     candidates = _lock_orders(connection, org_ids, reversal.order_id)
     earlier = _find_reversals(connection, org_ids, reversal.reversal_id)
     for made in earlier:
-        if made.digest == digest:
+        if reversal.has_digest(made.digest):
             return made
     order = _only_order(candidates, reversal)
     if order.org_id in {made.org_id for made in earlier}:
         sentence = f"The reversal_id {reversal.reversal_id} was used for another reversal: give this one its own."
         raise Refused(Reason.CONFLICTING_JOB, sentence)
-    return _take_back(connection, reversal, order, digest, now)
+    return _take_back(connection, reversal, order, now)
 
 
 def _organizations_meant(connection: Connection, reversal: Reversal) -> Collection[int]:
@@ -92,7 +92,7 @@ def _only_order(candidates: Sequence[Row[Any]], reversal: Reversal) -> Row[Any]:
     return found[0]
 
 
-def _take_back(connection: Connection, reversal: Reversal, order: Row[Any], digest: str, now: datetime) -> Row[Any]:
+def _take_back(connection: Connection, reversal: Reversal, order: Row[Any], now: datetime) -> Row[Any]:
     taken = _credits_to_take(reversal, order, left_of(connection, order))
     keys = accounts_of(connection, order.org_id, order.owner_id)
     balances = ledger.lock_accounts(connection, [keys[kind] for kind in taken])
@@ -106,7 +106,7 @@ def _take_back(connection: Connection, reversal: Reversal, order: Row[Any], dige
         .values(
             org_id=order.org_id,
             reversal_id=reversal.reversal_id,
-            digest=digest,
+            digest=reversal.digest(),
             order_id=order.order_id,
             kind=reversal.kind,
             email=email.credits,
@@ -120,7 +120,7 @@ def _take_back(connection: Connection, reversal: Reversal, order: Row[Any], dige
         .returning(*reversals.c)
     ).one_or_none()
     if made is None:  # another order was reversed under the same id at the same time
-        return reverse_order(connection, reversal, digest, now)
+        return reverse_order(connection, reversal, now)
     moves = [
         Move(
             account=keys[kind],

@@ -40,7 +40,13 @@ def show_statement(connection: Connection, view: ViewStatement) -> Json:
     pages = [
         _read_page(connection, account, view, starts.get(account.kind)) for account in _accounts_of(connection, scope)
     ]
-    return {**scope.heading(), "accounts": [_page_json(page) for page in pages], "next": _next(pages)}
+    cursor = _next(pages)
+    return {
+        **scope.heading(),
+        "accounts": [_page_json(page) for page in pages],
+        "more": cursor is not None,
+        "next": cursor,
+    }
 
 
 def _accounts_of(connection: Connection, scope: ViewScope) -> Sequence[Row[Any]]:

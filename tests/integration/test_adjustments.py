@@ -79,19 +79,24 @@ def test_no_adjustment_takes_more_than_there_is(context: Context) -> None:
     assert (answered["status"], answered["reason"]) == ("refused", "insufficient_credits")
     assert answered["detail"] == "john holds 4 sms credits, so 5 cannot be taken: take 4 at most."
     assert balances(context) == (10, 4)
-    assert kept(context, adjustments) == kept(context, changes) == []
+    assert made(context) == changed(context) == []
 
 
-def kept(context: Context, table: Any) -> list[Any]:
+def made(context: Context) -> list[Any]:
     with context.database.snapshot() as connection:
-        return list(connection.execute(select(table)))
+        return list(connection.execute(select(adjustments)))
+
+
+def changed(context: Context) -> list[Any]:
+    with context.database.snapshot() as connection:
+        return list(connection.execute(select(changes).where(changes.c.kind == "credits")))
 
 
 def test_an_adjustment_is_kept_with_who_made_it_and_why(context: Context) -> None:
     adjust(context, credits={"email": -3})
 
-    [made] = kept(context, adjustments)
-    assert (made.actor_id, made.owner_id, made.email, made.sms, made.reason, made.at) == (
+    [row] = made(context)
+    assert (row.actor_id, row.owner_id, row.email, row.sms, row.reason, row.at) == (
         "john",
         "john",
         -3,
@@ -99,7 +104,7 @@ def test_an_adjustment_is_kept_with_who_made_it_and_why(context: Context) -> Non
         "For the outage.",
         NOON,
     )
-    [change] = kept(context, changes)
+    [change] = changed(context)
     assert (change.kind, change.subject, change.actor, change.at) == ("credits", "john", "john", NOON)
     assert (change.old, change.new) == ({"email": 10}, {"email": 7})
 

@@ -146,7 +146,7 @@ class MoneyMachine(RuleBasedStateMachine):
         """Charge and deliver jobs, as a worker does that takes them in one batch."""
         began = self.clock.now
         self._script(jobs[0].kind, answers)
-        charged = send(self.context, task_of(jobs[0]), jobs)
+        charged = send(self.context, jobs)
         messages = [in_model(job) for job in jobs]
         self._deliver_in_model([message for message in messages if self.model.charge(message, began)], answers, began)
         expected = [self.model.messages[job.job_id or ""] for job in jobs]
@@ -162,7 +162,7 @@ class MoneyMachine(RuleBasedStateMachine):
 
     def _send_many(self, bulk_job: SendMany) -> None:
         already_enqueued = list(self.broker.sent)
-        answer = bulk.send_many(self.context, f"{kind_of(bulk_job)}.send_many", bulk_job)
+        answer = bulk.send_many(self.context, bulk_job)
         messages = [in_model(job, f"{bulk_job.job_id}/{place}") for place, job in enumerate(messages_of(bulk_job))]
         cost = {message.job_id: message.credits for message in messages}
         bulk_message = Message(bulk_job.job_id or "", kind_of(bulk_job), bulk_job.sender, cost)
@@ -285,8 +285,3 @@ def assert_same_answer(answer: Answer, expected: Answer) -> None:
     if isinstance(answer, dict):
         answer = {name: answer[name] for name in expected}
     assert answer == expected
-
-
-def task_of(job: SendOne) -> str:
-    """The task that sends a job."""
-    return f"{job.kind}.send"

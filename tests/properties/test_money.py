@@ -33,7 +33,6 @@ from tests.properties.inputs import (
     carrier_answers,
     drafts,
     in_model,
-    kind_of,
     kinds,
     people,
     recipients_of,
@@ -42,7 +41,7 @@ from tests.properties.inputs import (
 )
 from tests.properties.machines import fresh_postgres, fresh_sqlite, run
 from tests.properties.model import PLAN, POLICY, Message
-from tests.properties.money_machine import MoneyMachine, answer_of, task_of
+from tests.properties.money_machine import MoneyMachine, answer_of
 from tests.servers import PostgresServer
 
 RIGHTS: dict[str, list[Any]] = {"admin": ["view_user_list", "edit_user"], "clerk": ["view_user_list"], "member": []}
@@ -181,14 +180,14 @@ class Money(MoneyMachine):
         match job:
             case SendEmail() | SendSms():
                 other = job.model_copy(update={"text": "Something else."})
-                [charge] = send(self.context, task_of(other), [other])
-                refusal = sending.conflict(charge, other.digest(task_of(other)))
+                [charge] = send(self.context, [other])
+                refusal = sending.conflict(charge, other, other.digest())
                 assert refusal is not None
                 assert refusal.reason == "conflicting_job"
             case SendManyEmails() | SendManySms():
                 others = job.model_copy(update={"text": "Something else."})
                 with pytest.raises(Refused, match="conflicting_job"):
-                    bulk.send_many(self.context, f"{kind_of(others)}.send_many", others)
+                    bulk.send_many(self.context, others)
         self._compare_outbound([])
 
     @precondition(lambda self: self.broker.sent)
@@ -218,7 +217,7 @@ class Money(MoneyMachine):
             charged = self.database.write(
                 lambda connection: charge_jobs(
                     connection,
-                    [sending.as_send_job(task_of(job), job) for job in jobs],
+                    [sending.as_send_job(job) for job in jobs],
                     lease_id=lease_id,
                     now=now,
                     lease_until=now + POLICY.lease,

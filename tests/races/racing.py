@@ -187,7 +187,7 @@ def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
         start()
         while emails:
             batch = [emails.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(emails)))]
-            charged += send(context, "email.send", batch)
+            charged += send(context, batch)
     return Sent(charged, carrier.job_ids)
 
 

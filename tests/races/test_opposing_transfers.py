@@ -112,7 +112,6 @@ def _jobs(number: int) -> list[SendJob]:
     """Give jobs of all senders; every third has an id that all processes use."""
     return [
         sending.as_send_job(
-            "email.send",
             email_from(f"job-{place}" if place % 3 == 0 else f"job-{place}-of-{number}", SENDERS[place % len(SENDERS)]),
         )
         for place in range(JOBS)

@@ -56,5 +56,5 @@ def _send_again(start: Start, url: str, times: int) -> Sent:
         for number in range(ROUNDS):
             start()
             for _ in range(times):
-                charged += send(context, "email.send", [email_from(f"job-{number}", "olga")])
+                charged += send(context, [email_from(f"job-{number}", "olga")])
     return Sent(charged, carrier.job_ids)

@@ -29,7 +29,7 @@ def spend(start: Start, url: str, sender: str, jobs: int) -> None:
     with worker(url, PickyCarrier()) as context:
         start()
         for number in range(0, jobs, 5):
-            send(context, "email.send", [email_from(f"{sender}-{number + place}", sender) for place in range(5)])
+            send(context, [email_from(f"{sender}-{number + place}", sender) for place in range(5)])
 
 
 def roll_up(start: Start, url: str, jobs: int) -> int:

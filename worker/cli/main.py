@@ -20,14 +20,14 @@ from worker.cli.session import Session
 from worker.cli.status import audit, status
 from worker.cli.unknown import unknown
 from worker.cli.up import up
-from worker.cli.views import billing, entry, orders, overview, statement, usage, users
+from worker.cli.views import billing, changes, entry, orders, overview, statement, usage, users
 from worker.preflight import DATABASE_ERRORS, explain_failure
 
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
     *(buy, reverse, adjust, share),
-    *(overview, usage, orders, statement, entry, billing, users),
+    *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, audit, unknown, dead, inspect, control),
 )
 

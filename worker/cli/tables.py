@@ -43,7 +43,7 @@ def _reminder(console: Console, answer: Json) -> None:
 
 def _more(console: Console, answer: Json) -> None:
     if answer.get("more"):
-        console.print(f"More: --page {answer['page'] + 1}")
+        console.print(f"More: --next {answer['next']}", soft_wrap=True)
 
 
 def message(console: Console, answer: Json) -> None:
@@ -161,8 +161,7 @@ def statement(console: Console, answer: Json) -> None:
             left = str(row["balance_after"]), str(row["debt_after"] or "")
             rows.add_row(name, moment(row["at"]), Text(_cause(row)), amount, *left)
         console.print(rows)
-    if answer["next"]:
-        console.print(f"More: --next {answer['next']}")
+    _more(console, answer)
 
 
 def _signed(amount: int) -> str:
@@ -221,6 +220,24 @@ def users(console: Console, answer: Json) -> None:
         rows.add_row(row["user_id"], Text(row["name"]), Text(row["email"]), row["role"], owner)
     console.print(rows)
     _more(console, answer)
+
+
+def changes(console: Console, answer: Json) -> None:
+    """Print who changed what."""
+    rows = table("Changes", "at", "by", "what", "of", "before", "now")
+    for row in answer["rows"]:
+        rows.add_row(moment(row["at"]), row["actor"] or "-", row["kind"], row["subject"], _fields(row["old"]),
+                     _fields(row["new"]))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def _fields(values: Json | None) -> Text:
+    """Return what a change has set, field by field."""
+    if values is None:
+        return Text("-")
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Text("\n".join(f"{name}: {value}" for name, value in shown.items() if value is not None))
 
 
 def status(console: Console, answer: Json) -> None:

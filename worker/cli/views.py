@@ -8,7 +8,7 @@ import click
 
 from models.messages.base import Json
 from worker.cli import tables
-from worker.cli.output import ask, json_option, print_answer
+from worker.cli.output import ask, json_option, next_option, print_answer
 from worker.cli.session import Need, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _view_options(command: F) -> F:
     """Give a command the options that all views share."""
     for option in (
-        click.option("--page", type=int, default=1, show_default=True, help="Which page of a long list."),
+        next_option,
         click.option("--until", help="Before this day or time (ISO 8601, UTC)."),
         click.option("--since", help="From this day or time on (ISO 8601, UTC)."),
         click.option("--self", "of_self", is_flag=True, help="Only what is the viewer's own, not the whole pool."),
@@ -27,9 +27,9 @@ def _view_options(command: F) -> F:
     return json_option(command)
 
 
-def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, page: int) -> Json:
-    given: Json = {"viewer": viewer, "of": "self" if of_self else "owner", "page": page}
-    return given | {name: value for name, value in (("since", since), ("until", until)) if value}
+def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, cursor: str | None) -> Json:
+    given: Json = {"viewer": viewer, "of": "self" if of_self else "owner"}
+    return given | {name: value for name, value in (("since", since), ("until", until), ("next", cursor)) if value}
 
 
 @click.command()
@@ -58,11 +58,24 @@ def orders(*, as_json: bool, **given: Any) -> None:  # noqa: ANN401
 
 
 @click.command()
+@_view_options
+@click.option("--subject", help="Only changes of this user, role or plan.")
+@needs(Need.DATABASE)
+def changes(*, as_json: bool, subject: str | None, **given: Any) -> None:  # noqa: ANN401
+    """Show who changed users, roles, plans, credit owners and balances, and when; newest first.
+
+    VIEWER needs the right view_user_list. With --self: only what VIEWER has changed.
+    """
+    asked = _view(**given) | ({} if subject is None else {"subject": subject})
+    print_answer(ask("views.changes", asked), as_json=as_json, table=tables.changes)
+
+
+@click.command()
 @click.argument("viewer")
 @click.option("--self", "of_self", is_flag=True, help="The viewer's own accounts, not those that they spend from.")
 @click.option("--since", help="From this day or time on (ISO 8601, UTC).")
 @click.option("--until", help="Before this day or time (ISO 8601, UTC).")
-@click.option("--next", "cursor", metavar="CURSOR", help="Go on where the page before ended, which names its CURSOR.")
+@next_option
 @click.option("--all", "all_pages", is_flag=True, help="Every page, back to the first entry.")
 @click.option("--json", "as_json", is_flag=True, help="Print each page as JSON, on a line of its own.")
 @needs(Need.DATABASE)
@@ -82,8 +95,8 @@ def statement(
         if as_json and page["status"] == "done":
             click.echo(json.dumps(page, ensure_ascii=False))
         else:
-            hint = None if all_pages else page.get("next")
-            print_answer({**page, "next": hint}, as_json=as_json, table=tables.statement)
+            shown = {**page, "more": False} if all_pages else page
+            print_answer(shown, as_json=as_json, table=tables.statement)
 
 
 def _pages(given: Json, *, all_pages: bool) -> Iterator[Json]:
