@@ -119,7 +119,7 @@ def send(context: Context, messages: Sequence[SendOne]) -> list[Charge]:
     """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
     jobs = [sending.as_send_job(message) for message in messages]
     stand = dict(chain.from_iterable(sending.send(context, jobs)))
-    return [stand[place] for place, _ in enumerate(jobs)]
+    return [stand[place] for place in range(len(jobs))]
 
 
 def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:
