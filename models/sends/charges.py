@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from models.database.schema import accounts, charges, organizations, users
 from models.messages.base import Json
 from models.messages.fields import Kind
+from models.users.organizations import NOBODYS
 
 
 class State(enum.StrEnum):
@@ -149,9 +150,13 @@ def find_charges(connection: Connection, keys: Iterable[JobKey], *, are_new: boo
 
 def find_everywhere(connection: Connection, job_ids: Collection[str]) -> dict[JobKey, Charge]:
     """Return the charges of these ids in all organizations, for operators, who are not told which one it is."""
-    everywhere = select(organizations.c.id).union_all(select(literal(0)))
-    found = connection.execute(_SELECT.where(charges.c.org_id.in_(everywhere), charges.c.job_id.in_(job_ids)))
+    found = connection.execute(_SELECT.where(_is_anywhere(), charges.c.job_id.in_(job_ids)))
     return dict(sorted((JobKey(row.org_id, row.job_id), _from_row(row, is_new=False)) for row in found))
+
+
+def _is_anywhere() -> ColumnElement[bool]:
+    """Return the condition for charges of all organizations, and of nobody's, which leads to the indexes."""
+    return charges.c.org_id.in_(select(organizations.c.id).union_all(select(literal(NOBODYS))))
 
 
 def charged_since(since: datetime) -> list[ColumnElement[bool]]:
@@ -159,7 +164,7 @@ def charged_since(since: datetime) -> list[ColumnElement[bool]]:
     lately = charges.c.created_at >= since
     all_accounts = select(accounts.c.org_id, accounts.c.id)
     paid = tuple_(charges.c.org_id, charges.c.account_id).in_(all_accounts)
-    return [paid & lately, charges.c.account_id.is_(None) & lately]
+    return [paid & lately, _is_anywhere() & charges.c.account_id.is_(None) & lately]
 
 
 def keys_with_crashes(connection: Connection, keys: Iterable[JobKey]) -> set[JobKey]:
@@ -242,5 +247,5 @@ def adopt_refused(connection: Connection, org_id: int, sender: str) -> None:
     known = charges.alias("known")
     is_taken = select(known.c.job_id).where(known.c.org_id == org_id, known.c.job_id == charges.c.job_id).exists()
     connection.execute(
-        update(charges).where(charges.c.org_id == 0, charges.c.sender == sender, ~is_taken).values(org_id=org_id)
+        update(charges).where(charges.c.org_id == NOBODYS, charges.c.sender == sender, ~is_taken).values(org_id=org_id)
     )

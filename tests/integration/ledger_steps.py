@@ -75,7 +75,7 @@ def settle(
 
     `settled_before` is how many jobs of their lease were settled before.
     """
-    before = {lease: settled_before for lease in leases.count_by_lease(one.charge for one in settlements)}
+    before = dict.fromkeys(leases.count_by_lease(one.charge for one in settlements), settled_before)
     return database.write(
         lambda connection: settling.settle(connection, settlements, now, keep_dead=False, settled_before=before)
     )

@@ -123,7 +123,8 @@ def test_a_charge_that_appears_late_is_within_the_overlap(database: Database) ->
     damage(  # a charge without an entry moves no account
         database,
         "DELETE FROM entries WHERE cause_id = 'h'",
-        "UPDATE accounts SET seq = 1, available = 5, hash = (SELECT hash FROM entries WHERE seq = 1) WHERE owner_id = 'john' AND kind = 'email'",
+        "UPDATE accounts SET seq = 1, available = 5, hash = (SELECT hash FROM entries WHERE seq = 1) "
+        "WHERE owner_id = 'john' AND kind = 'email'",
     )
 
     assert [finding.subject for finding in audit(database, NOON + RETRIED_FOR + MARGIN).findings] == ["late"]

@@ -22,10 +22,10 @@ AFTERNOON = NOON + timedelta(hours=1)
 
 
 def write_history(database: Database) -> None:
-    """Write 20,000 emails that john has sent and paid."""
+    """Write 20,000 emails that john has sent and paid, one in a millisecond."""
     save_people(database)
     buy(database, "john", email=HISTORY)
-    write_sent_emails(database, "john", [NOON] * HISTORY)
+    write_sent_emails(database, "john", [NOON + timedelta(milliseconds=number) for number in range(HISTORY)])
     analyze(database)
 
 

@@ -48,7 +48,7 @@ def refused_at_commit(database: Database) -> Iterator[Connection]:
     with database.engine.connect() as connection:
         transaction = connection.begin()
         yield connection
-        with pytest.raises(IntegrityError, match="(?i)foreign key"):
+        with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
             transaction.commit()
         transaction.rollback()
 
@@ -68,7 +68,8 @@ def refused(
 def entry(database: Database, **fields: Any) -> Any:
     """Give the insertion of an entry that is in order, unless `fields` are not."""
     valid = {"org_id": ACME, "account_id": account_id_of(database), "seq": 2, "amount": 1, "balance_after": 11,
-             "debt_after": 0, "cause_kind": "refund", "cause_id": "x", "content": "", "hash": "", "at": NOON}  # fmt: skip
+             "debt_after": 0, "cause_kind": "refund", "cause_id": "x", "content": "", "hash": "",
+             "at": NOON}  # fmt: skip
     return insert(entries).values(**{**valid, **fields})
 
 
