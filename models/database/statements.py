@@ -54,21 +54,23 @@ def _column(element: unindexed, compiler: SQLCompiler, **options: Any) -> str:  
     return sign + compiler.process(element.clauses, **options)
 
 
-class on_sqlite(GenericFunction[int]):  # noqa: N801  a part of SQL
-    """A condition that SQLite alone is given: one that follows from others, and tells it which index to use."""
+class in_subquery(GenericFunction[int]):  # noqa: N801  a part of SQL
+    """Whether a column is one of the values of a subquery, which every planner expects to be few."""
 
     type = Integer()  # SQLAlchemy would compare a boolean function with 1, and SQLite not see the condition in it
     inherit_cache = True
 
 
-@compiles(on_sqlite)
-def _condition(element: on_sqlite, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
-    return compiler.process(element.clause_expr, **options)
+@compiles(in_subquery)
+def _in(element: in_subquery, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    column, subquery = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN {subquery}"
 
 
-@compiles(on_sqlite, "postgresql")
-def _nothing(element: on_sqlite, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401, ARG001  SQLAlchemy's
-    return "true"
+@compiles(in_subquery, "postgresql")
+def _any(element: in_subquery, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    column, subquery = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY (ARRAY {subquery})"
 
 
 def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, Any]]) -> ColumnElement[bool]:
@@ -84,15 +86,16 @@ def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, Any]])
 
 
 def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[Any]) -> ColumnElement[bool]:
-    """Whether a key is one of those that `keys` selects.
+    """Whether a key is one of the few that `keys` selects.
 
-    SQLite would search an index by the first column only, so it is given a condition for each.
+    It has a condition for each column too, without which PostgreSQL may expect many keys and read the whole table, and
+    SQLite searches an index by the first column only.
     """
     by_column = [
-        column.in_(keys.with_only_columns(selected, maintain_column_froms=True))
+        in_subquery(column, keys.with_only_columns(selected, maintain_column_froms=True).scalar_subquery())
         for column, selected in zip(key, keys.selected_columns, strict=True)
     ]
-    return tuple_(*map(unindexed, key)).in_(keys) & on_sqlite(and_(*by_column))
+    return and_(*by_column, tuple_(*map(unindexed, key)).in_(keys))
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
