@@ -296,6 +296,9 @@ def _index_where_set(table: Table, column: str, *more: str, prefix: str = "") ->
 # Only charges that were paid: a sender without credits may be refused for ever, and no view reads that.
 Index("ix_charges_org_id_sender_created_at", charges.c.org_id, charges.c.sender, charges.c.created_at,
       postgresql_where=charges.c.account_id.is_not(None), sqlite_where=charges.c.account_id.is_not(None))  # fmt: skip
+# What nobody paid for, refused jobs and bulk jobs: audits and the status look for recent ones of all organizations.
+Index("ix_charges_unpaid_created_at", charges.c.created_at, postgresql_where=charges.c.account_id.is_(None),
+      sqlite_where=charges.c.account_id.is_(None))  # fmt: skip
 # What was asked for in the name of users who were never saved.
 Index("ix_charges_nobodys_sender", charges.c.sender, postgresql_where=charges.c.org_id == 0,
       sqlite_where=charges.c.org_id == 0)  # fmt: skip
