@@ -118,8 +118,8 @@ def make_context(
 def send(context: Context, messages: Sequence[SendOne]) -> list[Charge]:
     """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
     jobs = [sending.as_send_job(message) for message in messages]
-    stand = {charge.job_id: charge for charge in chain.from_iterable(sending.send(context, jobs))}
-    return [stand[job.job_id] for job in jobs]
+    stand = dict(chain.from_iterable(sending.send(context, jobs)))
+    return [stand[place] for place in range(len(jobs))]
 
 
 def answer(context: Context, task: str, given: object, task_id: str = "task-1") -> Json:
