@@ -1,15 +1,19 @@
 """What operators do: refund and resend unknown jobs, and replay dead letters."""
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection
 
+from models.errors import Reason
+from models.messages.answer import refused_answer
 from models.messages.base import Json
 from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, find_everywhere
 from models.sends.dead_letters import Status, find_letter, mark_replayed, replay_of, unreplayed_ids
 from models.sends.unknown import Decision, refund_unknown, resend_unknown, unknown_keys
+from models.users.organizations import find_organization, organization_names
 from tasks.context import Context
 
 DECISION_BATCH = 100
@@ -18,24 +22,59 @@ NOT_UNKNOWN = "It is not unknown, so there is nothing to decide."
 
 
 def decide(
-    context: Context, decision: Decision, job_ids: Sequence[str] | None, *, operator: str, note: str | None
+    context: Context,
+    decision: Decision,
+    job_ids: Sequence[str] | None,
+    *,
+    operator: str,
+    note: str | None,
+    organization: str | None = None,
 ) -> Json:
     """Refund or resend unknown jobs, all of them if `job_ids` is None, and store who decided it and why.
 
-    Those of `job_ids` that are not unknown are left alone, and are named in the answer.
+    Ids are looked up in all organizations, or in the one that is named. Those that are not unknown, or are in several
+    organizations, are left alone, and are named in the answer.
     """
-    chosen = context.database.read(lambda connection: unknown_keys(connection, job_ids))
+    org_id = None
+    if organization is not None:
+        org_id = context.database.read(lambda connection: find_organization(connection, organization))
+        if org_id is None:
+            return refused_answer(Reason.NOT_FOUND, f"There is no organization {organization}.")
+    found = context.database.read(lambda connection: unknown_keys(connection, job_ids, org_id))
+    ambiguous = {} if job_ids is None else _in_several(found)
+    chosen = [key for key in found if key.job_id not in ambiguous]
     settled: list[Charge] = []
     for start in range(0, len(chosen), DECISION_BATCH):
         batch = chosen[start : start + DECISION_BATCH]
         settled += _decide_batch(context, decision, batch, operator=operator, note=note)
-    rest = [] if job_ids is None else _not_unknown(context, set(job_ids) - {charge.job_id for charge in settled})
+    rest = set(job_ids or ()) - {charge.job_id for charge in settled} - ambiguous.keys()
     return {
-        "status": "failed" if rest else "done",
+        "status": "failed" if rest or ambiguous else "done",
         "decision": decision,
         "settled": [send_answer(charge) for charge in settled],
-        "not_unknown": rest,
+        "not_unknown": _not_unknown(context, rest, org_id),
+        "ambiguous": _which_of(context, ambiguous),
     }
+
+
+def _in_several(keys: Sequence[JobKey]) -> dict[str, list[int]]:
+    """Return the ids that several organizations use, each with these organizations."""
+    org_ids: defaultdict[str, list[int]] = defaultdict(list)
+    for org_id, job_id in keys:
+        org_ids[job_id].append(org_id)
+    return {job_id: using for job_id, using in org_ids.items() if len(using) > 1}
+
+
+def _which_of(context: Context, ambiguous: Mapping[str, Sequence[int]]) -> list[Json]:
+    names = context.database.read(organization_names) if ambiguous else {}
+    return [
+        {
+            "job_id": job_id,
+            "organizations": (using := sorted(names[org_id] for org_id in org_ids)),
+            "detail": f"It is unknown in {' and '.join(using)}: say which one you mean by --organization.",
+        }
+        for job_id, org_ids in sorted(ambiguous.items())
+    ]
 
 
 def _decide_batch(
@@ -50,9 +89,11 @@ def _decide_batch(
     return context.database.write(work)
 
 
-def _not_unknown(context: Context, job_ids: Collection[str]) -> list[Json]:
+def _not_unknown(context: Context, job_ids: Collection[str], org_id: int | None) -> list[Json]:
+    if not job_ids:
+        return []
     everywhere = context.database.read(lambda connection: find_everywhere(connection, job_ids))
-    found = {key.job_id: charge for key, charge in everywhere.items()}
+    found = {key.job_id: charge for key, charge in everywhere.items() if org_id in (None, key.org_id)}
     return [
         {
             "job_id": job_id,

@@ -4,8 +4,8 @@ A user has two accounts, one for each kind of credit. A balance moves only toget
 sent a message, who paid, how much, and what became of it.
 
 Every table that grows with use has the organization in its primary key, and in each unique and foreign key to another
-such table, so that a cluster can keep each organization on a node of its own. Organizations, roles, users and plans do
-not grow with use: a cluster keeps a copy of them on every node (`REFERENCE_TABLES`).
+such table, so that a cluster can keep each organization on a node of its own. The exceptions are `REFERENCE_TABLES` and
+`LOCAL_TABLES`.
 """
 
 from datetime import UTC, datetime
@@ -151,7 +151,7 @@ plans = Table(
 )
 
 REFERENCE_TABLES = ("organizations", "roles", "users", "plans")
-"""Tables that do not grow with use."""
+"""Tables that do not grow with use: a cluster keeps a copy of them on every node."""
 
 accounts = Table(
     "accounts",
@@ -296,6 +296,9 @@ def _index_where_set(table: Table, column: str, *more: str, prefix: str = "") ->
 # Only charges that were paid: a sender without credits may be refused for ever, and no view reads that.
 Index("ix_charges_org_id_sender_created_at", charges.c.org_id, charges.c.sender, charges.c.created_at,
       postgresql_where=charges.c.account_id.is_not(None), sqlite_where=charges.c.account_id.is_not(None))  # fmt: skip
+# What nobody paid for, refused jobs and bulk jobs: audits and the status look for recent ones of all organizations.
+Index("ix_charges_unpaid_created_at", charges.c.created_at, postgresql_where=charges.c.account_id.is_(None),
+      sqlite_where=charges.c.account_id.is_(None))  # fmt: skip
 # What was asked for in the name of users who were never saved.
 Index("ix_charges_nobodys_sender", charges.c.sender, postgresql_where=charges.c.org_id == 0,
       sqlite_where=charges.c.org_id == 0)  # fmt: skip
@@ -552,5 +555,7 @@ usage_marks = Table(
 
 APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "changes", "decisions")
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
+LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
+"""Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -1,6 +1,7 @@
 """Parts of statements that are written the same way on both databases, and what their planners must be told."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,11 +13,16 @@ from sqlalchemy import (
     Executable,
     Insert,
     Integer,
+    Select,
     String,
     Table,
     Update,
+    and_,
+    false,
     literal_column,
+    or_,
     select,
+    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -34,6 +40,62 @@ class sha256_hex(GenericFunction[str]):  # noqa: N801  a function of SQL
 @compiles(sha256_hex, "postgresql")
 def _on_postgresql(element: sha256_hex, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
     return f"encode(sha256(convert_to({compiler.process(element.clauses, **options)}, 'UTF8')), 'hex')"
+
+
+class unindexed(GenericFunction[Any]):  # noqa: N801  a part of SQL
+    """A column by which SQLite is not to search (https://www.sqlite.org/optoverview.html, "unary +")."""
+
+    inherit_cache = True
+
+
+@compiles(unindexed)
+def _column(element: unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    sign = "+" if compiler.dialect.name == "sqlite" else ""
+    return sign + compiler.process(element.clauses, **options)
+
+
+class in_subquery(GenericFunction[int]):  # noqa: N801  a part of SQL
+    """Whether a column is one of the values of a subquery, which every planner expects to be few."""
+
+    type = Integer()  # SQLAlchemy would compare a boolean function with 1, and SQLite not see the condition in it
+    inherit_cache = True
+
+
+@compiles(in_subquery)
+def _in(element: in_subquery, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    column, subquery = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} IN {subquery}"
+
+
+@compiles(in_subquery, "postgresql")
+def _any(element: in_subquery, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401  SQLAlchemy's
+    column, subquery = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{column} = ANY (ARRAY {subquery})"
+
+
+def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, Any]]) -> ColumnElement[bool]:
+    """Whether a key of an organization and an id is one of `keys`.
+
+    It is written organization by organization, since SQLite searches no index for pairs of values.
+    """
+    org_id, its_id = key
+    by_organization: defaultdict[Any, list[Any]] = defaultdict(list)
+    for organization, one in sorted(keys):
+        by_organization[organization].append(one)
+    return or_(false(), *((org_id == each) & its_id.in_(ids) for each, ids in by_organization.items()))
+
+
+def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[Any]) -> ColumnElement[bool]:
+    """Whether a key is one of the few that `keys` selects.
+
+    It has a condition for each column too, without which PostgreSQL may expect many keys and read the whole table, and
+    SQLite searches an index by the first column only.
+    """
+    by_column = [
+        in_subquery(column, keys.with_only_columns(selected, maintain_column_froms=True).scalar_subquery())
+        for column, selected in zip(key, keys.selected_columns, strict=True)
+    ]
+    return and_(*by_column, tuple_(*map(unindexed, key)).in_(keys))
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

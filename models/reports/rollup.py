@@ -22,7 +22,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
     union_all,
     update,
 )
@@ -31,7 +30,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from models.database.schema import accounts, charges, entries, usage_days, usage_marks
-from models.database.statements import insert, search_by_index
+from models.database.statements import insert, is_among, search_by_index
 from models.money.accounts import AccountKey
 
 ACCOUNT_BATCH = 100
@@ -109,7 +108,7 @@ def _lock_marks(connection: Connection, last_seqs: Mapping[AccountKey, int]) -> 
     if not last_seqs:
         return {}
     key = (usage_marks.c.org_id, usage_marks.c.account_id)
-    marks = select(*key, usage_marks.c.seq).where(tuple_(*key).in_(last_seqs))
+    marks = select(*key, usage_marks.c.seq).where(is_among(key, last_seqs))
     unmarked = last_seqs.keys() - {AccountKey(*row[:2]) for row in connection.execute(marks)}
     if unmarked:
         made = [{**account._asdict(), "seq": 0, "spent": 0, "added": 0} for account in sorted(unmarked)]

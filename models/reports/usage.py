@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, Subquery, func, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, Subquery, func, or_, select, union_all
 
 from models.database.schema import accounts, charges, owner_changes, usage_days, usage_marks
+from models.database.statements import is_among
 from models.money.accounts import AccountKey
 from models.reports.rollup import charged_by_entries, entries_between, rolled_seq, same_account, utc_day
 from models.users.users import User
@@ -37,7 +38,7 @@ class UsageScope:
         if self.sender is not None:
             its_own = table.c.org_id.in_({account.org_id for account in self.marks}) & (table.c.sender == self.sender)
             return its_own & table.c.account_id.is_not(None)
-        return tuple_(table.c.org_id, table.c.account_id).in_(self.marks)
+        return is_among((table.c.org_id, table.c.account_id), self.marks)
 
 
 def paid_by(connection: Connection, owner: User) -> UsageScope:

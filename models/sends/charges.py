@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tu
 from models.database.schema import accounts, charges, organizations, users
 from models.messages.base import Json
 from models.messages.fields import Kind
+from models.users.organizations import NOBODYS
 
 
 class State(enum.StrEnum):
@@ -150,7 +151,7 @@ def find_charges(connection: Connection, keys: Iterable[JobKey], *, are_new: boo
 
 def find_everywhere(connection: Connection, job_ids: Collection[str]) -> dict[JobKey, Charge]:
     """Return the charges of these ids in all organizations, for operators, who are not told which one it is."""
-    everywhere = select(organizations.c.id).union_all(select(literal(0)))
+    everywhere = select(organizations.c.id).union_all(select(literal(NOBODYS)))
     found = connection.execute(_SELECT.where(charges.c.org_id.in_(everywhere), charges.c.job_id.in_(job_ids)))
     return dict(sorted((JobKey(row.org_id, row.job_id), _from_row(row, is_new=False)) for row in found))
 
@@ -243,5 +244,5 @@ def adopt_refused(connection: Connection, org_id: int, sender: str) -> None:
     known = charges.alias("known")
     is_taken = select(known.c.job_id).where(known.c.org_id == org_id, known.c.job_id == charges.c.job_id).exists()
     connection.execute(
-        update(charges).where(charges.c.org_id == 0, charges.c.sender == sender, ~is_taken).values(org_id=org_id)
+        update(charges).where(charges.c.org_id == NOBODYS, charges.c.sender == sender, ~is_taken).values(org_id=org_id)
     )

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, case, select, update
 
 from models.database.schema import charges
-from models.database.statements import lock_overdue
+from models.database.statements import is_among, is_selected, lock_overdue
 from models.messages.fields import Kind
 from models.sends.charges import JobKey, State
 
@@ -33,7 +33,7 @@ def claim_due(connection: Connection, now: datetime, next_due_at: datetime, limi
     due = _lock_due(connection, State.WAITING, now, limit)
     claimed = connection.execute(
         update(charges)
-        .where(_KEY.in_(due))
+        .where(is_among(_KEY, due))
         .values(due_at=next_due_at)
         .returning(charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
     )
@@ -50,23 +50,24 @@ def claim_due_bulks(connection: Connection, now: datetime, next_due_at: datetime
         (JobKey(row.org_id, row.bulk_id), DueJob(row.kind, row.org_id, row.job_id, row.attempts))
         for row in connection.execute(
             select(charges.c.bulk_id, charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
-            .where(tuple_(charges.c.org_id, charges.c.bulk_id).in_(due), _was_never_begun)
+            .where(is_among((charges.c.org_id, charges.c.bulk_id), due), _was_never_begun)
             .order_by(charges.c.org_id, charges.c.job_id)
         )
     ]
     unfinished = {bulk for bulk, _ in never_begun}
     connection.execute(
-        update(charges).where(_KEY.in_(due)).values(due_at=case((_KEY.in_(unfinished), next_due_at), else_=None))
+        update(charges)
+        .where(is_among(_KEY, due))
+        .values(due_at=case((is_among(_KEY, unfinished), next_due_at), else_=None))
     )
     return [message for _, message in never_begun]
 
 
-_KEY = tuple_(charges.c.org_id, charges.c.job_id)
+_KEY = (charges.c.org_id, charges.c.job_id)
 
 
 def _lock_due(connection: Connection, state: State, now: datetime, limit: int) -> list[JobKey]:
-    key = (charges.c.org_id, charges.c.job_id)
-    found = lock_overdue(connection, key, charges.c.due_at, now, limit, charges.c.state == state)
+    found = lock_overdue(connection, _KEY, charges.c.due_at, now, limit, charges.c.state == state)
     return [JobKey(*row) for row in found]
 
 
@@ -80,5 +81,5 @@ def is_waiting() -> list[ColumnElement[bool]]:
     due_bulks = select(bulk.c.org_id, bulk.c.job_id).where(bulk.c.due_at.is_not(None), bulk.c.state == State.BULK)
     return [
         charges.c.due_at.is_not(None) & (charges.c.state == State.WAITING),
-        tuple_(charges.c.org_id, charges.c.bulk_id).in_(due_bulks) & _was_never_begun,
+        is_selected((charges.c.org_id, charges.c.bulk_id), due_bulks) & _was_never_begun,
     ]

@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeEngine
 
 from models.database.json_rows import json_elements, rows_from, rows_param
 from models.database.schema import UtcDateTime, charges, leases
-from models.database.statements import insert_for, lock_overdue, sql_literal
+from models.database.statements import insert_for, is_among, is_selected, lock_overdue, sql_literal
 from models.sends.charges import Charge, JobKey, State, find_charges
 
 
@@ -181,8 +181,8 @@ def is_leased(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     """Whether a charge is being sent and a lease names it: any lease, or one for which the condition `under` holds."""
     job_id = json_elements(leases.c.job_ids).table_valued("value", name="leased_job")
     named = select(leases.c.org_id, job_id.c.value).select_from(leases.join(job_id, true()))
-    key = tuple_(charges.c.org_id, charges.c.job_id)
-    return key.in_(named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
+    key = (charges.c.org_id, charges.c.job_id)
+    return is_selected(key, named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
 
 
 def lock_expired(connection: Connection, now: datetime, limit: int) -> list[LeaseKey]:
@@ -204,7 +204,7 @@ def delete_idle(connection: Connection, expired: Collection[LeaseKey]) -> int:
     held = select(charges.c.org_id, charges.c.lease_id).where(_is_held_under(expired)).distinct()
     idle = set(expired).difference(LeaseKey(*row) for row in connection.execute(held))
     if idle:
-        connection.execute(delete(leases).where(tuple_(leases.c.org_id, leases.c.lease_id).in_(idle)))
+        connection.execute(delete(leases).where(is_among((leases.c.org_id, leases.c.lease_id), idle)))
     return len(idle)
 
 

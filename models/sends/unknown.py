@@ -58,15 +58,20 @@ def list_unknown(connection: Connection, cursor: str | None = None) -> tuple[lis
     return rows, page.next
 
 
-def unknown_keys(connection: Connection, job_ids: Collection[str] | None = None) -> list[JobKey]:
-    """Return the keys of all unknown jobs, or of those with these ids in any organization, in order."""
+def unknown_keys(
+    connection: Connection, job_ids: Collection[str] | None = None, org_id: int | None = None
+) -> list[JobKey]:
+    """Return the keys of unknown jobs, in order: all, or those with these ids, or those of one organization."""
     query = (
         select(charges.c.org_id, charges.c.job_id)
         .where(charges.c.unknown_since.is_not(None))
         .order_by(charges.c.org_id, charges.c.job_id)
     )
-    found = connection.execute(query if job_ids is None else query.where(charges.c.job_id.in_(job_ids)))
-    return [JobKey(*row) for row in found]
+    if job_ids is not None:
+        query = query.where(charges.c.job_id.in_(job_ids))
+    if org_id is not None:
+        query = query.where(charges.c.org_id == org_id)
+    return [JobKey(*row) for row in connection.execute(query)]
 
 
 def refund_unknown(

@@ -16,11 +16,12 @@ from redis import Redis
 from sqlalchemy import Row, select
 
 from models.database.engine import Database
-from models.database.schema import accounts, entries, refusals
+from models.database.schema import refusals
 from models.reports.audit import Finding
-from models.sends.charges import OPEN, Charge, State, count_bulk_states, find_charges
+from models.sends.charges import OPEN, Charge, JobKey, State, count_bulk_states, find_everywhere
 from tasks.context import utc_now
 from tests.audits import audit_everything
+from tests.entries import entries_of
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
 from worker.broker import fair_queue
 from worker.local.valkey import dying_with_parent
@@ -267,17 +268,17 @@ class Deployment:
     def _ended(self, job_ids: Sequence[str]) -> dict[str, Charge] | None:
         self.worker.check()
         with self.database.snapshot() as connection:
-            found = find_charges(connection, job_ids)
+            found = find_everywhere(connection, job_ids)
             if len(found) < len(set(job_ids)) or any(charge.state in OPEN for charge in found.values()):
                 return None
-            bulk = [charge.job_id for charge in found.values() if charge.state is State.BULK]
-            counts = [count_bulk_states(connection, job_id) for job_id in bulk]
-            return None if any(state in count for count in counts for state in OPEN) else found
+            bulk = [key for key, charge in found.items() if charge.state is State.BULK]
+            counts = [count_bulk_states(connection, key) for key in bulk]
+            return None if any(state in count for count in counts for state in OPEN) else _by_id(found)
 
     def charges(self, job_ids: Sequence[str]) -> dict[str, Charge]:
         """The charges of these jobs as they are now."""
         with self.database.snapshot() as connection:
-            return find_charges(connection, job_ids)
+            return _by_id(find_everywhere(connection, job_ids))
 
     def refusals(self, task_ids: Sequence[str]) -> list[Row[Any]]:
         """The refusals that were recorded of these tasks."""
@@ -285,15 +286,9 @@ class Deployment:
             return list(connection.execute(select(refusals).where(refusals.c.task_id.in_(task_ids))))
 
     def moves(self, owner: str, kind: str = "email") -> list[tuple[str, int]]:
-        """The cause and amount of every entry of an owner's account, in order."""
-        query = (
-            select(entries.c.cause, entries.c.amount)
-            .join(accounts, accounts.c.id == entries.c.account_id)
-            .where(accounts.c.owner_id == owner, accounts.c.kind == kind)
-            .order_by(entries.c.seq)
-        )
+        """The cause and amount of every entry of an owner's account after its opening, in order."""
         with self.database.snapshot() as connection:
-            return [(cause, amount) for cause, amount in connection.execute(query)]
+            return [(entry.cause, entry.amount) for entry in entries_of(connection, owner, kind)]
 
     def findings(self) -> list[Finding]:
         """What an audit finds."""
@@ -313,3 +308,7 @@ class Deployment:
         unacknowledged: Any = self.redis.hvals("unacked")
         waits = any(fair_queue.waiting_count(self.redis, queue) for queue in set(QUEUES.values()))
         return not waits and all(b"upkeep." in message for message in unacknowledged)
+
+
+def _by_id(found: Mapping[JobKey, Charge]) -> dict[str, Charge]:
+    return {key.job_id: charge for key, charge in found.items()}

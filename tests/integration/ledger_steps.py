@@ -71,9 +71,13 @@ def mark_handover(database: Database, held: Charge, now: datetime = NOON) -> boo
 def settle(
     database: Database, *settlements: Settlement, now: datetime = NOON, settled_before: int = 0
 ) -> list[Settlement]:
-    """Write how attempts ended; gives the settlements that counted."""
+    """Write how attempts ended; gives the settlements that counted.
+
+    `settled_before` is how many jobs of their lease were settled before.
+    """
+    before = dict.fromkeys(leases.count_by_lease(one.charge for one in settlements), settled_before)
     return database.write(
-        lambda connection: settling.settle(connection, settlements, now, keep_dead=False, settled_before=settled_before)
+        lambda connection: settling.settle(connection, settlements, now, keep_dead=False, settled_before=before)
     )
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from sqlalchemy import select
 
 from models.database.engine import Database
-from models.database.schema import accounts, dead_letters, decisions, entries, leases
+from models.database.schema import dead_letters, decisions, leases
 from models.reports.audit import Finding
-from models.reports.rollup import same_account
 from models.sends.charges import Charge, find_charges
+from tests import entries
 from tests.audits import audit_everything
+from tests.entries import Entry
 from tests.factories import acme
 from tests.fakes import NOON
 
@@ -28,16 +29,10 @@ def charge_of(database: Database, job_id: str = "job-1") -> Charge:
         return find_charges(connection, [key])[key]
 
 
-def entries_of(database: Database, owner: str, kind: str = "email") -> list[tuple[int, int, int, str]]:
-    """Give the entries of an account after its opening as (seq, amount, balance after, cause)."""
-    query = (
-        select(entries.c.seq, entries.c.amount, entries.c.balance_after, entries.c.cause_kind)
-        .join(accounts, same_account(entries))
-        .where(accounts.c.owner_id == owner, accounts.c.kind == kind, entries.c.seq > 0)
-        .order_by(entries.c.seq)
-    )
+def entries_of(database: Database, owner: str, kind: str = "email") -> list[Entry]:
+    """Give the entries of an account after its opening."""
     with database.snapshot() as connection:
-        return [tuple(row) for row in connection.execute(query)]
+        return entries.entries_of(connection, owner, kind)
 
 
 def lease_ids(database: Database) -> list[str]:

@@ -24,7 +24,7 @@ def test_an_audit_finds_nothing_after_a_busy_day(busy: Database) -> None:
 def test_the_busy_day_was_really_busy(busy: Database) -> None:
     with busy.snapshot() as connection:
         states = set(connection.execute(text("SELECT DISTINCT state FROM charges")).scalars())
-        refunds = connection.execute(text("SELECT count(*) FROM entries WHERE cause LIKE 'refund:%'")).scalar_one()
+        refunds = connection.execute(text("SELECT count(*) FROM entries WHERE cause_kind = 'refund'")).scalar_one()
 
     assert {"sent", "failed", "unknown", "refused", "bulk"} <= states
     assert refunds >= 3
@@ -36,6 +36,12 @@ def test_an_audit_finds_nothing_in_a_new_database(database: Database) -> None:
 
 EVERY_DAY = "Each day of usage, with what is not rolled up yet, is what its charges cost"
 """The only invariant that is checked for the whole history alone."""
+CHARGE = "cause_kind = 'charge' AND cause_id = (SELECT charged_by FROM charges WHERE job_id = '{}')"
+"""The entry that paid for a job."""
+REFUND = "cause_kind = 'refund' AND cause_id = (SELECT refunded_by FROM charges WHERE job_id = '{}')"
+"""The entry that gave back what a job had cost."""
+PURCHASE = "cause_kind = 'purchase' AND cause_id = 'order-1'"
+ACCOUNT = "(SELECT id FROM accounts WHERE owner_id = '{}' AND kind = '{}')"
 BREAKING = {
     "No balance is below zero": ["UPDATE accounts SET available = -1 WHERE owner_id = 'mary' AND kind = 'email'"],
     "Each user has an account of each kind": [
@@ -53,59 +59,66 @@ BREAKING = {
     "No attempt outlives its lease": [
         (
             "UPDATE charges SET state = 'sending', due_at = NULL, lease_until = '2026-01-05 12:00:00' "
-            "WHERE job_id = 'waits'; INSERT INTO leases VALUES ('h', '2026-01-05 12:00:00', '[\"waits\"]')"
+            "WHERE job_id = 'waits'; INSERT INTO leases VALUES (1, 'h', '2026-01-05 12:00:00', '[\"waits\"]')"
         ),
     ],
     "An account's entries add up to its balance, and are counted without a gap": [
         "UPDATE accounts SET available = available + 1 WHERE owner_id = 'john' AND kind = 'sms'",
         "UPDATE accounts SET available = 5 WHERE owner_id = 'mary' AND kind = 'sms'",
         "UPDATE accounts SET seq = seq + 1 WHERE owner_id = 'john' AND kind = 'sms'",
-        "UPDATE entries SET seq = seq + 100 WHERE cause = 'charge:waits'",
-        "DELETE FROM entries WHERE cause = 'charge:waits'",
+        f"UPDATE entries SET seq = seq + 100 WHERE {CHARGE.format('waits')}",
+        f"DELETE FROM entries WHERE {CHARGE.format('waits')}",
     ],
     "Each entry leaves the balance that the one before and its amount make": [
-        "UPDATE entries SET balance_after = balance_after + 1 WHERE cause = 'charge:e1'",
-        "UPDATE entries SET balance_after = balance_after + 1 WHERE cause = 'purchase:order-1:email'",
+        f"UPDATE entries SET balance_after = balance_after + 1 WHERE {CHARGE.format('e1')}",
+        f"UPDATE entries SET balance_after = balance_after + 1 WHERE {PURCHASE}",
     ],
-    "Each entry has its charge, refund or order: the same account and amount": [
-        "UPDATE entries SET cause = 'gift:1' WHERE cause = 'charge:e1'",
+    "Each entry moves what it was made for: charges, refunds, an order, …": [
+        f"UPDATE entries SET cause_kind = 'gift' WHERE {CHARGE.format('e1')}",
+        f"UPDATE entries SET amount = amount - 1 WHERE {CHARGE.format('e1')}",
+        f"UPDATE entries SET amount = amount - 1 WHERE {CHARGE.format('bulk-1/0')}",
+        f"UPDATE entries SET cause_id = 'another' WHERE {REFUND.format('e1')}",
         "DELETE FROM charges WHERE job_id = 'e0'",
-        "DELETE FROM orders WHERE order_id = 'order-1'",
-        "UPDATE entries SET cause = 'refund:e0' WHERE cause = 'refund:e1'",
-        "UPDATE entries SET amount = amount - 1 WHERE cause = 'charge:bulk-1'",
-        "UPDATE entries SET cause = 'charge:bulk-1/0' WHERE cause = 'charge:e1'",
-        "UPDATE charges SET messages = NULL WHERE job_id = 'bulk-1'",
-    ],
-    "Each charge has its entry, or its bulk job has: the payer's account, the whole cost": [
-        "DELETE FROM entries WHERE cause = 'charge:e1'",
-        "UPDATE entries SET amount = amount - 1 WHERE cause = 'charge:e1'",
+        "DELETE FROM charges WHERE job_id = 'bulk-1/0'",
         "UPDATE charges SET credits = credits + 1 WHERE job_id = 'e0'",
-        (
-            "UPDATE charges SET account_id = (SELECT id FROM accounts WHERE owner_id = 'mary' AND kind = 'email') "
-            "WHERE job_id = 'e0'"
-        ),
-        "DELETE FROM entries WHERE cause = 'charge:bulk-1'",
-        (
-            "UPDATE charges SET account_id = (SELECT id FROM accounts WHERE owner_id = 'mary' AND kind = 'email') "
-            "WHERE job_id = 'bulk-1/1'"
-        ),
-    ],
-    "Each refund has its entry: the same account, the amount refunded": [
-        "DELETE FROM entries WHERE cause = 'refund:e1'",
-        "UPDATE charges SET refunded = 1 WHERE job_id = 'e0'",
-        (
-            "UPDATE entries SET account_id = (SELECT id FROM accounts WHERE owner_id = 'olga' AND kind = 'email') "
-            "WHERE cause = 'refund:e1'"
-        ),
-    ],
-    "Each order has its entries: the owner's accounts, what was bought": [
-        "DELETE FROM entries WHERE cause = 'purchase:order-1:sms'",
+        "UPDATE charges SET charged_by = 'another' WHERE job_id = 'bulk-1/0'",
+        "UPDATE charges SET refunded = refunded + 1 WHERE job_id = 'e1'",
+        "UPDATE charges SET created_at = '2026-01-05 11:00:00' WHERE job_id = 'e1'",
+        "DELETE FROM orders WHERE order_id = 'order-1'",
         "UPDATE orders SET sms = sms + 1 WHERE order_id = 'order-1'",
+    ],
+    "Each charge has its entry: of the payer's account, made when it was": [
+        f"DELETE FROM entries WHERE {CHARGE.format('e1')}",
+        f"DELETE FROM entries WHERE {CHARGE.format('bulk-1/0')}",
+        f"UPDATE charges SET account_id = {ACCOUNT.format('mary', 'email')} WHERE job_id = 'e0'",
+        f"UPDATE charges SET account_id = {ACCOUNT.format('mary', 'email')} WHERE job_id = 'bulk-1/1'",
+        "UPDATE charges SET charged_by = 'another' WHERE job_id = 'bulk-1/0'",
+        "UPDATE charges SET created_at = '2026-01-05 11:59:00' WHERE job_id = 'e1'",
+    ],
+    "Each refund has its entry: of the payer's account, made when it was": [
+        f"DELETE FROM entries WHERE {REFUND.format('e1')}",
+        "UPDATE charges SET refunded = 1 WHERE job_id = 'e0'",
+        "UPDATE charges SET refunded_at = '2026-01-05 13:30:00' WHERE job_id = 'e1'",
+        f"UPDATE entries SET account_id = {ACCOUNT.format('mary', 'email')} WHERE {REFUND.format('e1')}",
+    ],
+    "Each order has its entries: of the owner's accounts": [
+        f"DELETE FROM entries WHERE {PURCHASE} AND account_id = {ACCOUNT.format('john', 'sms')}",
         "UPDATE orders SET owner_id = 'mary' WHERE order_id = 'order-1'",
     ],
-    "A bulk job costs what its messages cost, and knows how many they are": [
+    "Each charge is paid by the sender's credit owner of that time, in its kind": [
+        f"UPDATE charges SET account_id = {ACCOUNT.format('mary', 'email')} WHERE job_id = 'e1'",
+        f"UPDATE charges SET account_id = {ACCOUNT.format('john', 'sms')} WHERE job_id = 'e0'",
+        "UPDATE charges SET kind = 'sms' WHERE job_id = 'e1'",
+        "UPDATE charges SET owner_version = owner_version + 1 WHERE job_id = 'e1'",
+        "UPDATE charges SET owner_version = 99 WHERE job_id = 'e0'",
+    ],
+    "Each order is credited to the buyer's credit owner of that time": [
+        "UPDATE orders SET owner_id = 'mary' WHERE order_id = 'order-1'",
+        "UPDATE orders SET owner_version = owner_version + 1 WHERE order_id = 'order-1'",
+    ],
+    "A bulk job costs what its messages cost": [
         "UPDATE charges SET credits = credits + 1 WHERE job_id = 'bulk-1'",
-        "UPDATE charges SET messages = messages + 1 WHERE job_id = 'bulk-1'",
+        "DELETE FROM charges WHERE job_id = 'bulk-1/0'",
         "DELETE FROM charges WHERE bulk_id = 'bulk-1'",
     ],
     "What waits is due, itself or by its bulk job": [

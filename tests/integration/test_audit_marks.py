@@ -21,7 +21,7 @@ def marks(database: Database) -> dict[str, tuple[int, int]]:
         rows = connection.execute(
             text(
                 "SELECT owner_id, kind, audit_marks.seq, balance FROM audit_marks "
-                "JOIN accounts ON accounts.id = audit_marks.account_id"
+                "JOIN accounts ON accounts.org_id = audit_marks.org_id AND accounts.id = audit_marks.account_id"
             )
         )
         return {f"{owner}/{kind}": (seq, balance) for owner, kind, seq, balance in rows}
@@ -31,10 +31,11 @@ def test_a_clean_audit_marks_how_far_each_account_was_checked(busy: Database) ->
     before = marks(busy)
     report = audit(busy, EVENING)
 
-    assert before == {"peter/email": (1, 3), "peter/sms": (1, 1)}
+    empty = {f"{owner}/{kind}": (0, 0) for owner in ("john", "mary", "olga") for kind in ("email", "sms")}
+    assert before == {"peter/email": (1, 3), "peter/sms": (1, 1), **empty}
     assert report.findings == []
     with busy.snapshot() as connection:
-        rows = connection.execute(text("SELECT owner_id, kind, seq, available FROM accounts WHERE seq > 0"))
+        rows = connection.execute(text("SELECT owner_id, kind, seq, available FROM accounts"))
         assert marks(busy) == {f"{owner}/{kind}": (seq, available) for owner, kind, seq, available in rows}
 
 
@@ -52,7 +53,7 @@ def test_a_full_audit_finds_damage_behind_the_marks_and_removes_them(busy: Datab
     """So the next incremental audit starts from nothing, and finds it too."""
     audit(busy, EVENING)
     later = EVENING + timedelta(days=1)
-    damage(busy, "UPDATE entries SET amount = amount - 1 WHERE cause = 'charge:e1'")
+    damage(busy, "UPDATE entries SET amount = amount - 1 WHERE cause_kind = 'refund'")
 
     incremental = audit(busy, later)
     full = audit(busy, later, whole=True)
@@ -89,7 +90,8 @@ def test_an_account_that_fell_behind_its_mark_is_found(busy: Database) -> None:
     audit(busy, EVENING)
     damage(
         busy,
-        "DELETE FROM entries WHERE account_id IN (SELECT id FROM accounts WHERE owner_id = 'peter')",
+        "DELETE FROM entries WHERE seq > 0 AND org_id = 1 "
+        "AND account_id IN (SELECT id FROM accounts WHERE owner_id = 'peter')",
         "UPDATE accounts SET seq = 0, available = 0 WHERE owner_id = 'peter'",
     )
 
@@ -120,8 +122,9 @@ def test_a_charge_that_appears_late_is_within_the_overlap(database: Database) ->
         charge_jobs(connection, [ledger_job(email_job("late"))], lease_id="h", now=NOON, lease_until=EVENING)
     damage(  # a charge without an entry moves no account
         database,
-        "DELETE FROM entries WHERE cause = 'charge:late'",
-        "UPDATE accounts SET seq = 1, available = 5 WHERE owner_id = 'john' AND kind = 'email'",
+        "DELETE FROM entries WHERE cause_id = 'h'",
+        "UPDATE accounts SET seq = 1, available = 5, hash = (SELECT hash FROM entries WHERE seq = 1) "
+        "WHERE owner_id = 'john' AND kind = 'email'",
     )
 
     assert [finding.subject for finding in audit(database, NOON + RETRIED_FOR + MARGIN).findings] == ["late"]
@@ -139,6 +142,8 @@ def test_an_uncommitted_charge_is_checked_by_the_next_audit(stocked_postgres: Da
     assert [finding.invariant for finding in after.findings] == ["No attempt outlives its lease"]
 
 
+ACCOUNTS = 8
+"""Accounts of the people who are saved, each with its opening entry."""
 AUDIT_EVERY = 5
 """How many messages are charged between two audits."""
 
@@ -171,4 +176,4 @@ def test_audits_find_nothing_while_messages_are_charged(database: Database) -> N
 
     assert [future.result() for future in charging] == [None, None]
     assert [report.findings for report in reports if report.findings] == []
-    assert sum(report.examined["entries"] for report in reports) == 101
+    assert sum(report.examined["entries"] for report in reports) == ACCOUNTS + 101

@@ -15,15 +15,17 @@ from tests.integration.history import analyze, rows_read, write_sent_emails
 from tests.integration.templates import database_filled_by
 
 HISTORY = 20_000
+ACCOUNTS = 8
+"""Accounts of the people who are saved, each with its opening entry."""
 AFTERNOON = NOON + timedelta(hours=1)
 """When the history is older than the overlap."""
 
 
 def write_history(database: Database) -> None:
-    """Write 20,000 emails that john has sent and paid."""
+    """Write 20,000 emails that john has sent and paid, one in a millisecond."""
     save_people(database)
     buy(database, "john", email=HISTORY)
-    write_sent_emails(database, "john", [NOON] * HISTORY)
+    write_sent_emails(database, "john", [NOON + timedelta(milliseconds=number) for number in range(HISTORY)])
     analyze(database)
 
 
@@ -39,7 +41,7 @@ def test_an_audit_examines_only_what_is_new(long_history: Database) -> None:
     answer(make_context(long_history, clock=Clock(EVENING)), "email.send", email_job("new"))
     one_new = audit(long_history, EVENING + timedelta(minutes=1))
 
-    assert first.examined == {"entries": HISTORY + 1, "charges": HISTORY, "orders": 1}
+    assert first.examined == {"entries": ACCOUNTS + 1 + HISTORY, "charges": HISTORY, "orders": 1}
     assert nothing_new.examined == {"entries": 0, "charges": 0, "orders": 0}
     assert one_new.examined == {"entries": 2, "charges": 1, "orders": 1}
     assert first.findings + nothing_new.findings + one_new.findings == []

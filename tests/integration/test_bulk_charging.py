@@ -6,7 +6,7 @@ from models.database.engine import Database
 from models.database.schema import charges
 from models.sends.charges import State, find_charges
 from models.sends.outcomes import Settlement
-from tests.factories import balance, share
+from tests.factories import acme, balance, share
 from tests.integration.ledger_steps import bulk_email, charge_bulk, claim, settle
 from tests.integration.stored import entries_of, findings
 
@@ -15,9 +15,9 @@ def test_a_bulk_job_is_charged_by_one_entry(stocked: Database) -> None:
     made = charge_bulk(stocked, *bulk_email(2, 3, sender="peter"))
 
     assert (made.is_new, made.state, made.payer, made.credits) == (True, State.BULK, "john", 6)
-    assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk")]
+    assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk/0+bulk/1+bulk/2")]
     with stocked.snapshot() as connection:
-        messages = find_charges(connection, ["bulk/0", "bulk/1", "bulk/2"]).values()
+        messages = find_charges(connection, acme("bulk/0", "bulk/1", "bulk/2")).values()
     assert len(messages) == 3
     assert {(charged.state, charged.payer, charged.credits, charged.bulk_id) for charged in messages} == {
         (State.WAITING, "john", 2, "bulk")
@@ -62,5 +62,8 @@ def test_a_bulk_message_is_refunded_by_an_entry_of_its_own(stocked: Database) ->
 
     settle(stocked, Settlement(charge=held, state=State.FAILED, refund=2))
 
-    assert entries_of(stocked, "john")[1:] == [(2, -6, 4, "charge:bulk"), (3, 2, 6, "refund:bulk/1")]
+    assert entries_of(stocked, "john")[1:] == [
+        (2, -6, 4, "charge:bulk/0+bulk/1+bulk/2"),
+        (3, 2, 6, "refund:bulk/1"),
+    ]
     assert findings(stocked) == []

@@ -8,10 +8,10 @@ from sqlalchemy import select
 from models.database.engine import Database
 from models.database.schema import charges
 from models.sends.charges import State
-from models.sends.due import claim_due, claim_due_bulks
+from models.sends.due import DueJob, claim_due, claim_due_bulks
 from models.sends.outcomes import Settlement
 from tasks import upkeep
-from tests.factories import email_job, sms_job
+from tests.factories import ACME, email_job, sms_job
 from tests.fakes import NOON, NOT_NOW, Clock, FakeCarrier, answer, make_context, run_enqueued
 from tests.integration.ledger_steps import LEASE_END, bulk_email, charge, charge_bulk, claim, email, settle
 from tests.integration.sending import CRASH, LATER, bulk_job, pass_time, scripted_context, take_enqueued
@@ -28,18 +28,15 @@ def test_the_longest_due_jobs_are_claimed_first(stocked: Database) -> None:
         rest = claim_due(connection, NOON + timedelta(minutes=5), next_due_at, limit=9)
         nothing = claim_due(connection, NOON + timedelta(minutes=5), next_due_at, limit=9)
 
-    assert (first, rest, nothing) == ([("email", "b", 1)], [("email", "a", 1)], [])
+    assert (first, rest, nothing) == ([("email", ACME, "b", 1)], [("email", ACME, "a", 1)], [])
 
 
 def test_a_bulk_job_is_due_while_one_of_its_messages_was_never_begun(stocked: Database) -> None:
     charge_bulk(stocked, *bulk_email(1, 3))
     later, next_due_at = LEASE_END + timedelta(minutes=1), LEASE_END + timedelta(minutes=2)
 
-    def due(now: datetime) -> list[tuple[str, str, int]]:
-        return [
-            tuple(job)
-            for job in stocked.write(lambda connection: claim_due_bulks(connection, now, now + timedelta(minutes=1), 9))
-        ]
+    def due(now: datetime) -> list[DueJob]:
+        return stocked.write(lambda connection: claim_due_bulks(connection, now, now + timedelta(minutes=1), 9))
 
     early = due(NOON)
     first = due(later)
@@ -53,8 +50,8 @@ def test_a_bulk_job_is_due_while_one_of_its_messages_was_never_begun(stocked: Da
         [due_at] = connection.execute(select(charges.c.due_at).where(charges.c.job_id == "bulk")).scalars()
 
     assert (early, at_once_again, nothing, due_at) == ([], [], [], None)
-    assert first == [("email", f"bulk/{place}", 0) for place in range(3)]
-    assert rest == [("email", "bulk/1", 0)]
+    assert first == [("email", ACME, f"bulk/{place}", 0) for place in range(3)]
+    assert rest == [("email", ACME, "bulk/1", 0)]
 
 
 def test_a_due_job_is_enqueued_again_if_no_worker_takes_it_up(stocked: Database) -> None:

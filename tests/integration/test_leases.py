@@ -7,9 +7,9 @@ import pytest
 
 from models.database.engine import Database
 from models.sends import leases, settling
-from models.sends.charges import Charge, State, ids_with_crashes, restart
+from models.sends.charges import Charge, State, keys_with_crashes, restart
 from models.sends.outcomes import Settlement
-from tests.factories import balance
+from tests.factories import ACME, acme, balance
 from tests.fakes import NOON
 from tests.integration.ledger_steps import (
     LEASE_END,
@@ -23,6 +23,8 @@ from tests.integration.ledger_steps import (
     settle,
 )
 from tests.integration.stored import charge_of, lease_ids
+
+LEASE = leases.LeaseKey(ACME, "h")
 
 
 def test_claiming_again_under_the_same_lease_finds_the_same_jobs(stocked: Database) -> None:
@@ -168,7 +170,7 @@ def test_jobs_with_crashes_are_found_among_others(stocked: Database) -> None:
         settle(stocked, Settlement(charge=charged, state=State.WAITING, due_at=NOON, crashed=True))
 
     with stocked.snapshot() as connection:
-        assert ids_with_crashes(connection, ["a", "b", "nobody"]) == {"a"}
+        assert keys_with_crashes(connection, acme("a", "b", "nobody")) == set(acme("a"))
 
 
 # -- the end of a lease -----------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_a_lease_with_uncounted_settlements_is_kept_until_it_expires(stocked: Da
     assert lease_ids(stocked) == ["h"]
 
     assert lock_orphaned(stocked, LEASE_END) == []
-    assert stocked.write(lambda connection: leases.delete_idle(connection, ["h"])) == 1
+    assert stocked.write(lambda connection: leases.delete_idle(connection, [LEASE])) == 1
     assert lease_ids(stocked) == []
 
 
@@ -207,7 +209,7 @@ def test_a_lease_is_kept_while_a_job_is_held_under_it(stocked: Database) -> None
     settle(stocked, Settlement(charge=held[0], state=State.SENT))
     settle(stocked, Settlement(charge=held[1], state=State.UNKNOWN, in_doubt=True))
 
-    assert stocked.write(lambda connection: leases.delete_idle(connection, ["h"])) == 0
+    assert stocked.write(lambda connection: leases.delete_idle(connection, [LEASE])) == 0
     assert (lease_ids(stocked), lock_orphaned(stocked, LEASE_END)) == (["h"], ["c"])
 
 
@@ -217,5 +219,5 @@ def test_a_lease_is_kept_until_the_settlement_is_committed(stocked_postgres: Dat
     with stocked_postgres.engine.begin() as slow:
         settling.settle(slow, [Settlement(charge=held[0], state=State.SENT)], NOON, keep_dead=False)
         with stocked_postgres.engine.begin() as sweeping:
-            assert leases.lock_orphaned(sweeping, ["h"]) == []
-            assert leases.delete_idle(sweeping, ["h"]) == 0
+            assert leases.lock_orphaned(sweeping, [LEASE]) == []
+            assert leases.delete_idle(sweeping, [LEASE]) == 0

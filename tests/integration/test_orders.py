@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import select
 
 from models.database.engine import Database
-from models.database.schema import entries, orders
+from models.database.schema import orders
 from tasks.context import Context, Json
+from tests.entries import entries_of
 from tests.factories import BILLING, balance, email_job, purchase_order, save_people, share
 from tests.fakes import NOON, answer, make_context
 from tests.integration.sending import pass_time
@@ -67,9 +68,9 @@ def test_a_purchase_by_count_adds_its_credits(context: Context) -> None:
     assert (answered["buyer"], answered["owner"]) == ("john", "john")
     assert balances(context, "john") == (100, 10)
     with context.database.snapshot() as connection:
-        causes = set(connection.execute(select(entries.c.cause)).scalars())
+        entered = {kind: entries_of(connection, "john", kind) for kind in ("email", "sms")}
     assert findings(context.database) == []
-    assert causes == {"purchase:order-1:email", "purchase:order-1:sms"}
+    assert entered == {"email": [(1, 100, 100, "purchase:order-1")], "sms": [(1, 10, 10, "purchase:order-1")]}
 
 
 def test_a_purchase_of_one_kind_moves_only_that_kind(context: Context) -> None:
@@ -77,7 +78,8 @@ def test_a_purchase_of_one_kind_moves_only_that_kind(context: Context) -> None:
 
     assert balances(context, "john") == (0, 10)
     with context.database.snapshot() as connection:
-        assert connection.execute(select(entries.c.cause)).scalars().all() == ["purchase:order-1:sms"]
+        assert entries_of(connection, "john", "email") == []
+        assert entries_of(connection, "john", "sms") == [(1, 10, 10, "purchase:order-1")]
 
 
 def test_a_purchase_by_plan_has_the_terms_of_the_plan(context: Context) -> None:

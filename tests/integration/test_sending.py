@@ -7,6 +7,7 @@ import pytest
 from models.database.engine import Database
 from models.messages.sends import SendEmail
 from models.sends.carrier import Email, OutboundMessage, Outcome, Receipt, Sms
+from models.sends.charges import State
 from tests.factories import balance, email_job, share, sms_job
 from tests.fakes import ACCEPTED, NEVER, NOBODY, NOON, NOT_NOW, UNSURE, FakeCarrier, answer, later, make_context, send
 from tests.integration.sending import THREE
@@ -170,11 +171,13 @@ def test_the_content_is_stored_only_until_the_job_is_final(stocked: Database) ->
     while_waiting = charge_of(stocked).content
     later(context)
     answer(context, "email.send", email_job("job-2"))
-    answer(context, "email.send", email_job("job-3", sender="nobody"))
+    answer(context, "email.send", email_job("job-3", to=[f"u{number}@x.test" for number in range(11)]))
 
     assert while_waiting is not None
     assert while_waiting["subject"] == "Hello"
-    assert [charge_of(stocked, job_id).content for job_id in ("job-1", "job-2", "job-3")] == [None, None, None]
+    ended = [charge_of(stocked, job_id) for job_id in ("job-1", "job-2", "job-3")]
+    assert [charge.state for charge in ended] == [State.SENT, State.FAILED, State.REFUSED]
+    assert [charge.content for charge in ended] == [None, None, None]
 
 
 def test_the_content_of_an_unknown_message_is_stored_whole(stocked: Database) -> None:

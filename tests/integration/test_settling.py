@@ -7,7 +7,7 @@ import pytest
 from models.database.engine import Database
 from models.sends.charges import State
 from models.sends.outcomes import Settlement
-from tests.factories import balance, ledger_job, share, sms_job
+from tests.factories import balance, buy, ledger_job, share, sms_job
 from tests.fakes import NOON
 from tests.integration.ledger_steps import charge, claim, email, mark_handover, settle
 from tests.integration.stored import charge_of, entries_of, findings
@@ -25,13 +25,16 @@ def test_a_refund_is_an_entry_in_the_account_that_paid(stocked: Database) -> Non
     assert findings(stocked) == []
 
 
-def test_refunds_are_entered_in_the_order_of_the_settlements(stocked: Database) -> None:
-    held = charge(stocked, *(email(job_id) for job_id in ("job-9", "job-10", "job-1")))
+def test_what_is_refunded_together_is_one_entry_an_account(stocked: Database) -> None:
+    buy(stocked, "mary", email=2)
+    senders = {"job-9": "john", "job-8": "mary", "job-1": "peter"}
+    held = charge(stocked, *(email(job_id, sender=sender) for job_id, sender in senders.items()))
 
     settle(stocked, *(Settlement(charge=charged, state=State.FAILED, refund=1) for charged in held))
 
-    causes = [cause for _, _, _, cause in entries_of(stocked, "john")]
-    assert causes[-3:] == ["refund:job-9", "refund:job-10", "refund:job-1"]
+    assert entries_of(stocked, "john")[2:] == [(3, 2, 10, "refund:job-1+job-9")]
+    assert entries_of(stocked, "mary")[2:] == [(3, 1, 2, "refund:job-8")]
+    assert findings(stocked) == []
 
 
 def test_settling_without_a_refund_does_not_touch_the_account(stocked: Database) -> None:
@@ -76,7 +79,7 @@ def test_many_attempts_are_settled_together(stocked: Database) -> None:
         Settlement(charge=held[2], state=State.SENT, refund=1),
     )
 
-    assert [entry[1] for entry in entries_of(stocked, "john")] == [10, -1, -2, -3, 2, 1]
+    assert [entry[1] for entry in entries_of(stocked, "john")] == [10, -6, 3]
     assert balance(stocked, "john") == 7
     assert findings(stocked) == []
 

@@ -87,6 +87,58 @@ def test_all_settles_every_unknown_message(run: Run, stocked: Database) -> None:
     assert findings(stocked) == []
 
 
+@pytest.fixture
+def unknown_in_two(stocked: Database) -> Database:
+    """Give a database in which job-1 is unknown in `acme` and in `other`, and job-2 in `other`."""
+    buy(stocked, "olga", email=5)
+    leave_unknown(stocked, "job-1")
+    leave_unknown(stocked, "job-1", "job-2", sender="olga")
+    return stocked
+
+
+@pytest.mark.parametrize("command", ["refund", "resend"])
+def test_an_id_that_is_unknown_in_two_organizations_is_left_alone(
+    run: Run, unknown_in_two: Database, command: str
+) -> None:
+    decided = run(command, "job-1", "job-2", "--json")
+    shown = run(command, "job-1")
+
+    assert (decided.exit_code, shown.exit_code) == (1, 1)
+    assert [job["job_id"] for job in printed(decided)["settled"]] == ["job-2"]
+    [ambiguous] = printed(decided)["ambiguous"]
+    assert (ambiguous["job_id"], ambiguous["organizations"]) == ("job-1", ["acme", "other"])
+    assert "job-1: It is unknown in acme and other: say which one you mean by --organization." in shown.stdout
+    assert decisions_of(unknown_in_two) == [("job-2", command, "someone", None)]
+    assert (balance(unknown_in_two, "john"), charge_of(unknown_in_two).state) == (9, State.UNKNOWN)
+
+
+def test_the_organization_says_which_of_two_jobs_is_meant(run: Run, unknown_in_two: Database) -> None:
+    refunded = run("refund", "job-1", "--organization", "other", "--json")
+    again = run("refund", "job-1", "--organization", "other", "--json")
+
+    assert (refunded.exit_code, again.exit_code) == (0, 1)
+    assert [job["paid_by"] for job in printed(refunded)["settled"]] == ["olga"]
+    assert [job["status"] for job in printed(again)["not_unknown"]] == ["failed"]
+    assert (balance(unknown_in_two, "john"), balance(unknown_in_two, "olga")) == (9, 4)
+    assert charge_of(unknown_in_two).state is State.UNKNOWN
+    assert findings(unknown_in_two) == []
+
+
+def test_all_may_be_all_of_one_organization(run: Run, unknown_in_two: Database) -> None:
+    refunded = run("refund", "--all", "--organization", "other")
+
+    assert refunded.exit_code == 0
+    assert (balance(unknown_in_two, "john"), balance(unknown_in_two, "olga")) == (9, 5)
+
+
+def test_an_organization_that_does_not_exist_is_refused(run: Run, unknown_in_two: Database) -> None:
+    refused = run("refund", "--all", "--organization", "nobody")
+
+    assert refused.exit_code == 1
+    assert "There is no organization nobody." in refused.stderr
+    assert decisions_of(unknown_in_two) == []
+
+
 @pytest.mark.parametrize("arguments", [(), ("job-1", "--all")])
 def test_a_decision_needs_either_ids_or_all(run: Run, stocked: Database, arguments: tuple[str, ...]) -> None:
     leave_unknown(stocked, "job-1")

@@ -16,7 +16,7 @@ from models.sends.retry_policy import RetryPolicy
 from models.sends.unknown import refund_unknown, resend_unknown
 from tasks import upkeep
 from tasks.context import Context
-from tests.factories import balance, email_job, share, sms_job
+from tests.factories import acme, balance, email_job, share, sms_job
 from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, answer, later, make_context
 from tests.integration.ledger_steps import claim
 from tests.integration.sending import LATER, THREE, leave_unknown, read_back, scripted_context
@@ -33,12 +33,12 @@ def emails_of(context: Context) -> list[Email]:
 
 def refund(database: Database, *job_ids: str, **options: Any) -> list[Charge]:
     """Refund unknown jobs, as decided by "ops" an hour later; gives those that were unknown."""
-    return database.write(lambda connection: refund_unknown(connection, job_ids, **BY_OPS, **options))
+    return database.write(lambda connection: refund_unknown(connection, acme(*job_ids), **BY_OPS, **options))
 
 
 def resend(database: Database, *job_ids: str) -> list[Charge]:
     """Resend unknown jobs, as decided by "ops" an hour later; gives those that were unknown."""
-    return database.write(lambda connection: resend_unknown(connection, job_ids, **BY_OPS))
+    return database.write(lambda connection: resend_unknown(connection, acme(*job_ids), **BY_OPS))
 
 
 # -- refunds ----------------------------------------------------------------------------------------------------------

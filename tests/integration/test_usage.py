@@ -4,18 +4,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import Connection, event, func, outerjoin, select, text
 
 from models.database.engine import Database
 from models.database.schema import accounts, charges, usage_days, usage_marks
 from models.messages.views import View, ViewUsage
-from models.reports.rollup import roll_up_usage
+from models.reports.rollup import roll_up_usage, same_account
 from models.reports.views import show_orders, show_usage
 from models.sends.carrier import Outcome, Receipt
 from models.sends.charging import charge_jobs
 from tasks import upkeep
 from tasks.context import Context
-from tests.factories import balance, buy, email_job, ledger_job, share, sms_job, stock
+from tests.factories import ACME, balance, buy, email_job, ledger_job, share, sms_job, stock
 from tests.fakes import NEVER, NOON, NOT_NOW, Clock, FakeCarrier, answer, later, make_context
 from tests.integration.history import SENT, analyze, insert_rows, rows_read, write_sent_emails
 from tests.integration.sending import pass_time
@@ -91,7 +91,7 @@ def test_usage_is_exact_before_between_and_after_roll_ups(context: Context) -> N
     while database.write(lambda connection: roll_up_usage(connection, account_batch=2, entry_batch=8)):
         wrong.append(wrong_views(database))
 
-    assert len(wrong) > 4
+    assert len(wrong) > 3
     assert wrong == [[]] * len(wrong)
 
 
@@ -100,8 +100,10 @@ def test_a_roll_up_task_rolls_up_everything(context: Context) -> None:
     again = upkeep.roll_up(context)
 
     with context.database.snapshot() as connection:
-        behind = select(accounts.c.id).where(accounts.c.seq > 0, accounts.c.id.not_in(select(usage_marks.c.account_id)))
-        count = connection.execute(text("SELECT count(*) FROM entries")).scalar_one()
+        marks = outerjoin(accounts, usage_marks, same_account(usage_marks))
+        rolled = func.coalesce(usage_marks.c.seq, 0)
+        behind = select(accounts.c.id).select_from(marks).where(accounts.c.seq > rolled)
+        count = connection.execute(text("SELECT count(*) FROM entries WHERE seq > 0")).scalar_one()
         assert connection.execute(behind).all() == []
     assert (answered, again) == ({"status": "done", "rolled": count}, {"status": "done", "rolled": 0})
 
@@ -223,7 +225,7 @@ def write_history(database: Database, count: int = HISTORY) -> None:
     """Write emails of peter over 100 days, which john has paid and which are rolled up, and one that is not."""
     stock(database, email=count)
     write_sent_emails(database, "peter", [NOON + number * 100 * DAY / count for number in range(1, count + 1)])
-    refused = {"state": "refused", "attempts": 0, "created_at": NOON + 400 * DAY, "final_at": NOON}
+    refused = {"org_id": ACME, "state": "refused", "attempts": 0, "created_at": NOON + 400 * DAY, "final_at": NOON}
     with database.engine.begin() as connection:
         jobs = [{"job_id": f"no-{number}"} for number in range(count)]
         insert_rows(connection, charges, jobs, **{**SENT, **refused, "sender": "peter"})

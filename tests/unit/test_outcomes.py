@@ -29,6 +29,7 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
     """Give a charge that is being sent for the first time."""
     content = {"recipients": list(recipients), "subject": "Hello"} if kind == "email" else {"text": "Hello"}
     whole = {
+        "org_id": 1,
         "job_id": "job-1",
         "task": f"{kind}.send",
         "kind": kind,

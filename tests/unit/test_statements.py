@@ -23,18 +23,21 @@ DIALECTS: dict[str, Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="named"),
 }
 HOT: dict[str, Callable[[str], Executable | Sequence[Executable]]] = {
-    "lock_users": lambda dialect: users._select_for_update(dialect, exclusive=False),
-    "lock_users_to_change": lambda dialect: users._select_for_update(dialect, exclusive=True),
+    "fence_users": lambda _: users._take_fences(exclusive=False),
+    "fence_users_to_change": lambda _: users._take_fences(exclusive=True),
+    "select_users": users._select_users,
+    "select_payers": charging._select_payers,
     "insert_charges": lambda dialect: charging._insert_charges(dialect, leased=True),
     "insert_bulk_job": lambda dialect: charging._insert_charges(dialect, leased=False),
     "insert_bulk_messages": charging._insert_waiting,
-    "lock_accounts": ledger._lock_accounts,
-    "write_balances_and_entries": ledger._write_balances_and_entries,
+    "move_and_enter": ledger._move_and_enter,
     "mark_handover": leases._mark_handover,
     "end_attempts_and_leases": settling._end_attempts_and_leases,
     "release_jobs": leases._release_jobs,
 }
 """The statements of a send, in their order."""
+FILES = [(name, dialect) for name in HOT for dialect in DIALECTS if not (dialect == "sqlite" and "fence" in name)]
+"""Each statement for each database. SQLite has one writer at a time, and needs no fence."""
 
 
 def statements(name: str, dialect: str) -> Iterator[str]:
@@ -49,8 +52,7 @@ def text(name: str, dialect: str) -> str:
     return "\n".join(statements(name, dialect))
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", HOT)
+@pytest.mark.parametrize(("name", "dialect"), FILES)
 def test_a_hot_statement_is_the_one_in_its_file(name: str, dialect: str) -> None:
     file = FOLDER / f"{name}.{dialect}.sql"
 
@@ -58,11 +60,10 @@ def test_a_hot_statement_is_the_one_in_its_file(name: str, dialect: str) -> None
 
 
 def test_no_file_is_left_over() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.{dialect}.sql" for name in HOT for dialect in DIALECTS}
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.{dialect}.sql" for name, dialect in FILES}
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name in HOT:
-        for dialect in DIALECTS:
-            (FOLDER / f"{name}.{dialect}.sql").write_text(text(name, dialect))
+    for name, dialect in FILES:
+        (FOLDER / f"{name}.{dialect}.sql").write_text(text(name, dialect))

@@ -266,10 +266,21 @@ def unknown(console: Console, answer: Json) -> None:
     if not answer["rows"]:
         console.print("Nothing is unknown.", style="green")
         return
-    rows = table("Unknown", "job", "kind", "sender", "credits", "paid by", "handed over", "why", numbers=("credits",))
+    rows = table(
+        "Unknown",
+        "organization",
+        "job",
+        "kind",
+        "sender",
+        "credits",
+        "paid by",
+        "handed over",
+        "why",
+        numbers=("credits",),
+    )
     for row in answer["rows"]:
-        rows.add_row(row["job_id"], row["kind"], row["sender"], str(row["credits"]), row["paid_by"],
-                     moment(row["handed_at"]), Text(row["detail"] or ""))  # fmt: skip
+        rows.add_row(row["organization"], row["job_id"], row["kind"], row["sender"], str(row["credits"]),
+                     row["paid_by"], moment(row["handed_at"]), Text(row["detail"] or ""))  # fmt: skip
     console.print(rows)
     _more(console, answer)
 
@@ -284,7 +295,9 @@ def decided(console: Console, answer: Json) -> None:
             console.print(f"{job['job_id']}: {back} of {job['cost']} credits went back to {job['paid_by']}.")
     for job in answer["not_unknown"]:
         console.print(Text(f"{job['job_id']}: {job['detail']} ({job['status']})"), style="red")
-    if not answer["settled"] and not answer["not_unknown"]:
+    for job in answer["ambiguous"]:
+        console.print(Text(f"{job['job_id']}: {job['detail']}"), style="red")
+    if not answer["settled"] and answer["status"] == "done":
         console.print("Nothing is unknown.", style="green")
 
 

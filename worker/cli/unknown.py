@@ -43,6 +43,7 @@ def _decision_options(command: F) -> F:
     for option in (
         click.option("--note", help="Why; stored with the decision."),
         click.option("--as", "operator", envvar="USER", required=True, help="Who decides. Default: $USER."),
+        click.option("--organization", help="Whose jobs, if several organizations use the same ids."),
         click.option("--all", "everything", is_flag=True, help="All that are unknown now."),
         click.argument("jobs", nargs=-1, metavar="[JOB]..."),
     ):
@@ -70,7 +71,14 @@ def resend(**given: Any) -> None:  # noqa: ANN401
 
 
 def _decide(
-    decision: Decision, *, jobs: Sequence[str], everything: bool, operator: str, note: str | None, as_json: bool
+    decision: Decision,
+    *,
+    jobs: Sequence[str],
+    everything: bool,
+    organization: str | None,
+    operator: str,
+    note: str | None,
+    as_json: bool,
 ) -> None:
     if bool(jobs) == everything:
         raise click.UsageError("Name the jobs, or say --all.")
@@ -80,5 +88,6 @@ def _decide(
         None if everything else jobs,
         operator=operator[:OPERATOR_MAX],
         note=note[:NOTE_MAX] if note else None,
+        organization=organization,
     )
     print_answer(answer, as_json=as_json, table=tables.decided)

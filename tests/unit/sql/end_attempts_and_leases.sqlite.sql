@@ -1,18 +1,22 @@
 DELETE FROM leases
 WHERE
-  (leases.lease_id, JSON_ARRAY_LENGTH(leases.job_ids)) IN (
+  (leases.org_id, leases.lease_id, JSON_ARRAY_LENGTH(leases.job_ids)) IN (
     SELECT
+      settled_leases.org_id,
       settled_leases.lease_id,
       settled_leases.jobs
     FROM (
       SELECT
+        JSON_EXTRACT(record.value, '$.org_id') AS org_id,
         JSON_EXTRACT(record.value, '$.lease_id') AS lease_id,
         JSON_EXTRACT(record.value, '$.jobs') AS jobs
       FROM JSON_EACH(:settled_leases_json) AS record
     ) AS settled_leases
   );
 
-UPDATE charges SET refunded = COALESCE(settlements.refunded, 0), refunded_at = CASE WHEN (
+UPDATE charges SET refunded = COALESCE(settlements.refunded, 0), refunded_by = CASE WHEN (
+  settlements.refunded > 0
+) THEN :cause END, refunded_at = CASE WHEN (
   settlements.refunded > 0
 ) THEN :now END, state = settlements.state, reason = settlements.reason, detail = settlements.detail, lease_until = NULL, due_at = settlements.due_at, crashes = COALESCE(settlements.crashes, 0), handover_started_at = CASE WHEN settlements.in_doubt THEN COALESCE(charges.handover_started_at, :now) END, unknown_since = CASE WHEN (
   settlements.state = 'unknown'
@@ -27,6 +31,7 @@ END, recipients_refused = settlements.recipients_refused, carrier_reference = se
 ) THEN :now END
 FROM (
   SELECT
+    JSON_EXTRACT(record.value, '$.org_id') AS org_id,
     JSON_EXTRACT(record.value, '$.job_id') AS job_id,
     JSON_EXTRACT(record.value, '$.attempts') AS attempts,
     JSON_EXTRACT(record.value, '$.lease_id') AS lease_id,
@@ -43,8 +48,9 @@ FROM (
   FROM JSON_EACH(:settlements_json) AS record
 ) AS settlements
 WHERE
-  charges.job_id = settlements.job_id
+  charges.org_id = settlements.org_id
+  AND charges.job_id = settlements.job_id
   AND charges.attempts = settlements.attempts
   AND charges.lease_id = settlements.lease_id
   AND charges.state = :state_before
-RETURNING job_id, account_id;
+RETURNING org_id, job_id, account_id;

@@ -827,6 +827,14 @@ def _create_indexes() -> None:
         sqlite_where=sa.text("refunded_at IS NOT NULL"),
     )
     op.create_index(
+        "ix_charges_unpaid_created_at",
+        "charges",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("account_id IS NULL"),
+        sqlite_where=sa.text("account_id IS NULL"),
+    )
+    op.create_index(
         "ix_charges_unknown_since",
         "charges",
         ["unknown_since"],

@@ -1,16 +1,15 @@
 SELECT
   users.id,
-  users.organization,
+  users.org_id,
   users.name,
   users.email,
   users.role,
-  users.credit_owner_id
+  users.credit_owner_id,
+  users.owner_version
 FROM users
 WHERE
   users.id IN (
     SELECT
       anon_1.value
     FROM JSON_EACH(:ids) AS anon_1
-  )
-ORDER BY
-  users.id;
+  );

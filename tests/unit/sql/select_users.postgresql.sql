@@ -1,14 +1,13 @@
 SELECT
   users.id,
-  users.organization,
+  users.org_id,
   users.name,
   users.email,
   users.role,
-  users.credit_owner_id
+  users.credit_owner_id,
+  users.owner_version
 FROM users
 WHERE
   users.id = ANY(
     CAST(%(ids)s AS VARCHAR(64)[])
-  )
-ORDER BY
-  users.id   FOR UPDATE;
+  );

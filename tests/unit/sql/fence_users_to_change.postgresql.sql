@@ -1,0 +1,3 @@
+SELECT
+  COUNT(PG_ADVISORY_XACT_LOCK(slot)) AS count_1
+FROM UNNEST(CAST(%(slots)s AS BIGINT[])) AS slot;
