@@ -27,8 +27,8 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "views.statement": ViewStatement,
     "views.billing": View,
     "views.users": View,
-    "views.message": ViewMessage,
     "views.changes": ViewChanges,
+    "views.message": ViewMessage,
 }
 """Every task, and the message that it takes."""
 SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))
