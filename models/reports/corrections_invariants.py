@@ -155,23 +155,17 @@ def _by_kind(
 
 def _over_reversed(scope: AuditScope) -> Query:
     """Return orders that were reversed in the scope, and by more than they brought in all."""
-    recent, every = reversals.alias("recent"), reversals.alias("every")
-    lately = select(recent.c.reversal_id).where(
-        recent.c.org_id == orders.c.org_id,
-        recent.c.order_id == orders.c.order_id,
-        *([] if scope.since is None else [recent.c.at >= scope.since]),
-    )
-    sums = {kind: func.sum(every.c[kind]) for kind in KINDS}
+    key = reversals.c.org_id, reversals.c.order_id
+    recent = select(*key).where(*_recent(scope, reversals)).distinct().subquery("recent")
+    sums = {kind: func.sum(reversals.c[kind]) for kind in KINDS}
+    taken = [
+        sql_cast(sums[kind], String) + literal(" of ") + sql_cast(orders.c[kind], String) + literal(f" {kind}")
+        for kind in KINDS
+    ]
     return (
-        select(
-            orders.c.order_id,
-            *(
-                sql_cast(sums[kind], String) + literal(" of ") + sql_cast(orders.c[kind], String) + literal(f" {kind}")
-                for kind in KINDS
-            ),
-        )
-        .join(every, and_(every.c.org_id == orders.c.org_id, every.c.order_id == orders.c.order_id))
-        .where(lately.exists())
+        select(orders.c.order_id, *taken)
+        .join_from(recent, reversals, and_(*(column == recent.c[column.name] for column in key)))
+        .join(orders, _ITS_ORDER)
         .group_by(orders.c.org_id, orders.c.order_id)
         .having(or_(*(sums[kind] > orders.c[kind] for kind in KINDS)))
     )
