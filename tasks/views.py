@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database.engine import is_too_slow
 from models.errors import Reason, Refused
-from models.messages.base import Json, TaskMessage
+from models.messages.base import Json
 from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
 from models.reports.changes import show_changes
 from models.reports.message_view import show_message
@@ -18,7 +18,7 @@ from models.reports.views import show_billing, show_orders, show_overview, show_
 from tasks.base import PostageTask
 from tasks.context import Context
 
-V = TypeVar("V", bound=TaskMessage)
+V = TypeVar("V", bound=View)
 
 TOO_LARGE = (
     "The database takes too long to read this: ask for a shorter time (since, until) or for an earlier page, or ask "

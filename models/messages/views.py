@@ -34,13 +34,13 @@ EntryName = Annotated[str, StringConstraints(pattern=r"^(email|sms)/[0-9]{1,18}$
 """An entry of an owner's accounts, by kind and number."""
 
 
-class ViewStatement(TaskMessage):
-    """`views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them."""
+class ViewStatement(View):
+    """`views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them.
 
-    viewer: Id
-    of: Literal["owner", "self"] = "owner"
-    since: Instant | None = None
-    until: Instant | None = None
+    It has no numbered pages.
+    """
+
+    page: Literal[1] = 1
     next: StatementCursor | None = None
     entry: EntryName | None = None
 

@@ -18,7 +18,7 @@ from models.errors import Reason, Refused
 from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.messages.fields import KINDS
-from models.messages.views import View, ViewStatement, ViewUsage
+from models.messages.views import View, ViewUsage
 from models.reports.rollup import same_account
 from models.reports.usage import UsageScope, paid_by, sent_by, usage_by_day
 from models.sends.answers import wire_status
@@ -33,7 +33,7 @@ class ViewScope:
 
     viewer: User
     owner: User
-    view: View | ViewStatement
+    view: View
 
     @property
     def whole_pool(self) -> bool:
@@ -61,7 +61,7 @@ class ViewScope:
         return f"You are using the credits of {owner}: this shows only what is yours."
 
 
-def scope_of(connection: Connection, view: View | ViewStatement) -> ViewScope:
+def scope_of(connection: Connection, view: View) -> ViewScope:
     """Return who looks, and at whose pool.
 
     Raises
