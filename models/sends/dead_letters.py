@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 
 from models.database.json_rows import rows_from, rows_param
-from models.database.paging import Order, fetch_page
+from models.database.paging import SortKey, fetch_page
 from models.database.schema import UtcDateTime, dead_letters
 from models.database.statements import insert_for, lock_overdue
 from models.errors import Reason
@@ -196,7 +196,7 @@ def list_letters(
     connection: Connection, *, status: Status | None = None, since: datetime | None = None, cursor: str | None = None
 ) -> tuple[list[Json], str | None]:
     """Return one page of letters, newest first, without their contents, and the cursor of the next page."""
-    newest_first = {name: Order(dead_letters.c[name], descending=True) for name in ("at", "id")}
+    newest_first = {name: SortKey(dead_letters.c[name], descending=True) for name in ("at", "id")}
     page = fetch_page(connection, _select(status, since), newest_first, cursor)
     return [_row(row) for row in page.rows], page.next
 
