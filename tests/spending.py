@@ -10,6 +10,7 @@ from models.database.schema import accounts, charges, users
 from models.messages.answer import iso_time
 from models.messages.fields import KINDS
 from models.messages.views import ViewUsage
+from models.reports.rollup import same_account
 from models.reports.views import show_usage
 from models.sends.answers import wire_status
 from models.sends.charges import State
@@ -34,9 +35,7 @@ def usage_shown(connection: Connection, view: ViewUsage) -> Json:
 
 def _charges(connection: Connection, view: ViewUsage) -> list[Row[Any]]:
     owner = connection.execute(select(users.c.credit_owner_id).where(users.c.id == view.viewer)).scalar_one()
-    everything = connection.execute(
-        select(charges, accounts.c.owner_id).join(accounts, accounts.c.id == charges.c.account_id)
-    )
+    everything = connection.execute(select(charges, accounts.c.owner_id).join(accounts, same_account(charges)))
     is_shown: Callable[[Row[Any]], bool] = lambda row: row.sender == view.viewer  # noqa: E731
     if view.of == "owner":
         is_shown = lambda row: row.owner_id == owner  # noqa: E731
