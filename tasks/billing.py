@@ -10,7 +10,7 @@ from models.money.orders import place_order, upsert_plan
 from models.sends.charges import adopt_refused
 from models.users.roles import upsert_role
 from models.users.sharing import set_credit_owner
-from models.users.users import upsert_user
+from models.users.users import fence_users, upsert_user
 from tasks.base import PostageTask
 from tasks.context import Context
 
@@ -41,6 +41,7 @@ def save_user(context: Context, user: SaveUser) -> Json:
         now = context.now()
         org_id = upsert_user(connection, user, now)
         if org_id is not None:
+            fence_users(connection, [user.user_id], to_change=True)  # charges that have not seen them end before
             ledger.open_accounts(connection, org_id, user.user_id, now)
             adopt_refused(connection, org_id, user.user_id)
 

@@ -95,7 +95,8 @@ def charge_bulk_job(
     draft = _draft(bulk, payers.get(bulk.sender), State.BULK, now)
     cause = new_id()
     if not _insert(connection, {draft.key: draft}, payers, cause=None, now=now, due_at=due_at):
-        return draft if draft.org_id == NOBODYS else find_charges(connection, [draft.key])[draft.key]
+        known = find_charges(connection, [draft.key])[draft.key]
+        return draft if _is_of_another_stranger(known, draft) else known
     if draft.state is State.REFUSED:
         return draft
     payer = payers[bulk.sender]
@@ -146,14 +147,19 @@ def _find_known(connection: Connection, keys: Collection[JobKey], lease_id: str)
 def _answer_to(
     draft: Charge, first: Charge, refused: Mapping[JobKey, Charge], known: Mapping[JobKey, Charge]
 ) -> Charge:
-    """Return the charge by which a job is answered. `first` is that of the first job of the batch under its id.
-
-    A stranger gets their own refusal, whoever has used the id before.
-    """
-    if draft.org_id == NOBODYS:
-        return draft
+    """Return the charge by which a job is answered. `first` is that of the first job of the batch under its id."""
     charge = refused.get(draft.key) or known.get(draft.key) or first
+    if _is_of_another_stranger(charge, draft):
+        return draft
     return charge if draft is first or not charge.is_new else replace(charge, is_new=False)
+
+
+def _is_of_another_stranger(charge: Charge, draft: Charge) -> bool:
+    """Whether an id was used before by another user who was never saved. They share no organization, only its number.
+
+    Each gets their own refusal.
+    """
+    return draft.org_id == NOBODYS and charge.sender != draft.sender
 
 
 # -- writing charges --------------------------------------------------------------------------------------------------
