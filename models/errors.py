@@ -49,6 +49,8 @@ class Reason(enum.StrEnum):
     """An older version of what was saved than the one that stands."""
     TOO_LARGE = "too_large"
     """What a viewer asked for takes the database longer than a statement may."""
+    NOTHING_REMAINING = "nothing_remaining"
+    """Everything that the reversal asks for was reversed already."""
 
 
 class PostageError(Exception):

@@ -9,15 +9,16 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database.engine import is_too_slow
 from models.errors import Reason, Refused
-from models.messages.base import Json
-from models.messages.views import View, ViewChanges, ViewMessage, ViewUsage
+from models.messages.base import Json, TaskMessage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
 from models.reports.changes import show_changes
 from models.reports.message_view import show_message
+from models.reports.statement import show_statement
 from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
 from tasks.base import PostageTask
 from tasks.context import Context
 
-V = TypeVar("V", bound=View)
+V = TypeVar("V", bound=TaskMessage)
 
 TOO_LARGE = (
     "The database takes too long to read this: ask for a shorter time (since, until) or for an earlier page, or ask "
@@ -58,6 +59,12 @@ def views_usage(context: Context, message: ViewUsage) -> Json:
 def views_orders(context: Context, message: View) -> Json:
     """Orders."""
     return read_view(context, show_orders, message)
+
+
+@shared_task(name="views.statement", base=PostageTask)
+def views_statement(context: Context, message: ViewStatement) -> Json:
+    """Entries, and what is behind them."""
+    return read_view(context, show_statement, message)
 
 
 @shared_task(name="views.billing", base=PostageTask)

@@ -5,7 +5,18 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
-from models.messages.fields import Amount, Billing, CreditCount, Currency, Id, Kind, NormalAddress, TextLine, Version
+from models.messages.fields import (
+    Amount,
+    Billing,
+    CreditCount,
+    Currency,
+    Id,
+    Kind,
+    NormalAddress,
+    SignedCreditCount,
+    TextLine,
+    Version,
+)
 
 
 class Credits(TaskMessage):
@@ -47,6 +58,53 @@ class Purchase(TaskMessage):
             msg = "must have either a plan, or credits with amount and currency"
             raise ValueError(msg)
         return self
+
+
+class Reversal(TaskMessage):
+    """`credits.reverse`: a purchase was paid back, by a refund or a chargeback, so its credits are taken back.
+
+    Without `credits` it is everything that is left of the order. `buyer` is needed only where several organizations
+    have an order of that id.
+    """
+
+    task: ClassVar[str] = "credits.reverse"
+    key: ClassVar[str | None] = "reversal_id"
+    reversal_id: Id
+    order_id: Id
+    kind: Literal["refund", "chargeback"]
+    credits: Credits | None = None
+    reason: TextLine
+    buyer: Id | None = None
+
+
+class SignedCredits(TaskMessage):
+    """Whole credits of each kind, to be given (positive) or taken (negative)."""
+
+    email: SignedCreditCount = 0
+    sms: SignedCreditCount = 0
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.email == self.sms == 0:
+            msg = "must give or take at least one credit"
+            raise ValueError(msg)
+        return self
+
+    def of(self, kind: Kind) -> int:
+        """Return the credits of one kind."""
+        return self.email if kind == "email" else self.sms
+
+
+class Adjustment(TaskMessage):
+    """`credits.adjust`: a correction by hand of what `owner` holds."""
+
+    task: ClassVar[str] = "credits.adjust"
+    key: ClassVar[str | None] = "adjustment_id"
+    adjustment_id: Id
+    actor: Id
+    owner: Id
+    credits: SignedCredits
+    reason: TextLine
 
 
 class SetOwner(TaskMessage):

@@ -103,6 +103,8 @@ Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 Version = Annotated[int, Field(ge=0, lt=2**63)]
 """A whole number that grows with each save."""
 CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
+SignedCreditCount = Annotated[int, Field(ge=-CREDITS_MAX, le=CREDITS_MAX)]
+"""Credits given (positive) or taken (negative)."""
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Billing = Annotated[
     dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], TextLine],

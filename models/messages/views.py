@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from models.messages.base import TaskMessage
 from models.messages.fields import Id, Instant, MessageId
@@ -26,6 +26,23 @@ class ViewUsage(View):
     """`views.usage`: by user, day and kind, or one row a message."""
 
     by: Literal["day", "message"] = "day"
+
+
+StatementCursor = Annotated[str, StringConstraints(pattern=r"^email:[0-9]{1,18},sms:[0-9]{1,18}$")]
+"""Where the next page of a statement begins: below which entry of each account."""
+EntryName = Annotated[str, StringConstraints(pattern=r"^(email|sms)/[0-9]{1,18}$")]
+"""An entry of an owner's accounts, by kind and number."""
+
+
+class ViewStatement(TaskMessage):
+    """`views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them."""
+
+    viewer: Id
+    of: Literal["owner", "self"] = "owner"
+    since: Instant | None = None
+    until: Instant | None = None
+    next: StatementCursor | None = None
+    entry: EntryName | None = None
 
 
 class ViewChanges(View):

@@ -4,10 +4,10 @@ from pydantic import ValidationError
 
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage, explain
-from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import Adjustment, Purchase, Reversal, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
-from models.messages.views import View, ViewChanges, ViewMessage, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
 
 MESSAGES: dict[str, type[TaskMessage]] = {
     "email.send": SendEmail,
@@ -15,6 +15,8 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "email.send_many": SendManyEmails,
     "sms.send_many": SendManySms,
     "credits.purchase": Purchase,
+    "credits.reverse": Reversal,
+    "credits.adjust": Adjustment,
     "credits.set_owner": SetOwner,
     "users.save": SaveUser,
     "roles.save": SaveRole,
@@ -22,10 +24,11 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "views.overview": View,
     "views.usage": ViewUsage,
     "views.orders": View,
+    "views.statement": ViewStatement,
     "views.billing": View,
     "views.users": View,
-    "views.message": ViewMessage,
     "views.changes": ViewChanges,
+    "views.message": ViewMessage,
 }
 """Every task, and the message that it takes."""
 SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))

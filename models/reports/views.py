@@ -4,20 +4,21 @@ A *pool* is everything that one credit owner pays for. By default a viewer sees 
 everybody's rows, and a reminder if it is not their own. `of: "self"` shows only what the viewer sent, bought and owns.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, tuple_, union_all
 
 from models.database.paging import PAGE_SIZE, Page, SortKey, fetch_page, is_after
-from models.database.schema import accounts, charges, orders, plans, users
+from models.database.schema import accounts, charges, orders, plans, reversals, users
 from models.database.statements import search_by_index
 from models.errors import Reason, Refused
 from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.messages.fields import KINDS
-from models.messages.views import View, ViewUsage
+from models.messages.views import View, ViewStatement, ViewUsage
 from models.reports.rollup import same_account
 from models.reports.usage import UsageScope, paid_by, sent_by, usage_by_day
 from models.sends.answers import wire_status
@@ -32,7 +33,7 @@ class ViewScope:
 
     viewer: User
     owner: User
-    view: View
+    view: View | ViewStatement
 
     @property
     def whole_pool(self) -> bool:
@@ -60,7 +61,7 @@ class ViewScope:
         return f"You are using the credits of {owner}: this shows only what is yours."
 
 
-def scope_of(connection: Connection, view: View) -> ViewScope:
+def scope_of(connection: Connection, view: View | ViewStatement) -> ViewScope:
     """Return who looks, and at whose pool.
 
     Raises
@@ -75,17 +76,19 @@ def scope_of(connection: Connection, view: View) -> ViewScope:
 
 
 def show_overview(connection: Connection, view: View) -> Json:
-    """Return the remaining credits, and the plans that were bought."""
+    """Return the remaining credits, what is owed, and the plans that were bought."""
     scope = scope_of(connection, view)
     balances = connection.execute(
-        select(accounts.c.kind, accounts.c.available).where(
+        select(accounts.c.kind, accounts.c.available, accounts.c.debt).where(
             accounts.c.org_id == scope.owner.org_id, accounts.c.owner_id == scope.owner.id
         )
-    )
-    remaining = {kind: available for kind, available in balances}  # noqa: C416  a Row is a tuple, dict() is untyped
+    ).all()
+    remaining = {row.kind: row.available for row in balances}
+    debt = {row.kind: row.debt for row in balances}
     return {
         **scope.heading(),
         "remaining": {kind: remaining.get(kind, 0) for kind in KINDS},
+        "debt": {kind: debt.get(kind, 0) for kind in KINDS},
         "plans": _plans(connection, scope),
     }
 
@@ -198,15 +201,34 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
 
 
 def show_orders(connection: Connection, view: View) -> Json:
-    """Return the orders, newest first. The billing information on an order is the buyer's own and not shown."""
+    """Return the orders, newest first, each with what was reversed of it.
+
+    The billing information on an order is the buyer's own and not shown.
+    """
     scope = scope_of(connection, view)
     query = select(orders).where(_orders_of(scope), between(orders.c.at, view))
     newest_first = {"at": SortKey(orders.c.at, descending=True), "order_id": SortKey(orders.c.order_id)}
     page = fetch_page(connection, query, newest_first, view.next, view.page)
-    return {**scope.heading(), **paged(view, page, [_order(row) for row in page.rows])}
+    made = reversals_of(connection, page.rows)
+    return {**scope.heading(), **paged(view, page, [order_row(row, made) for row in page.rows])}
 
 
-def _order(row: Row[*tuple[Any, ...]]) -> Json:
+OrderKey = tuple[int, str]
+
+
+def reversals_of(connection: Connection, found: Sequence[Row[Any]]) -> dict[OrderKey, list[Row[Any]]]:
+    """Return the reversals of these orders, by organization and order id, the oldest first."""
+    key = reversals.c.org_id, reversals.c.order_id
+    query = select(reversals).where(tuple_(*key).in_([(row.org_id, row.order_id) for row in found]))
+    made: dict[OrderKey, list[Row[Any]]] = {}
+    for row in connection.execute(query.order_by(reversals.c.at, reversals.c.reversal_id)):
+        made.setdefault((row.org_id, row.order_id), []).append(row)
+    return made
+
+
+def order_row(row: Row[Any], made: Mapping[OrderKey, Sequence[Row[Any]]]) -> Json:
+    """Return an order as views show it, with its reversals among those that were `made`."""
+    its_reversals = made.get((row.org_id, row.order_id), ())
     return {
         "order_id": row.order_id,
         "buyer": row.buyer_id,
@@ -215,6 +237,23 @@ def _order(row: Row[*tuple[Any, ...]]) -> Json:
         "credits": {"email": row.email, "sms": row.sms},
         "amount": row.amount,
         "currency": row.currency,
+        "at": iso_time(row.at),
+        "reversed": {
+            "email": sum(reversal.email for reversal in its_reversals),
+            "sms": sum(reversal.sms for reversal in its_reversals),
+        },
+        "reversals": [reversal_row(reversal) for reversal in its_reversals],
+    }
+
+
+def reversal_row(row: Row[Any]) -> Json:
+    """Return a reversal as views show it: what was taken back, and how much of that became debt."""
+    return {
+        "reversal_id": row.reversal_id,
+        "kind": row.kind,
+        "credits": {"email": row.email, "sms": row.sms},
+        "debt": {"email": row.email_debt, "sms": row.sms_debt},
+        "reason": row.reason,
         "at": iso_time(row.at),
     }
 

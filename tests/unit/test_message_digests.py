@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from models.errors import Refused
 from models.messages.base import TaskMessage
-from models.messages.billing import Credits, Purchase, SetOwner
+from models.messages.billing import Adjustment, Credits, Purchase, Reversal, SetOwner, SignedCredits
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
 from models.messages.wire import MESSAGES, parse
@@ -37,6 +37,10 @@ The older digests are those of the release that stored such ones.
 """
 
 
+OLDER = [example for example in GOLDEN if "version 1" in example.values[1]]  # type: ignore[operator]
+"""Those of tasks that an older release knew."""
+
+
 def digest_of(task: str, job: Json) -> str:
     return parse(task, job).digest()
 
@@ -49,7 +53,7 @@ def test_a_job_keeps_its_digest(task: str, example: Json) -> None:
     assert digest_of(task, example["job"]) == example["digest"]
 
 
-@pytest.mark.parametrize(("task", "example"), GOLDEN)
+@pytest.mark.parametrize(("task", "example"), OLDER)
 def test_a_job_is_recognized_by_the_digest_of_an_older_release(task: str, example: Json) -> None:
     message = parse(task, example["job"])
 
@@ -75,7 +79,8 @@ def test_the_examples_of_a_task_give_every_field(task: str) -> None:
 
 
 def test_no_two_examples_have_the_same_digest() -> None:
-    digests = [example.values[1][version] for example in GOLDEN for version in ("digest", "version 1")]
+    digests = [example.values[1]["digest"] for example in GOLDEN]
+    digests += [example.values[1]["version 1"] for example in OLDER]
 
     assert len(set(digests)) == len(digests)
 
@@ -103,6 +108,8 @@ LATER = {
     "sms.send_many": later(SendManySms, recipients=list[later(SmsRecipient)]),
     "credits.purchase": later(Purchase, credits=(later(Credits) | None, None)),
     "credits.set_owner": later(SetOwner),
+    "credits.reverse": later(Reversal, credits=(later(Credits) | None, None)),
+    "credits.adjust": later(Adjustment, credits=later(SignedCredits)),
 }
 
 
@@ -111,7 +118,7 @@ def test_a_new_optional_field_leaves_the_digests_as_they_are(task: str, example:
     message = LATER[task].model_validate(example["job"])
 
     assert message.digest() == example["digest"]
-    assert message.has_digest(example["version 1"])
+    assert message.has_digest(example.get("version 1", example["digest"]))
 
 
 @pytest.mark.parametrize("task", KEYED)
@@ -171,6 +178,13 @@ JOBS: dict[str, st.SearchStrategy[Json]] = {
         optional=PURCHASES,
     ),
     "credits.set_owner": st.fixed_dictionaries({"actor": IDS, "user": IDS, "owner": IDS}),
+    "credits.reverse": st.fixed_dictionaries(
+        {"order_id": IDS, "kind": st.sampled_from(["refund", "chargeback"]), "reason": TEXTS},
+        optional={"credits": COUNTS, "buyer": IDS},
+    ),
+    "credits.adjust": st.fixed_dictionaries(
+        {"actor": IDS, "owner": IDS, "credits": COUNTS | st.just({"email": -1}), "reason": TEXTS}
+    ),
 }
 """Jobs without their id, of few values, so that two of them are often the same but for one."""
 
@@ -245,7 +259,14 @@ def changed(value: Json) -> Json:
             return {**value, first: changed(value[first])}
 
 
-OTHERS = {"owner": "self", "self": "owner", "EUR": "USD", "+31612345678": "+31612345679", "+4930123": "Acme"}
+OTHERS = {
+    "refund": "chargeback",
+    "owner": "self",
+    "self": "owner",
+    "EUR": "USD",
+    "+31612345678": "+31612345679",
+    "+4930123": "Acme",
+}
 """A value that is as valid, for fields that do not take any text."""
 
 
@@ -260,9 +281,9 @@ def test_every_given_field_is_part_of_the_digest(task: str) -> None:
     assert len(digests) == len(fields) + 1
 
 
-@pytest.mark.parametrize("task", KEYED)
+@pytest.mark.parametrize("task", sorted({str(example.values[0]) for example in OLDER}))
 def test_another_job_has_no_digest_of_an_older_release(task: str) -> None:
-    [example] = [example.values[1] for example in GOLDEN if example.id == f"{task}, everything"]
+    [example] = [example.values[1] for example in OLDER if example.id == f"{task}, everything"]
     job = example["job"]
 
     for name in job:
