@@ -12,7 +12,7 @@ from models.money.reversals import reverse_order
 from models.sends.charges import adopt_refused
 from models.users.roles import upsert_role
 from models.users.sharing import set_credit_owner
-from models.users.users import upsert_user
+from models.users.users import take_user_locks, upsert_user
 from tasks.base import PostageTask
 from tasks.context import Context
 
@@ -64,6 +64,7 @@ def save_user(context: Context, user: SaveUser) -> Json:
         now = context.now()
         org_id = upsert_user(connection, user, now)
         if org_id is not None:
+            take_user_locks(connection, [user.user_id], to_change=True)  # charges that have not seen them end before
             ledger.open_accounts(connection, org_id, user.user_id, now)
             adopt_refused(connection, org_id, user.user_id)
 

@@ -38,8 +38,6 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     Yields the places of the jobs and their charges as they stand for now, first those that are not to be sent (any
     more). The jobs are of one task; those that share an id are yielded together.
     """
-    if not jobs:
-        return
     now = context.now()
     lease_id, lease_until = new_id(), now + context.retry_policy.lease
     charges = context.database.write(

@@ -20,7 +20,7 @@ PAGE_SIZE = 100
 """Rows on one page."""
 
 
-class Order(NamedTuple):
+class SortKey(NamedTuple):
     """One column that a list is ordered by, none of whose values is NULL."""
 
     column: ColumnElement[Any]
@@ -37,7 +37,7 @@ class Page(NamedTuple):
 def fetch_page(
     connection: Connection,
     query: Select[*tuple[Any, ...]],
-    order: Mapping[str, Order],
+    order: Mapping[str, SortKey],
     cursor: str | None = None,
     page: int = 1,
 ) -> Page:
@@ -60,7 +60,7 @@ def fetch_page(
     return Page(rows[:PAGE_SIZE], _encode([last[name] for name in order]))
 
 
-def is_after(order: Mapping[str, Order], cursor: str) -> ColumnElement[bool]:
+def is_after(order: Mapping[str, SortKey], cursor: str) -> ColumnElement[bool]:
     """Whether a row comes after the one whose values a cursor holds.
 
     Raises
@@ -82,7 +82,7 @@ def _encode(values: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(plain).encode()).rstrip(b"=").decode()
 
 
-def _decode(cursor: str, order: Mapping[str, Order]) -> list[Any]:
+def _decode(cursor: str, order: Mapping[str, SortKey]) -> list[Any]:
     try:
         plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if not isinstance(plain, list):

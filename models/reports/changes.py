@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, select
 
-from models.database.paging import Order, fetch_page
+from models.database.paging import SortKey, fetch_page
 from models.database.schema import changes
 from models.messages.answer import iso_time
 from models.messages.base import Json
@@ -28,7 +28,7 @@ def show_changes(connection: Connection, view: ViewChanges) -> Json:
         shown &= changes.c.actor == viewer.id
     if view.subject is not None:
         shown &= changes.c.subject == view.subject
-    newest_first = {name: Order(changes.c[name], descending=True) for name in ("id", "org_id")}
+    newest_first = {name: SortKey(changes.c[name], descending=True) for name in ("id", "org_id")}
     page = fetch_page(connection, select(changes).where(shown), newest_first, view.next, view.page)
     rows = [
         {

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, tuple_, union_all
 
-from models.database.paging import PAGE_SIZE, Order, Page, fetch_page, is_after
+from models.database.paging import PAGE_SIZE, Page, SortKey, fetch_page, is_after
 from models.database.schema import accounts, charges, orders, plans, reversals, users
 from models.database.statements import search_by_index
 from models.errors import Reason, Refused
@@ -131,8 +131,8 @@ def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> Jso
     query = select(
         *key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages")
     ).group_by(*key)
-    order = {"day": Order(by_day.c.day, descending=True), "sender": Order(by_day.c.sender),
-             "kind": Order(by_day.c.kind)}  # fmt: skip
+    order = {"day": SortKey(by_day.c.day, descending=True), "sender": SortKey(by_day.c.sender),
+             "kind": SortKey(by_day.c.kind)}  # fmt: skip
     page = fetch_page(connection, query, order, view.next, view.page)
     rows = [
         {
@@ -166,8 +166,8 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
     return paged(view, page, rows)
 
 
-def _newest_first(table: FromClause) -> dict[str, Order]:
-    return {"created_at": Order(table.c.created_at, descending=True), "job_id": Order(table.c.job_id)}
+def _newest_first(table: FromClause) -> dict[str, SortKey]:
+    return {"created_at": SortKey(table.c.created_at, descending=True), "job_id": SortKey(table.c.job_id)}
 
 
 def _newest_charges(usage: UsageScope, view: View) -> Subquery:
@@ -207,7 +207,7 @@ def show_orders(connection: Connection, view: View) -> Json:
     """
     scope = scope_of(connection, view)
     query = select(orders).where(_orders_of(scope), between(orders.c.at, view))
-    newest_first = {"at": Order(orders.c.at, descending=True), "order_id": Order(orders.c.order_id)}
+    newest_first = {"at": SortKey(orders.c.at, descending=True), "order_id": SortKey(orders.c.order_id)}
     page = fetch_page(connection, query, newest_first, view.next, view.page)
     made = reversals_of(connection, page.rows)
     return {**scope.heading(), **paged(view, page, [order_row(row, made) for row in page.rows])}
@@ -294,7 +294,7 @@ def show_users(connection: Connection, view: View) -> Json:
     query = select(users).where(users.c.org_id == viewer.org_id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
-    page = fetch_page(connection, query, {"id": Order(users.c.id)}, view.next, view.page)
+    page = fetch_page(connection, query, {"id": SortKey(users.c.id)}, view.next, view.page)
     rows = [
         {
             "user_id": row.id,

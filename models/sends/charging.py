@@ -1,6 +1,6 @@
 """Charging: new charges are written and paid for, or refused, in the caller's transaction.
 
-Each function does the same steps: fence the senders, so that nobody changes their owners meanwhile; write the charges,
+Each function does the same steps: lock the senders, so that nobody changes their owners meanwhile; write the charges,
 where an id that is known already is left as it stands; debit each account once, last, because every charge needs the
 accounts; and turn what could not be paid into refusals.
 """
@@ -42,7 +42,7 @@ from models.money.ledger import Move
 from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, by_organization, find_charges
 from models.sends.leases import insert_leases
 from models.users.organizations import NOBODYS
-from models.users.users import fence_users, unknown_user
+from models.users.users import take_user_locks, unknown_user
 
 
 class Payer(NamedTuple):
@@ -67,7 +67,9 @@ def charge_jobs(
     as it stands, whose digest tells whether it was the same job. Run again under the same `lease_id`, after a commit
     whose answer was lost, it finds what it charged then.
     """
-    payers = _fence_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
+    if not jobs:
+        return []
+    payers = _lock_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
     drafts = [_draft(job, payers.get(job.sender), State.SENDING, now, lease_id) for job in jobs]
     first: dict[JobKey, Charge] = {}  # of an id that comes twice in one batch, the first job counts
     for draft in drafts:
@@ -89,11 +91,12 @@ def charge_bulk_job(
     `bulk.credits` is what the messages cost together. Returns the charge of the bulk job itself: new, refused, or as it
     stands if its id was known.
     """
-    payers = _fence_payers(connection, {bulk.sender}, bulk.kind)
+    payers = _lock_payers(connection, {bulk.sender}, bulk.kind)
     draft = _draft(bulk, payers.get(bulk.sender), State.BULK, now)
     cause = new_id()
     if not _insert(connection, {draft.key: draft}, payers, cause=None, now=now, due_at=due_at):
-        return draft if draft.org_id == NOBODYS else find_charges(connection, [draft.key])[draft.key]
+        known = find_charges(connection, [draft.key])[draft.key]
+        return draft if _is_of_another_stranger(known, draft) else known
     if draft.state is State.REFUSED:
         return draft
     payer = payers[bulk.sender]
@@ -144,22 +147,27 @@ def _find_known(connection: Connection, keys: Collection[JobKey], lease_id: str)
 def _answer_to(
     draft: Charge, first: Charge, refused: Mapping[JobKey, Charge], known: Mapping[JobKey, Charge]
 ) -> Charge:
-    """Return the charge by which a job is answered. `first` is that of the first job of the batch under its id.
-
-    A stranger gets their own refusal, whoever has used the id before.
-    """
-    if draft.org_id == NOBODYS:
-        return draft
+    """Return the charge by which a job is answered. `first` is that of the first job of the batch under its id."""
     charge = refused.get(draft.key) or known.get(draft.key) or first
+    if _is_of_another_stranger(charge, draft):
+        return draft
     return charge if draft is first or not charge.is_new else replace(charge, is_new=False)
+
+
+def _is_of_another_stranger(charge: Charge, draft: Charge) -> bool:
+    """Whether an id was used before by another user who was never saved. They share no organization, only its number.
+
+    Each gets their own refusal.
+    """
+    return draft.org_id == NOBODYS and charge.sender != draft.sender
 
 
 # -- writing charges --------------------------------------------------------------------------------------------------
 
 
-def _fence_payers(connection: Connection, senders: Collection[str], kind: str) -> dict[str, Payer]:
-    """Fence the senders until the transaction ends, and return who pays for each of them; unknown ones are left out."""
-    fence_users(connection, senders)
+def _lock_payers(connection: Connection, senders: Collection[str], kind: str) -> dict[str, Payer]:
+    """Lock the senders until the transaction ends, and return who pays for each of them; unknown ones are left out."""
+    take_user_locks(connection, senders)
     parameters = {"senders": array_param(connection, senders), "kind": kind}
     found = connection.execute(_select_payers(connection.dialect.name), parameters)
     return {

@@ -30,14 +30,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 
 from models.database.json_rows import rows_from, rows_param
-from models.database.paging import Order, fetch_page
+from models.database.paging import SortKey, fetch_page
 from models.database.schema import UtcDateTime, dead_letters
 from models.database.statements import insert_for, lock_overdue
 from models.errors import Reason
 from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.messages.fields import ID, ID_CHARACTERS, ID_MAX
-from models.messages.views import View
 from models.messages.wire import MESSAGES, SEND_TASKS
 from models.sends.charges import Charge, State
 from models.sends.outcomes import Settlement
@@ -45,7 +44,7 @@ from models.users.users import organization_of
 
 Status = Literal["refused", "failed", "fault"]
 
-KEPT_TASKS = tuple(task for task, message in MESSAGES.items() if not issubclass(message, View))
+KEPT_TASKS = tuple(task for task in MESSAGES if not task.startswith("views."))
 """Tasks whose jobs are worth keeping. A view that was refused needs no replay."""
 JOB_MAX = 4_000_000
 """Characters of the JSON of a job that is kept."""
@@ -196,7 +195,7 @@ def list_letters(
     connection: Connection, *, status: Status | None = None, since: datetime | None = None, cursor: str | None = None
 ) -> tuple[list[Json], str | None]:
     """Return one page of letters, newest first, without their contents, and the cursor of the next page."""
-    newest_first = {name: Order(dead_letters.c[name], descending=True) for name in ("at", "id")}
+    newest_first = {name: SortKey(dead_letters.c[name], descending=True) for name in ("at", "id")}
     page = fetch_page(connection, _select(status, since), newest_first, cursor)
     return [_row(row) for row in page.rows], page.next
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, select
 
-from models.database.paging import Order, fetch_page
+from models.database.paging import SortKey, fetch_page
 from models.database.schema import accounts, charges, decisions, organizations
 from models.database.statements import insert
 from models.ids import new_id
@@ -40,7 +40,7 @@ def list_unknown(connection: Connection, cursor: str | None = None) -> tuple[lis
         .where(charges.c.unknown_since.is_not(None))
     )
     names = ("unknown_since", "org_id", "job_id")
-    page = fetch_page(connection, query, {name: Order(charges.c[name]) for name in names}, cursor)
+    page = fetch_page(connection, query, {name: SortKey(charges.c[name]) for name in names}, cursor)
     rows = [
         {
             "organization": row.organization,

@@ -16,7 +16,7 @@ from models.users.users import User, lock_users, unknown_user
 def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) -> None:
     """Let `change.user` spend the credits of `change.owner` from now on. Their own id ends the sharing.
 
-    All users named are fenced first, so the rules hold at the moment of the change. The actor's rights come before
+    All users named are locked first, so the rules hold at the moment of the change. The actor's rights come before
     anything else is looked up, so that somebody without them learns nothing. A change that was made before is not made
     again.
 

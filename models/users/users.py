@@ -40,40 +40,40 @@ class User:
 _COLUMNS = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.role, users.c.credit_owner_id,
             users.c.owner_version)  # fmt: skip
 
-FENCES = 1024
+USER_LOCKS = 1024
 """Advisory locks that all users share: more would fill PostgreSQL's lock table (max_locks_per_transaction)."""
 
 
-def fence_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> None:
+def take_user_locks(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> None:
     """Keep others from changing the credit owners of users until the transaction ends.
 
-    Charges and purchases share the fence, and a change of owner takes it alone (`to_change`), so every charge sees
+    Charges and purchases share a user's lock, and a change of owner takes it alone (`to_change`), so every charge sees
     either the old owner or the new one. It queues in the order of arrival, so that a busy pool delays no change, and it
     writes nothing, unlike a shared lock on the user's row. What it guards must be read in a later statement.
     """
     if connection.dialect.name == "sqlite":  # has one writer at a time
         return
-    slots = sorted({_fence_of(user_id) for user_id in ids})
-    connection.execute(_take_fences(exclusive=to_change), {"slots": slots})
+    slots = sorted({_lock_number(user_id) for user_id in ids})
+    connection.execute(_take_advisory_locks(exclusive=to_change), {"slots": slots})
 
 
 @functools.lru_cache(maxsize=100_000)
-def _fence_of(user_id: str) -> int:
+def _lock_number(user_id: str) -> int:
     """Return the number of a user's advisory lock. Those below zero are used for nothing else (migrations/__init__)."""
     digest = hashlib.blake2b(user_id.encode(), digest_size=4).digest()
-    return -1 - int.from_bytes(digest, "big") % FENCES
+    return -1 - int.from_bytes(digest, "big") % USER_LOCKS
 
 
 @functools.cache
-def _take_fences(*, exclusive: bool) -> Executable:
+def _take_advisory_locks(*, exclusive: bool) -> Executable:
     take = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
     slot = func.unnest(bindparam("slots", type_=ARRAY(BigInteger))).column_valued("slot")
     return select(func.count(take(slot)))
 
 
 def lock_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> dict[str, User]:
-    """Fence users as `fence_users` does, and return those that exist, by id."""
-    fence_users(connection, ids, to_change=to_change)
+    """Lock users as `take_user_locks` does, and return those that exist, by id."""
+    take_user_locks(connection, ids, to_change=to_change)
     found = connection.execute(_select_users(connection.dialect.name), {"ids": array_param(connection, ids)})
     return {row.id: User(*row) for row in found}
 

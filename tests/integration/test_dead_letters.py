@@ -106,7 +106,7 @@ def test_a_repeated_job_has_one_letter_and_another_job_its_own(stocked: Database
 
     answer(context, "email.send", email_job(sender="nobody", subject="Other"), "task-3")
 
-    assert [letter.reason for letter in letters_of(stocked)] == ["unknown_user", "unknown_user"]
+    assert [letter.reason for letter in letters_of(stocked)] == ["unknown_user", "conflicting_job"]
 
 
 # -- failed -----------------------------------------------------------------------------------------------------------
