@@ -62,7 +62,7 @@ def test_an_adjustment_gives_credits(context: Context) -> None:
         "credits": {"email": 5, "sms": 0},
     }
     assert balances(context) == (15, 4)
-    assert entries_of(context.database, "john")[-1] == (2, 5, 15, "adjustment")
+    assert entries_of(context.database, "john")[-1] == (2, 5, 15, "adjustment:adjustment-1")
     assert findings(context.database) == []
 
 

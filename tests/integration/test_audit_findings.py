@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from models.database.engine import Database
 from models.reports.audit import find_violations, scope_since_marks
 from models.reports.audit_scope import WHOLE_HISTORY
+from models.reports.corrections_invariants import corrections_invariants
 from models.reports.invariants import STALE_AFTER
 from tasks import upkeep
 from tests.audits import all_invariants, audit_everything
@@ -198,7 +199,9 @@ def test_each_broken_invariant_is_named(busy: Database, form: str) -> None:
 
 
 def test_every_invariant_is_broken_by_a_statement() -> None:
-    assert [invariant.name for invariant in all_invariants(NOON)] == list(BREAKING)
+    corrections = {invariant.name for invariant in corrections_invariants(WHOLE_HISTORY)}  # test_corrections_audit.py
+
+    assert [invariant.name for invariant in all_invariants(NOON) if invariant.name not in corrections] == list(BREAKING)
 
 
 def test_a_finding_names_the_account_and_the_difference(busy: Database) -> None:

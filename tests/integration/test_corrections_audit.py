@@ -6,6 +6,8 @@ import pytest
 
 from models.database.engine import Database
 from models.reports.audit import Finding
+from models.reports.audit_scope import WHOLE_HISTORY
+from models.reports.corrections_invariants import corrections_invariants
 from tests.factories import buy, email_job, save_people
 from tests.fakes import NOON, Clock, answer, make_context
 from tests.integration.audited import audit, damage
@@ -51,30 +53,30 @@ def test_an_audit_finds_nothing_to_correct_after_corrections(corrected: Database
     assert findings(corrected, EVENING) == []
 
 
-@pytest.mark.parametrize(
-    ("invariant", "statement"),
-    [
-        (OWED, "UPDATE accounts SET debt = debt - 1 WHERE owner_id = 'john' AND kind = 'email'"),
-        (OWED, "UPDATE accounts SET debt = 3 WHERE owner_id = 'john' AND kind = 'sms'"),
-        (DEBTS, f"UPDATE entries SET debt_after = debt_after + 1 WHERE cause_kind = 'adjustment' AND {JOHNS}"),
-        # Too much of it was taken from the balance, as if nothing had been spent.
-        (DEBTS, f"UPDATE entries SET debt_after = 0, amount = -9 WHERE cause_id = 'reversal-2' AND {JOHNS}"),
-        # The purchase was all added to the balance, and paid nothing.
-        (DEBTS, f"UPDATE entries SET debt_after = 4, amount = 3 WHERE cause_id = 'order-2' AND {JOHNS}"),
-        (DEBTS, "UPDATE reversals SET email_debt = email_debt - 1 WHERE reversal_id = 'reversal-2'"),
-        # Something was left that could have been taken.
-        (DEBTS, f"UPDATE entries SET balance_after = 1 WHERE cause_id = 'reversal-2' AND {JOHNS}"),
-        (DEBTS, "DELETE FROM reversals WHERE reversal_id = 'reversal-2'"),
-        (REVERSALS, f"DELETE FROM entries WHERE cause_id = 'reversal-1' AND {JOHNS}"),
-        (REVERSALS, f"UPDATE entries SET account_id = {MARYS}, seq = 2 WHERE cause_id = 'reversal-1' AND {JOHNS}"),
-        (REVERSALS, "UPDATE reversals SET order_id = 'of-mary' WHERE reversal_id = 'reversal-1'"),
-        (ADJUSTMENTS, f"DELETE FROM entries WHERE cause_id = 'adjustment-1' AND {JOHNS}"),
-        (ADJUSTMENTS, "UPDATE adjustments SET owner_id = 'mary' WHERE adjustment_id = 'adjustment-1'"),
-        (ADJUSTMENTS, "UPDATE adjustments SET sms = 7 WHERE adjustment_id = 'adjustment-1'"),
-        (ORDERS, "UPDATE reversals SET email = email + 1 WHERE reversal_id = 'reversal-2'"),
-        (ORDERS, "UPDATE orders SET sms = 1 WHERE order_id = 'order-1'"),
-    ],
-)
+BREAKING = [
+    (OWED, "UPDATE accounts SET debt = debt - 1 WHERE owner_id = 'john' AND kind = 'email'"),
+    (OWED, "UPDATE accounts SET debt = 3 WHERE owner_id = 'john' AND kind = 'sms'"),
+    (DEBTS, f"UPDATE entries SET debt_after = debt_after + 1 WHERE cause_kind = 'adjustment' AND {JOHNS}"),
+    # Too much of it was taken from the balance, as if nothing had been spent.
+    (DEBTS, f"UPDATE entries SET debt_after = 0, amount = -9 WHERE cause_id = 'reversal-2' AND {JOHNS}"),
+    # The purchase was all added to the balance, and paid nothing.
+    (DEBTS, f"UPDATE entries SET debt_after = 4, amount = 3 WHERE cause_id = 'order-2' AND {JOHNS}"),
+    (DEBTS, "UPDATE reversals SET email_debt = email_debt - 1 WHERE reversal_id = 'reversal-2'"),
+    # Something was left that could have been taken.
+    (DEBTS, f"UPDATE entries SET balance_after = 1 WHERE cause_id = 'reversal-2' AND {JOHNS}"),
+    (DEBTS, "DELETE FROM reversals WHERE reversal_id = 'reversal-2'"),
+    (REVERSALS, f"DELETE FROM entries WHERE cause_id = 'reversal-1' AND {JOHNS}"),
+    (REVERSALS, f"UPDATE entries SET account_id = {MARYS}, seq = 2 WHERE cause_id = 'reversal-1' AND {JOHNS}"),
+    (REVERSALS, "UPDATE reversals SET order_id = 'of-mary' WHERE reversal_id = 'reversal-1'"),
+    (ADJUSTMENTS, f"DELETE FROM entries WHERE cause_id = 'adjustment-1' AND {JOHNS}"),
+    (ADJUSTMENTS, "UPDATE adjustments SET owner_id = 'mary' WHERE adjustment_id = 'adjustment-1'"),
+    (ADJUSTMENTS, "UPDATE adjustments SET sms = 7 WHERE adjustment_id = 'adjustment-1'"),
+    (ORDERS, "UPDATE reversals SET email = email + 1 WHERE reversal_id = 'reversal-2'"),
+    (ORDERS, "UPDATE orders SET sms = 1 WHERE order_id = 'order-1'"),
+]
+
+
+@pytest.mark.parametrize(("invariant", "statement"), BREAKING)
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "new"])
 def test_what_was_tampered_with_is_found(corrected: Database, invariant: str, statement: str, *, whole: bool) -> None:
     damage(corrected, statement)
@@ -82,3 +84,7 @@ def test_what_was_tampered_with_is_found(corrected: Database, invariant: str, st
     found: list[Finding] = audit(corrected, EVENING, whole=whole).findings
 
     assert invariant in {finding.invariant for finding in found}
+
+
+def test_every_invariant_of_corrections_is_broken_by_a_statement() -> None:
+    assert {invariant.name for invariant in corrections_invariants(WHOLE_HISTORY)} == dict(BREAKING).keys()

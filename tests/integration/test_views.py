@@ -243,6 +243,8 @@ def test_order_history_shows_the_orders_of_the_pool_newest_first(context: Contex
         "amount": 1000,
         "currency": "EUR",
         "at": "2026-01-06T12:00:00.000+00:00",
+        "reversed": {"email": 0, "sms": 0},
+        "reversals": [],
     }
 
 
