@@ -17,7 +17,7 @@ from tasks.context import Context
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    placed = context.database.write(lambda connection: place_order(connection, order, context.now()))
+    placed = context.database.write(lambda connection: place_order(connection, order, context.now(connection)))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
         paid_by=placed.buyer_id,
@@ -30,7 +30,7 @@ def purchase(context: Context, order: Purchase) -> Json:
 
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    context.database.write(lambda connection: set_credit_owner(connection, change, context.now()))
+    context.database.write(lambda connection: set_credit_owner(connection, change, context.now(connection)))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
@@ -38,7 +38,7 @@ def save_user(context: Context, user: SaveUser) -> Json:
     """Make a user with empty accounts, or change one."""
 
     def save(connection: Connection) -> None:
-        now = context.now()
+        now = context.now(connection)
         org_id = upsert_user(connection, user, now)
         if org_id is not None:
             ledger.open_accounts(connection, org_id, user.user_id, now)
@@ -50,13 +50,13 @@ def save_user(context: Context, user: SaveUser) -> Json:
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.write(lambda connection: upsert_role(connection, role, context.now()))
+    context.database.write(lambda connection: upsert_role(connection, role, context.now(connection)))
     return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.write(lambda connection: upsert_plan(connection, plan, context.now()))
+    context.database.write(lambda connection: upsert_plan(connection, plan, context.now(connection)))
     return _done(plan=plan.plan)
 
 
