@@ -22,7 +22,7 @@ from models.database.migrations import KNOWN, NEWEST, check_migrated, migrate
 from models.database.schema import APPEND_ONLY, charges, decisions, metadata
 from models.errors import DatabaseAheadError, DatabaseBehindError
 from models.sends.leases import lock_expired, lock_orphaned
-from models.sends.unknown import unknown_ids
+from models.sends.unknown import unknown_keys
 from tests.factories import balance, buy, save_people
 from tests.fakes import NOON
 from tests.servers import PostgresServer
@@ -111,7 +111,11 @@ def test_an_empty_database_gets_every_table(empty_url: str) -> None:
 BEFORE_LEASES = """
     INSERT INTO roles VALUES ('org', 'owner', true, true);
     INSERT INTO users VALUES ('john', 'org', 'John', 'john@x.test', 'owner', NULL, 'john', true, true, '2026-01-05');
-    INSERT INTO accounts (id, owner_id, kind, available, seq) VALUES (1, 'john', 'email', 5, 9);
+    INSERT INTO accounts (id, owner_id, kind, available, seq) VALUES (1, 'john', 'email', 5, 6);
+    INSERT INTO entries (account_id, seq, amount, balance_after, cause, at)
+    VALUES (1, 1, 8, 8, 'purchase:o:email', '2026-01-05 11:00'), (1, 2, -1, 7, 'charge:held-1', '2026-01-05 12:00'),
+           (1, 3, -1, 6, 'charge:held-2', '2026-01-05 12:00'), (1, 4, -1, 5, 'charge:parked', '2026-01-05 12:00'),
+           (1, 5, -1, 4, 'charge:back', '2026-01-05 12:00'), (1, 6, 1, 5, 'refund:back', '2026-01-05 12:02');
     INSERT INTO charges (job_id, task, kind, sender, digest, account_id, credits, refunded, state, attempts,
                          lease_until, deaths, holder, handed_at, content, created_at, final_at)
     VALUES ('held-1', 'email.send', 'email', 'john', 'd', 1, 1, 0, 'sending', 1, '2026-01-05 12:05', 0, 'h', NULL, '{}',
@@ -140,15 +144,33 @@ def test_charges_from_before_the_leases_table_are_migrated(empty_url: str) -> No
         [lease_id] = lock_expired(connection, NOON + timedelta(minutes=5), 9)
         held = [charge.job_id for charge in lock_orphaned(connection, [lease_id])]
     with database.snapshot() as connection:
-        unknown = unknown_ids(connection)
+        unknown = [job_id for _, job_id in unknown_keys(connection)]
         refunded_at = connection.execute(
             select(charges.c.refunded_at).where(charges.c.refunded_at.is_not(None))
         ).scalar_one()
         decided = connection.execute(select(decisions.c.job_id)).scalar_one()
     database.close()
-    assert (lease_id, held) == ("h", ["held-1", "held-2"])
+    assert (lease_id, held) == ((1, "h"), ["held-1", "held-2"])
     assert unknown == ["parked"]
     assert (refunded_at, decided) == (NOON + timedelta(minutes=2), "back")
+
+
+def test_an_account_that_disagrees_with_its_entries_is_not_migrated(empty_url: str) -> None:
+    """The error says which one, and the database is left as it was."""
+    migrate(empty_url, "0002")
+    database = Database(empty_url)
+    with closing(database):
+        with database.engine.begin() as connection:
+            for statement in BEFORE_LEASES.split(";"):
+                connection.exec_driver_sql(statement)
+            connection.exec_driver_sql("UPDATE accounts SET available = 6")
+        migrate(empty_url, "0005")
+
+        with pytest.raises(RuntimeError, match=r"email account of john holds 6 after 6 entries.*leaves 5"):
+            migrate(empty_url)
+
+        with pytest.raises(DatabaseBehindError, match="0005"):
+            check_migrated(database)
 
 
 def test_several_threads_may_migrate_at_the_same_time(empty_url: str) -> None:

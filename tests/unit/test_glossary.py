@@ -19,7 +19,7 @@ TERMS = re.findall(r"^(\*\*.+)$", GLOSSARY, re.MULTILINE)
 LEFT_OUT = ("Error", "PostageTask", "InternalTask", "SendTask", "UtcDateTime")
 """Errors explain themselves, and the bases of tasks and columns are no words of the field."""
 RETIRED = {
-    *("behold", "conversation", "death", "door", "fence", "hands", "holder", "house", "judge", "judging"),
+    *("behold", "conversation", "death", "door", "hands", "holder", "house", "judge", "judging"),
     *("letterbox", "line", "looking", "outbox", "parcel", "patience", "person", "piece", "showing", "together"),
     *("viewing", "whose"),
 }
