@@ -24,8 +24,10 @@ def utc_now() -> datetime:
 class Context:
     """The database, the carrier of each kind, a function that enqueues a task with its object, and the clock.
 
-    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `delivery_pool` has the threads that
-    call carriers. `handovers` notes in one transaction all messages that are being handed over at the same moment.
+    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `audit_again` is how much of what
+    was checked before an audit checks again, and `unknown_alarm` how long a message may be unknown. `delivery_pool` has
+    the threads that call carriers. `handovers` notes in one transaction all messages that are being handed over at the
+    same moment.
     """
 
     database: Database
@@ -33,6 +35,8 @@ class Context:
     enqueue: Callable[[str, Json], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
+    audit_again: int = 10_000
+    unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[], datetime] = utc_now
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
     handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
