@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from models.database.engine import Database
 from models.database.schema import accounts, dead_letters, decisions, entries, leases
-from models.reports.audit import Finding
+from models.reports.findings import Finding
 from models.reports.rollup import same_account
 from models.sends.charges import Charge, find_charges
 from tests.audits import audit_everything
