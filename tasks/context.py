@@ -24,8 +24,9 @@ class Context:
 
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
     this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
-    kept for a replay. `delivery_pool` has the threads that call carriers. `handovers` notes in one transaction all
-    messages that are being handed over at the same moment.
+    kept for a replay. `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm`
+    how long a message may be unknown. `delivery_pool` has the threads that call carriers. `handovers` notes in one
+    transaction all messages that are being handed over at the same moment.
     """
 
     database: Database
@@ -33,6 +34,8 @@ class Context:
     enqueue: Callable[[str, Json], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
+    audit_again: int = 10_000
+    unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time
     monotonic: Callable[[], float] = time.monotonic
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))

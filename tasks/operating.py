@@ -1,14 +1,17 @@
-"""What operators do: refund and resend unknown jobs, and replay dead letters."""
+"""What operators do: refund and resend unknown jobs, replay dead letters, and acknowledge findings."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from models.errors import Reason
-from models.messages.answer import refused_answer
+from models.messages.answer import iso_time, refused_answer
 from models.messages.base import Json
+from models.money.verification import verify_statement
+from models.reports.findings import acknowledge_findings, list_findings
 from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, find_everywhere
 from models.sends.dead_letters import Status, find_letter, mark_replayed, replay_of, unreplayed_ids
@@ -102,6 +105,50 @@ def _not_unknown(context: Context, job_ids: Collection[str], org_id: int | None)
         }
         for job_id in sorted(job_ids)
     ]
+
+
+def show_findings(context: Context, *, everything: bool) -> Json:
+    """Return the findings of audits that stand, or all there ever were."""
+    rows, organizations = context.database.read(
+        lambda connection: (list_findings(connection, everything=everything), organization_names(connection))
+    )
+    return {"status": "done", "rows": [_finding_row(row, organizations) for row in rows]}
+
+
+def acknowledge(context: Context, ids: Sequence[int] | None, *, operator: str, note: str) -> Json:
+    """Note who has seen findings, all that alarm if `ids` is None, and why they may stand: they alarm no more.
+
+    Those of `ids` that do not alarm are left alone, and are named in the answer.
+    """
+    done, organizations = context.database.write(
+        lambda connection: (
+            acknowledge_findings(connection, ids, operator=operator, note=note, now=context.now(connection)),
+            organization_names(connection),
+        )
+    )
+    rest = sorted(set(ids or ()) - {row.id for row in done})
+    return {
+        "status": "failed" if rest else "done",
+        "rows": [_finding_row(row, organizations) for row in done],
+        "not_alarming": rest,
+    }
+
+
+def verify(statement: object) -> Json:
+    """Return what is wrong with a statement, as its JSON says it. No database is asked."""
+    return verify_statement(statement).as_json()
+
+
+def _finding_row(row: Row[Any], organizations: Mapping[int, str]) -> Json:
+    times = ("first_at", "last_at", "resolved_at", "acknowledged_at")
+    return {
+        "id": row.id,
+        "organization": organizations.get(row.org_id),
+        **{name: row._mapping[name] for name in ("invariant", "subject", "difference")},  # noqa: SLF001  public
+        **{name: iso_time(row._mapping[name]) for name in times},  # noqa: SLF001  public
+        "acknowledged_by": row.acknowledged_by,
+        "note": row.note,
+    }
 
 
 def replay_letters(context: Context, status: Status | None, since: datetime | None) -> list[Json]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from models.messages.base import Json
 from models.messages.fields import Kind
-from models.reports.audit import run_audit
+from models.reports.audit import AuditRules, run_audit
 from models.reports.rollup import roll_up_usage
 from models.sends.charges import State, keys_with_crashes
 from models.sends.dead_letters import erase_letters
@@ -118,13 +118,26 @@ def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settle
 
 
 def audit(context: Context) -> Json:
-    """Check the invariants of the money on what is new; each finding is logged as an error."""
-    retried_for = timedelta(seconds=context.database.wait_s)
-    now = context.database.read(context.now)
-    report = run_audit(context.database, now, retried_for=retried_for)
+    """Check the invariants of the money on what is new, and again on a part of what is not.
+
+    Each finding that nobody has acknowledged is logged as an error, every time.
+    """
+    rules = audit_rules(context, retried_for=timedelta(seconds=context.database.wait_s))
+    report = run_audit(context.database, context.database.read(context.now), rules)
     for finding in report.findings:
         log.error("audit finding", invariant=finding.invariant, subject=finding.subject, difference=finding.difference)
     return report.as_json()
+
+
+def audit_rules(context: Context, *, retried_for: timedelta) -> AuditRules:
+    """Return what an audit has to know. `retried_for` is how long workers retry a transaction."""
+    longest_retry = timedelta(seconds=context.retry_policy.max_s)
+    return AuditRules(
+        retried_for=retried_for,
+        longest_wait=max(longest_retry, REDISPATCH_AFTER),
+        unknown_for=context.unknown_alarm,
+        again=context.audit_again,
+    )
 
 
 def roll_up(context: Context) -> Json:

@@ -80,6 +80,8 @@ def _make_context(app: PostageApp) -> Context:
             lease_s=settings.lease_s,
         ),
         keep_dead=timedelta(seconds=settings.keep_dead_s),
+        audit_again=settings.audit_again,
+        unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
         delivery_pool=DeliveryPool(2 * settings.connections),
     )
 

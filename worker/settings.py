@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     sweep_s: float = Field(default=2.0, gt=0, le=3600, description="How often beat looks for due retries.")
     roll_up_s: float = Field(default=5.0, gt=0, le=3600, description="How often beat has usage rolled up.")
     audit_s: float = Field(default=60.0, gt=0, le=86400, description="How often beat asks for an audit.")
+    audit_again: int = Field(
+        default=10_000, ge=1, description="How much of what was checked before an audit checks again: entries, credits."
+    )
+    unknown_alarm_s: float = Field(
+        default=86_400.0, gt=0, description="How long a message may be unknown before audits report it."
+    )
 
     visibility_timeout_s: int = Field(
         default=1800, ge=1, description="After which Redis hands an unacknowledged job to another worker."

@@ -226,6 +226,20 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would bypass the append-only triggers
     connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
+    connection.create_aggregate("lines_digest", 1, _LinesDigest)
+
+
+class _LinesDigest:
+    """The aggregate `lines_digest` (statements.py) of SQLite."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def step(self, line: str) -> None:
+        self._lines.append(line)
+
+    def finalize(self) -> str | None:
+        return _sha256_hex("\n".join(sorted(self._lines))) if self._lines else None
 
 
 def _sha256_hex(text: str) -> str:

@@ -493,8 +493,16 @@ audit_marks = Table(
     Column("hash", String(64), nullable=False),
     # How far the account's usage had been rolled up by then.
     Column("usage_seq", BigInteger),
+    # The time from which on charges were not checked yet, as long as a finding keeps the mark where it is.
+    Column("since", UtcDateTime, nullable=False),
     # When the whole history of the account was last checked; those checked longest ago come next.
-    Column("whole_at", UtcDateTime),
+    Column("whole_at", UtcDateTime, nullable=False),
+    # How far its history was checked again since then: the last entry, and the time of the charges.
+    Column("again_seq", BigInteger),
+    Column("again_at", UtcDateTime),
+    # Where the stretch behind these ends, if something was found in it: it is checked again by every audit.
+    Column("held_seq", BigInteger),
+    Column("held_at", UtcDateTime),
     Index("ix_audit_marks_whole_at", "whole_at"),
 )
 
@@ -511,17 +519,24 @@ audit_progress = Table(
 findings = Table(
     "findings",
     metadata,
-    # What audits have found, each once, until somebody acknowledges it.
+    # What audits have found, each once. It stands until an audit finds it no more, and alarms until somebody
+    # acknowledges it.
     _key(),
+    # The account in whose history it was found; none for what every audit checks as a whole.
+    Column("org_id", Integer, nullable=False),
+    Column("account_id", BigInteger),
+    # Whether it was found by an audit of the whole history, and not yet by one that will look there again.
+    Column("by_whole", Boolean, nullable=False),
     Column("invariant", String(120), nullable=False),
     Column("subject", String(200), nullable=False),
     Column("difference", Text, nullable=False),
     Column("first_at", UtcDateTime, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
+    Column("resolved_at", UtcDateTime),
     Column("acknowledged_at", UtcDateTime),
     _id("acknowledged_by"),
     Column("note", String(500)),
-    UniqueConstraint("invariant", "subject"),
+    UniqueConstraint("org_id", "invariant", "subject"),
     CheckConstraint("(acknowledged_at IS NULL) = (acknowledged_by IS NULL)", name="acknowledged_by_somebody"),
 )
 

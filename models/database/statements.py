@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     CursorResult,
@@ -85,7 +86,7 @@ def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, Any]])
     return or_(false(), *((org_id == each) & its_id.in_(ids) for each, ids in by_organization.items()))
 
 
-def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[Any]) -> ColumnElement[bool]:
+def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[*tuple[Any, ...]]) -> ColumnElement[bool]:
     """Whether a key is one of the few that `keys` selects.
 
     It has a condition for each column too, without which PostgreSQL may expect many keys and read the whole table, and
@@ -96,6 +97,65 @@ def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[Any]) -> ColumnE
         for column, selected in zip(key, keys.selected_columns, strict=True)
     ]
     return and_(*by_column, tuple_(*map(unindexed, key)).in_(keys))
+
+
+class lines_digest(GenericFunction[str]):  # noqa: N801  a function of SQL
+    """The SHA-256 of all lines of a group, sorted and joined (`money.chain.content_of`); an aggregate of SQL.
+
+    Lines are sorted by their bytes, as Python sorts them. On SQLite it is an aggregate of the program (engine.py).
+    """
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(lines_digest, "postgresql")
+def _lines_on_postgresql(element: lines_digest, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    line = compiler.process(element.clauses, **options)
+    lines = f"""string_agg({line}, E'\\n' ORDER BY {line} COLLATE "C")"""
+    return f"encode(sha256(convert_to({lines}, 'UTF8')), 'hex')"
+
+
+class microseconds_of(GenericFunction[int]):  # noqa: N801  a function of SQL
+    """The microseconds between 1970 in UTC and a stored time (`money.chain.microseconds`)."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(microseconds_of, "postgresql")
+def _microseconds_on_postgresql(
+    element: microseconds_of,
+    compiler: SQLCompiler,
+    **options: Any,  # noqa: ANN401
+) -> str:
+    return f"CAST(extract(epoch FROM {compiler.process(element.clauses, **options)}) * 1000000 AS BIGINT)"
+
+
+@compiles(microseconds_of, "sqlite")
+def _microseconds_on_sqlite(element: microseconds_of, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    at = compiler.process(element.clauses, **options)
+    return f"(strftime('%s', {at}) * 1000000 + substr({at}, 21))"
+
+
+class count_keys(GenericFunction[int]):  # noqa: N801  a function of SQL
+    """How many keys a JSON object has; NULL for what is no object."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(count_keys, "postgresql")
+def _keys_on_postgresql(element: count_keys, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    value = compiler.process(element.clauses, **options)
+    keys = f"(SELECT count(*) FROM json_object_keys({value}))"  # noqa: S608  no input
+    return f"CASE WHEN json_typeof({value}) = 'object' THEN {keys} END"
+
+
+@compiles(count_keys, "sqlite")
+def _keys_on_sqlite(element: count_keys, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    value = compiler.process(element.clauses, **options)
+    return f"CASE WHEN json_type({value}) = 'object' THEN (SELECT count(*) FROM json_each({value})) END"  # noqa: S608  no input
 
 
 def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -1,63 +1,95 @@
-"""Audits: every invariant of the money is checked, over the whole history or over what is new since the last audit.
+"""Audits: every invariant of the money is checked, on what is new and on a part of what was checked before.
 
-An audit that finds nothing leaves marks, in its own transaction: for each account its last entry and the balance there,
-and the time of the audit. The next one continues from the marks, so its work does not grow with the history. Why this
-leaves no gap:
+An audit leaves marks, in its own transaction: for each account its last entry, and what it left; and the time of the
+audit. The next one continues from the marks, so its work does not grow with the history. Why this leaves no gap:
 
 * **Entries** are found by number, not by time. The ledger numbers them while the account is locked, so they become
   visible in that order: an entry that is not committed yet has a higher number than the mark. For each new entry its
-  charge, refund or order is looked up, and the new entries must add up to the difference of the balance.
+  charges, refunds, order or correction is looked up, and its hash must follow from the one that the mark has.
 * **Charges and orders** are found by time, for the opposite direction: a charge without an entry moves no account. They
   are read from the time of the last audit on, with an overlap. `created_at`, `refunded_at` and `at` are when the
   transaction that writes them began, by the database's clock, so a row may appear later than its time says: by as long
   as that transaction takes. A worker that stood still for longer within it may be late with a charge. That is looked up
-  with its entry only, as above, until an audit of the whole history.
-* **Usage** is checked for accounts of which more was rolled up since the mark: the days add up to what was spent, and
-  that, with what was added, to the balance there. Each single day is checked by an audit of the whole history.
-* **A change to something marked** is seen by an audit of the whole history only.
+  with its entry, as above, and by the circle.
+* **What was checked before** is checked again in a circle (audit_marks.py), by the same queries.
+* **How things stand now** is checked as a whole: users, accounts, leases, what waits, and the database's own guards.
 
-While there are findings the marks stay, so every audit finds a fault again until it is repaired.
+What is found is kept (findings.py). The marks of its account stay until it is resolved or acknowledged; all others move
+on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, select
 
 from models.database.engine import Database
-from models.database.schema import accounts, audit_marks, audit_progress, usage_marks
+from models.database.guards import broken_guards
+from models.database.schema import audit_progress
 from models.database.statements import insert, search_by_index
 from models.messages.base import Json
-from models.reports.audit_scope import WHOLE_HISTORY, AuditScope, Invariant, rolled_since_mark
-from models.reports.invariants import examined_counts, history_invariants, state_invariants
-from models.reports.rollup import same_account
+from models.reports.audit_marks import check_first, move_circle, move_marks, new_stretches, next_again
+from models.reports.audit_scope import (
+    BEGINNING,
+    END,
+    AuditScope,
+    Stretch,
+    examined_counts,
+    given_stretches,
+    stretch_params,
+    whole_history,
+)
+from models.reports.findings import (
+    SUBJECT_MAX,
+    Finding,
+    alarming_findings,
+    holding_accounts,
+    record_findings,
+    resolve_checked,
+)
+from models.reports.invariants import Invariant, history_invariants, state_invariants
 
 FINDINGS_MAX = 100
-"""Findings that are reported for each invariant; more would say nothing new."""
+"""Findings that are read for each invariant; more would say nothing new. Nothing moves on then."""
 MARGIN = timedelta(minutes=20)
 """Twice the longest that one transaction of the ledger can take (fewer than ten statements, each ended by the database
 after a minute). The 5 s by which clocks may differ (worker/preflight.py) are small beside it."""
+NO_PARAMETERS: Mapping[str, Any] = {}
+GUARDS = "The database has its constraints and triggers"
+"""The invariant that is checked by the database's catalogue (database/guards.py)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One violation of an invariant."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRules:
+    """What an audit has to know: how long workers retry a transaction, and the longest that a job waits for an attempt.
 
-    invariant: str
-    subject: str
-    difference: str
+    A message may be unknown for `unknown_for`. `again` is how much of what was checked before is checked again:
+    entries, and credits charged and given back.
+    """
+
+    retried_for: timedelta
+    longest_wait: timedelta
+    unknown_for: timedelta
+    again: int
+
+    @property
+    def overlap(self) -> timedelta:
+        """How much later than its time says a row may appear."""
+        return self.retried_for + MARGIN
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found, and how many rows of each table with history it examined."""
+    """All findings that alarm now, and how many rows of each table with history were examined, and examined again."""
 
     findings: list[Finding]
     whole: bool
     since: datetime | None
     """The time from which on charges and orders were examined; None: all of them."""
     examined: dict[str, int] = field(default_factory=dict)
+    again: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> Json:
         """Return the report as an answer."""
@@ -66,6 +98,7 @@ class AuditReport:
             "full": self.whole,
             "since": self.since.isoformat() if self.since else None,
             "examined": self.examined,
+            "again": self.again,
             "findings": [
                 {"invariant": finding.invariant, "subject": finding.subject, "difference": finding.difference}
                 for finding in self.findings
@@ -73,72 +106,103 @@ class AuditReport:
         }
 
 
-def run_audit(database: Database, now: datetime, *, retried_for: timedelta, whole: bool = False) -> AuditReport:
-    """Audit what is new, or the whole history, and move the marks if nothing was found.
-
-    `retried_for` is how long workers retry a transaction. An audit of the whole history that finds something removes
-    the marks, so that the next audit starts from nothing.
-    """
-    return database.write_isolated(lambda connection: _audit(connection, now, retried_for, whole=whole))
+def run_audit(database: Database, now: datetime, rules: AuditRules, *, whole: bool = False) -> AuditReport:
+    """Audit what is new and a part of what is not, or the whole history; keep what is found, and move the marks."""
+    return database.write_isolated(lambda connection: audit_once(connection, now, rules, whole=whole))
 
 
-def _audit(connection: Connection, now: datetime, retried_for: timedelta, *, whole: bool) -> AuditReport:
-    if whole and connection.dialect.name == "postgresql":
+def audit_once(connection: Connection, now: datetime, rules: AuditRules, *, whole: bool = False) -> AuditReport:
+    """Do the same in the caller's transaction."""
+    checked_at = connection.execute(select(audit_progress.c.checked_at)).scalar()
+    if whole or checked_at is None:
+        return _audit_whole(connection, now, rules)
+    return _audit_next(connection, now, rules, checked_at - rules.overlap)
+
+
+def _audit_whole(connection: Connection, now: datetime, rules: AuditRules) -> AuditReport:
+    if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes its time
         connection.exec_driver_sql("SET LOCAL enable_seqscan = on")  # and is read fastest in its own order
-    scope = WHOLE_HISTORY if whole else scope_since_marks(connection, retried_for)
-    findings = list(find_violations(connection, state_invariants(now)))
-    if not whole:
-        search_by_index(connection)
-    findings += find_violations(connection, history_invariants(scope))
-    examined = {table: connection.execute(query).scalar_one() for table, query in examined_counts(scope).items()}
-    if whole:
-        connection.execute(delete(audit_marks))
-        connection.execute(delete(audit_progress))
-    if not findings:
-        _mark(connection, now, whole=whole)
-    return AuditReport(findings, whole, scope.since, examined)
+    scope = whole_history()
+    found, cut = _find(connection, [*_state(now, rules), *history_invariants(scope)])
+    found += find_broken_guards(connection)
+    record_findings(connection, found, now, cut=cut, by_whole=True)
+    move_marks(connection, now, now - rules.overlap, whole=True)
+    check_first(connection)
+    _note_progress(connection, now, whole=not found)
+    return AuditReport(alarming_findings(connection), whole=True, since=None, examined=_count(connection, scope))
 
 
-def scope_since_marks(connection: Connection, retried_for: timedelta) -> AuditScope:
-    """Return the scope that the marks do not cover."""
-    checked_at = connection.execute(select(audit_progress.c.checked_at)).scalar()
-    return AuditScope(marked=True, since=checked_at - retried_for - MARGIN if checked_at else None)
+def _audit_next(connection: Connection, now: datetime, rules: AuditRules, since: datetime) -> AuditReport:
+    search_by_index(connection)
+    found, cut = _find(connection, _state(now, rules))
+    found += find_broken_guards(connection)
+    new = new_stretches(connection, since)
+    again = next_again(connection, rules.again)
+    repeated = [each.stretch for each in again]
+    scope = given_stretches(connection.dialect.name)
+    everything = stretch_params(connection, [*new, *repeated], _recent(new, since))
+    found_in_history, cut_in_history = _find(connection, history_invariants(scope), everything)
+    record_findings(connection, [*found, *found_in_history], now, cut=cut | cut_in_history, by_whole=False)
+    if not cut_in_history:
+        held = holding_accounts(connection)
+        resolve_checked(connection, move_circle(connection, again, held, now), now)
+        move_marks(connection, now, now - rules.overlap, whole=False)
+        _note_progress(connection, now, whole=False)
+    examined = _count(connection, scope, stretch_params(connection, new, since))
+    counted_again = _count(connection, scope, stretch_params(connection, repeated, END))
+    return AuditReport(
+        alarming_findings(connection),
+        whole=False,
+        since=since,
+        examined=examined,
+        again={"accounts": len(again), **counted_again},
+    )
 
 
-def find_violations(connection: Connection, invariants: Sequence[Invariant]) -> Iterator[Finding]:
+def _recent(new: Sequence[Stretch], since: datetime) -> datetime:
+    """Return the time from which on refunds are looked at: that of the account that is held for the longest time."""
+    return min([since, *(stretch.since for stretch in new if stretch.since > BEGINNING)])
+
+
+def _state(now: datetime, rules: AuditRules) -> list[Invariant]:
+    longest_wait = rules.longest_wait + MARGIN
+    return state_invariants(now, longest_wait=longest_wait, unknown_for=rules.unknown_for)
+
+
+def _find(
+    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any] = NO_PARAMETERS
+) -> tuple[list[Finding], set[str]]:
+    """Return what violates the invariants, and the invariants with more violations than are read."""
+    found = list(find_violations(connection, invariants, parameters))
+    names = [finding.invariant for finding in found]
+    return found, {name for name in set(names) if names.count(name) >= FINDINGS_MAX}
+
+
+def _count(connection: Connection, scope: AuditScope, parameters: Mapping[str, Any] = NO_PARAMETERS) -> dict[str, int]:
+    return {
+        table: connection.execute(query, parameters).scalar_one() for table, query in examined_counts(scope).items()
+    }
+
+
+def find_violations(
+    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any] = NO_PARAMETERS
+) -> Iterator[Finding]:
     """Yield what violates each of these invariants, in the caller's transaction."""
     for invariant in invariants:
-        for row in connection.execute(invariant.violations.limit(FINDINGS_MAX)):
-            subject, *difference = row
-            yield Finding(invariant.name, str(subject), ", ".join(str(part) for part in difference))
+        for row in connection.execute(invariant.violations.limit(FINDINGS_MAX), parameters):
+            org_id, account_id, subject, *difference = row
+            words = ", ".join(str(part) for part in difference)
+            yield Finding(invariant.name, str(subject)[:SUBJECT_MAX], words, org_id, account_id)
 
 
-def _mark(connection: Connection, now: datetime, *, whole: bool) -> None:
-    """Note how far everything was found to hold. Only marks are written, and nothing of the ledger is locked."""
-    is_outdated = or_(audit_marks.c.seq.is_(None), audit_marks.c.seq != accounts.c.seq, rolled_since_mark)
-    moved = (
-        select(
-            accounts.c.org_id,
-            accounts.c.id,
-            accounts.c.seq,
-            accounts.c.available,
-            accounts.c.debt,
-            accounts.c.hash,
-            usage_marks.c.seq,
-        )
-        .outerjoin_from(accounts, audit_marks, same_account(audit_marks))
-        .outerjoin(usage_marks, same_account(usage_marks))
-        .where(is_outdated)
-    )
-    columns = ("seq", "balance", "debt", "hash", "usage_seq")
-    marks = insert(connection, audit_marks).from_select(["org_id", "account_id", *columns], moved)
-    connection.execute(
-        marks.on_conflict_do_update(
-            index_elements=[audit_marks.c.org_id, audit_marks.c.account_id],
-            set_={name: marks.excluded[name] for name in columns},
-        )
-    )
+def find_broken_guards(connection: Connection) -> Iterator[Finding]:
+    """Yield the constraints and triggers of the database that are missing or do not work."""
+    for guard, difference in broken_guards(connection):
+        yield Finding(GUARDS, guard, difference)
+
+
+def _note_progress(connection: Connection, now: datetime, *, whole: bool) -> None:
     progress = {"checked_at": now, **({"whole_at": now} if whole else {})}
     connection.execute(
         insert(connection, audit_progress)

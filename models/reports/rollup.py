@@ -15,6 +15,7 @@ from sqlalchemy import (
     Connection,
     Date,
     FromClause,
+    Select,
     and_,
     case,
     func,
@@ -156,18 +157,20 @@ def is_refunded_by(entry: FromClause) -> ColumnElement[bool]:
 
 
 def charged_by_entries(condition: ColumnElement[bool]) -> FromClause:
-    """Return what the entries that meet a condition charged and gave back, charge by charge.
+    """Return what the entries that meet a condition charged and gave back, charge by charge."""
+    return charged_by(select(*USAGE_ENTRY).where(condition, is_usage_entry))
 
-    The entries are materialized, so that every planner begins with them, and not with all charges of a sender or a
-    period.
+
+USAGE_ENTRY = tuple(entries.c[name] for name in ("org_id", "account_id", "cause_kind", "cause_id", "at"))
+"""The columns by which the charges of an entry are found."""
+
+
+def charged_by(usage_entries: Select[*tuple[Any, ...]]) -> FromClause:
+    """Return the same for the entries that a query with the columns `USAGE_ENTRY` returns.
+
+    They are materialized, so that every planner begins with them, and not with all charges of a sender or a period.
     """
-    names = ("org_id", "account_id", "cause_kind", "cause_id", "at")
-    entry = (
-        select(*(entries.c[name] for name in names))
-        .where(condition, is_usage_entry)
-        .cte("usage_entries")
-        .prefix_with("MATERIALIZED")
-    )
+    entry = usage_entries.cte("usage_entries").prefix_with("MATERIALIZED")
     columns = entry.c.org_id, entry.c.account_id, charges.c.sender, charges.c.created_at, charges.c.kind
     charged = select(*columns, charges.c.credits.label("credits"), literal(1).label("messages")).join_from(
         entry, charges, (entry.c.cause_kind == "charge") & is_charged_by(entry)

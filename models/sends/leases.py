@@ -20,6 +20,7 @@ from sqlalchemy import (
     FromClause,
     Insert,
     Integer,
+    Select,
     String,
     Update,
     bindparam,
@@ -177,12 +178,17 @@ def is_held(attempt: FromClause, state: ColumnElement[str] = _SENDING) -> Column
     )
 
 
+def leased_jobs(under: ColumnElement[bool] | None = None) -> Select[int, str]:
+    """Return the keys of the jobs that leases name: any lease, or those for which the condition `under` holds."""
+    job_id = json_elements(leases.c.job_ids).table_valued("value", name="leased_job")
+    named = select(leases.c.org_id, job_id.c.value.label("job_id")).select_from(leases.join(job_id, true()))
+    return named if under is None else named.where(under)
+
+
 def is_leased(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     """Whether a charge is being sent and a lease names it: any lease, or one for which the condition `under` holds."""
-    job_id = json_elements(leases.c.job_ids).table_valued("value", name="leased_job")
-    named = select(leases.c.org_id, job_id.c.value).select_from(leases.join(job_id, true()))
     key = (charges.c.org_id, charges.c.job_id)
-    return is_selected(key, named if under is None else named.where(under)) & (charges.c.state == State.SENDING)
+    return is_selected(key, leased_jobs(under)) & (charges.c.state == State.SENDING)
 
 
 def lock_expired(connection: Connection, now: datetime, limit: int) -> list[LeaseKey]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from sqlalchemy import Connection
 
 from models.database.engine import Database
-from models.reports.audit import AuditReport, run_audit
+from models.reports.audit import AuditReport, AuditRules, run_audit
 from models.sends.carrier import Outcome, Receipt
 from models.sends.retry_policy import RetryPolicy
 from tasks import upkeep
+from tests.audits import LONGEST_WAIT, UNKNOWN_FOR
 from tests.factories import buy, email_job, purchase_order, save_people, share, sms_job
 from tests.fakes import (
     ACCEPTED,
@@ -34,9 +36,13 @@ EVENING = NOON + timedelta(hours=5)
 """When the busy day is over."""
 
 
-def audit(database: Database, now: datetime = NOON, *, whole: bool = False) -> AuditReport:
-    """Audit what is new, or the whole history."""
-    return run_audit(database, now, retried_for=RETRIED_FOR, whole=whole)
+RULES = AuditRules(retried_for=RETRIED_FOR, longest_wait=LONGEST_WAIT, unknown_for=UNKNOWN_FOR, again=20_000)
+"""What audits have to know. They check everything again that tests write."""
+
+
+def audit(database: Database, now: datetime = NOON, *, whole: bool = False, again: int = RULES.again) -> AuditReport:
+    """Audit what is new and something again, or the whole history."""
+    return run_audit(database, now, replace(RULES, again=again), whole=whole)
 
 
 def have_a_busy_day(database: Database) -> None:
@@ -79,31 +85,51 @@ def have_a_busy_day(database: Database) -> None:
 
 
 @contextmanager
-def unguarded(database: Database) -> Iterator[Connection]:
-    """Give a transaction without constraints and triggers, to do the damage of a broken disk or a careless hand."""
+def unguarded(database: Database, *, checks: bool = True) -> Iterator[Connection]:
+    """Give a transaction without triggers and foreign keys, to do the damage of a broken disk or a careless hand.
+
+    Without `checks`, CHECK constraints are off too. Everything is in place again afterwards.
+    """
     with database.engine.connect() as connection:
-        if database.is_sqlite:
-            raw: Any = connection.connection.dbapi_connection
-            triggers = raw.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
-            for pragma in ("foreign_keys = OFF", "ignore_check_constraints = ON"):
-                raw.execute(f"PRAGMA {pragma}")
-            for (name,) in triggers:
-                raw.execute(f"DROP TRIGGER {name}")
-        with connection.begin():
-            if not database.is_sqlite:
-                connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-                checks = connection.exec_driver_sql(
-                    "SELECT conrelid::regclass::text, conname FROM pg_constraint "
-                    "WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
-                ).all()
-                for table, name in checks:
-                    connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+        off = _off_on_sqlite if database.is_sqlite else _off_on_postgresql
+        with connection.begin(), off(connection, checks=checks):
             yield connection
         connection.invalidate()  # its pragmas must not come back from the pool
 
 
-def damage(database: Database, *statements: str) -> None:
-    """Run statements that no constraint and no trigger prevents."""
-    with unguarded(database) as connection:
+@contextmanager
+def _off_on_sqlite(connection: Connection, *, checks: bool) -> Iterator[None]:
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute("ROLLBACK")  # foreign keys can be turned off outside of a transaction only
+    raw.execute("PRAGMA foreign_keys = OFF")
+    raw.execute(f"PRAGMA ignore_check_constraints = {'OFF' if checks else 'ON'}")
+    raw.execute("BEGIN IMMEDIATE")
+    triggers = raw.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        raw.execute(f"DROP TRIGGER {name}")
+    yield
+    for _, statement in triggers:
+        raw.execute(statement)
+
+
+@contextmanager
+def _off_on_postgresql(connection: Connection, *, checks: bool) -> Iterator[None]:
+    connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+    dropped = [] if checks else connection.exec_driver_sql(
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+    ).all()  # fmt: skip
+    for table, name, _ in dropped:
+        connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+    yield
+    for table, name, definition in dropped:
+        connection.exec_driver_sql(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition} NOT VALID")
+    if dropped:
+        connection.exec_driver_sql("UPDATE pg_constraint SET convalidated = true WHERE contype = 'c'")
+
+
+def damage(database: Database, *statements: str, checks: bool = True) -> None:
+    """Run statements that no trigger and no foreign key prevents, and no CHECK constraint without `checks`."""
+    with unguarded(database, checks=checks) as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)

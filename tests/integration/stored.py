@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from models.database.engine import Database
 from models.database.schema import dead_letters, decisions, leases
-from models.reports.audit import Finding
+from models.reports.findings import Finding
 from models.sends.charges import Charge, find_charges
 from tests import entries
 from tests.audits import audit_everything

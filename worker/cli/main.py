@@ -14,12 +14,14 @@ from models.errors import PostageError
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.enqueue import enqueue
+from worker.cli.findings import findings
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
 from worker.cli.send import send_email, send_sms
 from worker.cli.session import Session
 from worker.cli.status import audit, status
 from worker.cli.unknown import unknown
 from worker.cli.up import up
+from worker.cli.verify import verify
 from worker.cli.views import billing, changes, entry, orders, overview, statement, usage, users
 from worker.preflight import DATABASE_ERRORS, explain_failure
 
@@ -28,7 +30,7 @@ COMMANDS = (
     *(send_email, send_sms, enqueue),
     *(buy, reverse, adjust, share),
     *(overview, usage, orders, statement, entry, billing, users, changes),
-    *(status, audit, unknown, dead, inspect, control),
+    *(status, audit, findings, verify, unknown, dead, inspect, control),
 )
 
 

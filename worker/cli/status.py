@@ -6,6 +6,7 @@ import click
 
 from models.database.engine import transaction_time
 from models.reports.audit import run_audit
+from tasks.upkeep import audit_rules
 from worker.cli import tables
 from worker.cli.monitor import job_answer, overall
 from worker.cli.output import json_option, print_answer
@@ -29,13 +30,17 @@ def status(*, job_id: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Check the whole history again, not only what is new since the last audit.")
+@click.option("--full", is_flag=True, help="Check the whole history, not only what is new and a part of the rest.")
 @json_option
 @needs(Need.DATABASE)
 def audit(*, full: bool, as_json: bool) -> None:
-    """Check every invariant of the money. Exits with 0 only if all hold; names what differs."""
+    """Check every invariant of the money; names what differs.
+
+    Exits with 0 only if nothing was found that still stands and that nobody has acknowledged (`postage findings`).
+    """
     session = current_session()
     database = session.context.database
-    retried_for = timedelta(seconds=session.configured.database_wait_s)  # by workers, not by this command
-    report = run_audit(database, database.read(transaction_time), retried_for=retried_for, whole=full)
+    by_workers = timedelta(seconds=session.configured.database_wait_s)  # this command waits for less
+    rules = audit_rules(session.context, retried_for=by_workers)
+    report = run_audit(database, database.read(transaction_time), rules, whole=full)
     print_answer(report.as_json(), as_json=as_json, table=tables.audit)

@@ -354,13 +354,50 @@ def audit(console: Console, answer: Json) -> None:
     looked_at = ", ".join(f"{count} {table}" for table, count in answer["examined"].items())
     since = "the whole history" if answer["full"] else f"since {moment(answer['since']) or 'the beginning'}"
     console.print(f"Looked at {looked_at}: {since}.")
+    if answer["again"]:
+        looked_again_at = ", ".join(f"{count} {table}" for table, count in answer["again"].items())
+        console.print(f"Looked again at {looked_again_at}.")
     if not answer["findings"]:
         console.print("Every invariant of the money holds.", style="green")
         return
     rows = table("Invariants that do not hold", "invariant", "where", "difference")
     for finding in answer["findings"]:
-        rows.add_row(finding["invariant"], finding["subject"], finding["difference"])
+        rows.add_row(finding["invariant"], Text(finding["subject"]), Text(finding["difference"]))
     console.print(rows)
+    console.print("`postage findings list` shows since when; `postage findings acknowledge` says why they may stand.")
+
+
+def findings(console: Console, answer: Json) -> None:
+    """Print findings of audits."""
+    for finding_id in answer.get("not_alarming", ()):
+        console.print(f"{finding_id}: it does not alarm, so there is nothing to acknowledge.", style="red")
+    if not answer["rows"]:
+        console.print("No findings.", style="green")
+        return
+    rows = table("Findings", "id", "invariant", "where", "difference", "since", "state")
+    for row in answer["rows"]:
+        rows.add_row(str(row["id"]), row["invariant"], Text(row["subject"]), Text(row["difference"]),
+                     moment(row["first_at"]), Text(_finding_state(row)))  # fmt: skip
+    console.print(rows)
+
+
+def _finding_state(row: Json) -> str:
+    if row["resolved_at"]:
+        return f"resolved {moment(row['resolved_at'])}"
+    if row["acknowledged_at"]:
+        return f"acknowledged by {row['acknowledged_by']}: {row['note']}"
+    return "alarms"
+
+
+def verified(console: Console, answer: Json) -> None:
+    """Print what is wrong with a statement."""
+    console.print(f"{answer['entries']} entries of {answer['accounts']} accounts.")
+    for sentence in answer["notes"]:
+        console.print(Text(sentence), style="yellow")
+    for sentence in answer["faults"]:
+        console.print(Text(sentence), style="red")
+    if not answer["faults"]:
+        console.print("Hashes, numbers, sums and contents agree.", style="green")
 
 
 def enqueued(console: Console, answer: Json) -> None:

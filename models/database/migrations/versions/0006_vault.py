@@ -373,7 +373,12 @@ def _create_tables() -> None:
         sa.Column("debt", sa.BigInteger(), nullable=False),
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("usage_seq", sa.BigInteger(), nullable=True),
-        sa.Column("whole_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("whole_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("again_seq", sa.BigInteger(), nullable=True),
+        sa.Column("again_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("held_seq", sa.BigInteger(), nullable=True),
+        sa.Column("held_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("org_id", "account_id", name=op.f("pk_audit_marks")),
     )
     op.create_table(
@@ -543,11 +548,15 @@ def _create_tables() -> None:
     op.create_table(
         "findings",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("org_id", sa.Integer(), nullable=False),
+        sa.Column("account_id", sa.BigInteger(), nullable=True),
+        sa.Column("by_whole", sa.Boolean(), nullable=False),
         sa.Column("invariant", sa.String(length=120), nullable=False),
         sa.Column("subject", sa.String(length=200), nullable=False),
         sa.Column("difference", sa.Text(), nullable=False),
         sa.Column("first_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("resolved_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("acknowledged_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("acknowledged_by", sa.String(length=64), nullable=True),
         sa.Column("note", sa.String(length=500), nullable=True),
@@ -555,7 +564,7 @@ def _create_tables() -> None:
             "(acknowledged_at IS NULL) = (acknowledged_by IS NULL)", name=op.f("ck_findings_acknowledged_by_somebody")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_findings")),
-        sa.UniqueConstraint("invariant", "subject", name=op.f("uq_findings_invariant_subject")),
+        sa.UniqueConstraint("org_id", "invariant", "subject", name=op.f("uq_findings_org_id_invariant_subject")),
     )
     op.create_table(
         "leases",
