@@ -24,6 +24,7 @@ from models.sends.answers import send_answer
 from tasks import billing, sending
 from tasks.context import Context, utc_now
 from tests.audits import audit_everything
+from tests.chains import broken_links
 from tests.servers import PostgresServer, ValkeyServer, _postgres_bin
 from worker.carriers.null import NullCarrier
 
@@ -193,6 +194,9 @@ class Place:
             for finding in audit_everything(connection, utc_now()):
                 msg = f"the audit found: {finding.invariant}, {finding.subject}, {finding.difference}"
                 raise SideError(msg)
+            for entry in broken_links(connection):
+                msg = f"the hash chain is broken: {entry}"
+                raise SideError(msg)
 
 
 @contextmanager
@@ -250,7 +254,7 @@ def make_people(database: Database, owners: int = OWNERS) -> None:
 
 
 def _send(context: Context, message: SendEmail) -> Json:
-    [charge] = chain.from_iterable(sending.send(context, [sending.as_send_job("email.send", message)]))
+    [(_, charge)] = chain.from_iterable(sending.send(context, [sending.as_send_job(message)]))
     return send_answer(charge)
 
 

@@ -169,7 +169,7 @@ class LedgerAlone:
 
 def _job(email: Json) -> SendJob:
     message: Any = parse("email.send", email)
-    return sending.as_send_job("email.send", message)
+    return sending.as_send_job(message)
 
 
 @dataclass(frozen=True)

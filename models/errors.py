@@ -3,7 +3,8 @@
     PostageError                something expected; its message is a sentence that a person can act on
     ├── Refused                 a job was refused: answered and recorded with its reason, nothing was changed
     └── OperatorError           a command or a process cannot go on until somebody mends what the sentence names
-        └── DatabaseBehindError the database lacks a migration that this code needs
+        ├── DatabaseBehindError the database lacks a migration that this code needs
+        └── DatabaseAheadError  the database has a migration that this code does not know
 
 Anything else that is raised is a bug, and stays loud.
 """
@@ -44,6 +45,12 @@ class Reason(enum.StrEnum):
     """The carrier could not be reached, or said "not now", until the attempts were used up."""
     NOT_FOUND = "not_found"
     """What the message names does not exist, or this viewer may not know that it does."""
+    STALE = "stale"
+    """An older version of what was saved than the one that stands."""
+    TOO_LARGE = "too_large"
+    """What a viewer asked for takes the database longer than a statement may."""
+    NOTHING_REMAINING = "nothing_remaining"
+    """Everything that the reversal asks for was reversed already."""
 
 
 class PostageError(Exception):
@@ -65,3 +72,7 @@ class OperatorError(PostageError):
 
 class DatabaseBehindError(OperatorError):
     """The database lacks migrations that this code needs. Run `postage migrate`."""
+
+
+class DatabaseAheadError(OperatorError):
+    """The database has migrations of a newer release. Upgrade the code, or restore a backup from before them."""

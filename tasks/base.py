@@ -22,7 +22,7 @@ from models.messages.answer import Answer, refused_answer
 from models.messages.base import Json, TaskMessage
 from models.messages.wire import MESSAGES, parse
 from models.sends.dead_letters import DeadLetter, Status, is_keepable, keep_letters
-from models.sends.refusals import record_refusal
+from models.sends.refusals import Refusal, record_refusals
 from models.text import sanitize
 from tasks.context import Context
 from tasks.job_ids import ID_FIELDS, USER_FIELDS, first_id
@@ -113,23 +113,38 @@ class PostageTask(Task):  # type: ignore[type-arg]
     ) -> list[tuple[int, Answer]]:
         """Record the refusals among the results, and return the answers."""
         self._record_refused(context, [(arrivals[place], result) for place, result in results])
-        return [(place, self._answer(arrivals[place], result)) for place, result in results]
+        answers = [(place, self._answer(arrivals[place], result)) for place, result in results]
+        self._log([(arrivals[place], answer) for place, answer in answers])
+        return answers
 
     def _answer(self, arrival: Arrival, result: Result) -> Answer:
         if isinstance(result, Refused):
-            fields = self._key_field(arrival) | refused_answer(result.reason, result.detail)
-        else:
-            fields = result
-        log.log(
-            self.log_level,
-            "answered",
-            job=self._job_id(arrival),
-            sender=arrival.user,
-            payer=fields.get("paid_by"),
-            status=fields.get("status"),
-            reason=fields.get("reason"),
-        )
-        return Answer(fields)
+            return Answer(self._key_field(arrival) | refused_answer(result.reason, result.detail))
+        return Answer(result)
+
+    def _log(self, answered: Sequence[tuple[Arrival, Answer]]) -> None:
+        """Log each answer, at DEBUG; above it, one line says of all messages that were simply sent together."""
+        together = [answer for _, answer in answered if answer.fields.get("status") == "sent"]
+        if len(together) > 1 and not log.is_enabled_for(logging.DEBUG):
+            log.log(
+                self.log_level,
+                "answered",
+                status="sent",
+                jobs=[answer["job_id"] for answer in together],
+                senders=sorted({answer["sender"] for answer in together}),
+                payers=sorted({answer["paid_by"] for answer in together}),
+            )
+            answered = [one for one in answered if one[1].fields.get("status") != "sent"]
+        for arrival, answer in answered:
+            log.log(
+                self.log_level,
+                "answered",
+                job=self._job_id(arrival),
+                sender=arrival.user,
+                payer=answer.fields.get("paid_by"),
+                status=answer.fields.get("status"),
+                reason=answer.fields.get("reason"),
+            )
 
     def _record_refused(self, context: Context, results: Sequence[tuple[Arrival, Result]]) -> None:
         """Store what was refused, in one transaction: a dead letter, and the refusal if no charge records it."""
@@ -139,25 +154,26 @@ class PostageTask(Task):  # type: ignore[type-arg]
             for arrival, result in refused
             for letter in self._letter(context, arrival, "refused", *_reason_of(result))
         ]
-        unrecorded = [(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
+        unrecorded = [self._refusal(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
         if not letters and not unrecorded:
             return
 
         def store(connection: Connection) -> None:
             now = context.now()
-            for arrival, why in unrecorded:
-                record_refusal(
-                    connection,
-                    task=self.name,
-                    task_id=arrival.task_id,
-                    key=arrival.job_id,
-                    person=arrival.user,
-                    why=why,
-                    now=now,
-                )
+            record_refusals(connection, unrecorded, now)
             keep_letters(connection, letters, now)
 
         context.database.write(store)
+
+    def _refusal(self, arrival: Arrival, why: Refused) -> Refusal:
+        return Refusal(
+            task=self.name,
+            task_id=arrival.task_id,
+            key=arrival.job_id,
+            person=arrival.user,
+            reason=why.reason,
+            detail=why.detail,
+        )
 
     def _letter(
         self, context: Context, arrival: Arrival, status: Status, reason: str | None, detail: str

@@ -1,24 +1,25 @@
-"""`credits.purchase`, `credits.set_owner`, and the saving of users, roles and plans: one short transaction each."""
+"""Purchases and corrections, changes of owner, and the saving of users, roles and plans: one short transaction each."""
 
 from celery import shared_task
 from sqlalchemy import Connection
 
 from models.messages.base import Json
-from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import Adjustment, Purchase, Reversal, SavePlan, SaveRole, SaveUser, SetOwner
 from models.money import ledger
+from models.money.adjustments import adjust_credits
 from models.money.orders import place_order, upsert_plan
+from models.money.reversals import reverse_order
 from models.sends.charges import adopt_refused
 from models.users.roles import upsert_role
 from models.users.sharing import set_credit_owner
-from models.users.users import fence_users, upsert_user
+from models.users.users import take_user_locks, upsert_user
 from tasks.base import PostageTask
 from tasks.context import Context
 
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    digest = order.digest("credits.purchase")
-    placed = context.database.write(lambda connection: place_order(connection, order, digest, context.now()))
+    placed = context.database.write(lambda connection: place_order(connection, order, context.now()))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
         paid_by=placed.buyer_id,
@@ -29,10 +30,30 @@ def purchase(context: Context, order: Purchase) -> Json:
     )
 
 
+def reverse(context: Context, reversal: Reversal) -> Json:
+    """Take back the credits of an order that was paid back."""
+    taken = context.database.write(lambda connection: reverse_order(connection, reversal, context.now()))
+    return {"reversal_id": reversal.reversal_id} | _done(
+        order_id=taken.order_id,
+        kind=taken.kind,
+        buyer=taken.buyer_id,
+        owner=taken.owner_id,
+        credits={"email": taken.email, "sms": taken.sms},
+        debt={"email": taken.email_debt, "sms": taken.sms_debt},
+    )
+
+
+def adjust(context: Context, adjustment: Adjustment) -> Json:
+    """Correct by hand what a credit owner holds."""
+    made = context.database.write(lambda connection: adjust_credits(connection, adjustment, context.now()))
+    return {"adjustment_id": adjustment.adjustment_id} | _done(
+        actor=made.actor_id, owner=made.owner_id, credits={"email": made.email, "sms": made.sms}
+    )
+
+
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    digest = change.digest("credits.set_owner")
-    context.database.write(lambda connection: set_credit_owner(connection, change, digest, context.now()))
+    context.database.write(lambda connection: set_credit_owner(connection, change, context.now()))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
@@ -43,7 +64,7 @@ def save_user(context: Context, user: SaveUser) -> Json:
         now = context.now()
         org_id = upsert_user(connection, user, now)
         if org_id is not None:
-            fence_users(connection, [user.user_id], to_change=True)  # charges that have not seen them end before
+            take_user_locks(connection, [user.user_id], to_change=True)  # charges that have not seen them end before
             ledger.open_accounts(connection, org_id, user.user_id, now)
             adopt_refused(connection, org_id, user.user_id)
 
@@ -53,13 +74,13 @@ def save_user(context: Context, user: SaveUser) -> Json:
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.write(lambda connection: upsert_role(connection, role))
+    context.database.write(lambda connection: upsert_role(connection, role, context.now()))
     return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.write(lambda connection: upsert_plan(connection, plan))
+    context.database.write(lambda connection: upsert_plan(connection, plan, context.now()))
     return _done(plan=plan.plan)
 
 
@@ -71,6 +92,18 @@ def _done(**fields: object) -> Json:
 def credits_purchase(context: Context, message: Purchase) -> Json:
     """A purchase."""
     return purchase(context, message)
+
+
+@shared_task(name="credits.reverse", base=PostageTask)
+def credits_reverse(context: Context, message: Reversal) -> Json:
+    """A refund or a chargeback of a purchase."""
+    return reverse(context, message)
+
+
+@shared_task(name="credits.adjust", base=PostageTask)
+def credits_adjust(context: Context, message: Adjustment) -> Json:
+    """A correction by hand."""
+    return adjust(context, message)
 
 
 @shared_task(name="credits.set_owner", base=PostageTask)

@@ -16,7 +16,7 @@ from tasks.context import Context
 from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
 
 
-def send_many(context: Context, task: str, bulk: SendMany) -> Json:
+def send_many(context: Context, bulk: SendMany) -> Json:
     """Charge every message of a bulk job in one transaction, and have them sent.
 
     Raises
@@ -25,12 +25,12 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
         `invalid_job` or `conflicting_job`.
 
     """
-    digest = bulk.digest(task)
+    digest = bulk.digest()
     bulk_id = bulk.job_id or ""
     messages = list(bulk.each())
     job = SendJob(
         job_id=bulk_id,
-        task=task,
+        task=bulk.task,
         kind=bulk.kind,
         sender=bulk.sender,
         credits=sum(message.cost for message in messages),
@@ -41,7 +41,7 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
     charge = context.database.write(
         lambda connection: charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
     )
-    refusal = conflict(charge, digest)
+    refusal = conflict(charge, bulk, digest)
     if refusal is not None:
         raise refusal
     if not (charge.is_new and charge.state is State.BULK):
@@ -54,10 +54,10 @@ def send_many(context: Context, task: str, bulk: SendMany) -> Json:
 @shared_task(name="email.send_many", base=PostageTask, ignore_result=True)
 def email_send_many(context: Context, message: SendManyEmails) -> Json:
     """Up to 500 emails."""
-    return send_many(context, "email.send_many", message)
+    return send_many(context, message)
 
 
 @shared_task(name="sms.send_many", base=PostageTask, ignore_result=True)
 def sms_send_many(context: Context, message: SendManySms) -> Json:
     """Up to 500 text messages."""
-    return send_many(context, "sms.send_many", message)
+    return send_many(context, message)

@@ -2,7 +2,8 @@
 
 from models.messages.fields import ID
 
-ID_FIELDS = ("job_id", "order_id", "change_id", "user_id")
+ID_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "user_id")
+"""In the order in which they are looked for: a reversal names its order too."""
 USER_FIELDS = ("sender", "buyer", "actor", "viewer")
 
 

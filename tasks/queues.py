@@ -14,7 +14,7 @@ class Queue(enum.StrEnum):
     BULK = "bulk"
     """Bulk jobs, which are charged here and sent by the workers of their kind."""
     BILLING = "billing"
-    """Purchases, changes of owner, users, roles and plans."""
+    """Purchases, corrections, changes of owner, users, roles and plans."""
     VIEWS = "views"
     """What users look at."""
     UPKEEP = "upkeep"
@@ -29,6 +29,8 @@ ROUTES: Mapping[str, Queue] = {
     "email.send_many": Queue.BULK,
     "sms.send_many": Queue.BULK,
     "credits.purchase": Queue.BILLING,
+    "credits.reverse": Queue.BILLING,
+    "credits.adjust": Queue.BILLING,
     "credits.set_owner": Queue.BILLING,
     "users.save": Queue.BILLING,
     "roles.save": Queue.BILLING,
@@ -36,9 +38,11 @@ ROUTES: Mapping[str, Queue] = {
     "views.overview": Queue.VIEWS,
     "views.usage": Queue.VIEWS,
     "views.orders": Queue.VIEWS,
+    "views.statement": Queue.VIEWS,
     "views.billing": Queue.VIEWS,
     "views.users": Queue.VIEWS,
     "views.message": Queue.VIEWS,
+    "views.changes": Queue.VIEWS,
     "upkeep.sweep": Queue.UPKEEP,
     "upkeep.roll_up": Queue.UPKEEP,
     "upkeep.audit": Queue.UPKEEP,

@@ -4,7 +4,6 @@ The charge is committed before the carrier is called, and no database connection
 answered is settled in a second short transaction. A worker that crashes in between leaves a lease that expires.
 """
 
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -14,7 +13,10 @@ from typing import cast
 from celery import shared_task
 
 from models.errors import Reason, Refused
-from models.messages.base import Json, TaskMessage, digest
+from models.ids import new_id
+from models.messages.base import Json, TaskMessage
+from models.messages.bulk import SendMany
+from models.messages.digests import digest
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, SendJob, State
@@ -36,10 +38,8 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     Yields the places of the jobs and their charges as they stand for now, first those that are not to be sent (any
     more). The jobs are of one task; those that share an id are yielded together.
     """
-    if not jobs:
-        return
     now = context.now()
-    lease_id, lease_until = uuid.uuid4().hex, now + context.retry_policy.lease
+    lease_id, lease_until = new_id(), now + context.retry_policy.lease
     charges = context.database.write(
         lambda connection: charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
     )
@@ -54,31 +54,34 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
 
 def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[Charge]:
     """Make the next attempt of an organization's waiting jobs, given how many each has had; others are left alone."""
-    lease_id, lease_until = uuid.uuid4().hex, context.now() + context.retry_policy.lease
+    lease_id, lease_until = new_id(), context.now() + context.retry_policy.lease
     held = context.database.write(
         lambda connection: claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
     )
     return list(chain.from_iterable(deliver(context, held)))
 
 
-def as_send_job(task: str, message: SendOne) -> SendJob:
+def as_send_job(message: SendOne) -> SendJob:
     """Return a message as a job that is to be charged."""
     given = message.given()
     content = message.content(given)
     return SendJob(
         job_id=message.job_id or "",
-        task=task,
+        task=message.task,
         kind=message.kind,
         sender=message.sender,
         credits=content.cost,
-        digest=digest(task, given),
+        digest=digest(message.task, given),
         content=content.fields,
     )
 
 
-def conflict(charge: Charge, digest_of_job: str) -> Refused | None:
-    """Return the refusal of a job whose id was used for another one, or None if the charge is of the same job."""
-    if charge.digest == digest_of_job:
+def conflict(charge: Charge, message: SendOne | SendMany, known_digest: str) -> Refused | None:
+    """Return the refusal of a message whose id was used for another one, or None if the charge is of this message.
+
+    `known_digest` is the message's: nearly always it is the charge's too, and no other has to be computed.
+    """
+    if charge.digest == known_digest or message.has_digest(charge.digest):
         return None
     sentence = f"The job_id {charge.job_id} was used for another message: give this one an id of its own."
     return Refused(Reason.CONFLICTING_JOB, sentence)
@@ -91,10 +94,11 @@ class SendTask(PostageTask):
 
     def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
         """Charge and deliver the messages of a batch; yields the places and answers of those that were settled."""
-        jobs = [as_send_job(self.name, cast("SendOne", message)) for _, message in parsed]
+        messages = [cast("SendOne", message) for _, message in parsed]
+        jobs = [as_send_job(message) for message in messages]
         for group in send(context, jobs):
             yield [
-                (parsed[number][0], conflict(charge, jobs[number].digest) or send_answer(charge))
+                (parsed[number][0], conflict(charge, messages[number], jobs[number].digest) or send_answer(charge))
                 for number, charge in group
             ]
 

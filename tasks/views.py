@@ -5,20 +5,42 @@ from typing import TypeVar
 
 from celery import shared_task
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
+from models.database.engine import is_too_slow
+from models.errors import Reason, Refused
 from models.messages.base import Json
-from models.messages.views import View, ViewMessage, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
+from models.reports.changes import show_changes
 from models.reports.message_view import show_message
+from models.reports.statement import show_statement
 from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
 from tasks.base import PostageTask
 from tasks.context import Context
 
 V = TypeVar("V", bound=View)
 
+TOO_LARGE = (
+    "The database takes too long to read this: ask for a shorter time (since, until) or for an earlier page, or ask "
+    "again when it has less to do."
+)
+
 
 def read_view(context: Context, show: Callable[[Connection, V], Json], view: V) -> Json:
-    """Return what the viewer asked to see."""
-    return context.database.read(lambda connection: show(connection, view))
+    """Return what the viewer asked to see.
+
+    Raises
+    ------
+    Refused
+        `too_large` if it takes longer than a statement may.
+
+    """
+    try:
+        return context.database.read(lambda connection: show(connection, view))
+    except DBAPIError as error:
+        if not is_too_slow(error):
+            raise
+        raise Refused(Reason.TOO_LARGE, TOO_LARGE) from error
 
 
 @shared_task(name="views.overview", base=PostageTask)
@@ -39,6 +61,12 @@ def views_orders(context: Context, message: View) -> Json:
     return read_view(context, show_orders, message)
 
 
+@shared_task(name="views.statement", base=PostageTask)
+def views_statement(context: Context, message: ViewStatement) -> Json:
+    """Entries, and what is behind them."""
+    return read_view(context, show_statement, message)
+
+
 @shared_task(name="views.billing", base=PostageTask)
 def views_billing(context: Context, message: View) -> Json:
     """The viewer's own billing information."""
@@ -49,6 +77,12 @@ def views_billing(context: Context, message: View) -> Json:
 def views_users(context: Context, message: View) -> Json:
     """The users of the viewer's organization."""
     return read_view(context, show_users, message)
+
+
+@shared_task(name="views.changes", base=PostageTask)
+def views_changes(context: Context, message: ViewChanges) -> Json:
+    """Who changed what."""
+    return read_view(context, show_changes, message)
 
 
 @shared_task(name="views.message", base=PostageTask)

@@ -5,8 +5,8 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from models.reports.audit import Finding, find_violations
-from models.reports.audit_scope import WHOLE_HISTORY, AuditScope
-from models.reports.invariants import Invariant, history_invariants, state_invariants
+from models.reports.audit_scope import WHOLE_HISTORY, AuditScope, Invariant
+from models.reports.invariants import history_invariants, state_invariants
 
 
 def all_invariants(now: datetime, scope: AuditScope = WHOLE_HISTORY) -> list[Invariant]:

@@ -10,7 +10,7 @@ from models.database.engine import Database
 from models.database.schema import accounts
 from models.messages.billing import Purchase, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import SendMany
-from models.messages.sends import SendEmail, SendOne, SendSms
+from models.messages.sends import Content, SendEmail, SendOne, SendSms
 from models.messages.wire import parse
 from models.money.ledger import open_accounts
 from models.money.orders import place_order
@@ -37,8 +37,8 @@ def save_people(database: Database, now: datetime = NOON) -> None:
     with database.engine.begin() as connection:
         for organization in ("acme", "other"):
             rights: Any = ["view_user_list", "edit_user"]
-            upsert_role(connection, SaveRole(organization=organization, role="admin", rights=rights))
-            upsert_role(connection, SaveRole(organization=organization, role="member", rights=[]))
+            upsert_role(connection, SaveRole(organization=organization, role="admin", rights=rights), now)
+            upsert_role(connection, SaveRole(organization=organization, role="member", rights=[]), now)
         for person in (
             _person("john", role="admin", billing=BILLING),
             _person("peter", billing={"name": "Peter"}),
@@ -70,7 +70,7 @@ def buy(
     order = purchase_order(order_id=order_id or f"order-of-test-{next(_numbers)}", buyer=buyer, email=email, sms=sms)
     message = Purchase.model_validate(order)
     with database.engine.begin() as connection:
-        place_order(connection, message, message.digest("credits.purchase"), now)
+        place_order(connection, message, now)
     return message.order_id
 
 
@@ -78,7 +78,7 @@ def share(database: Database, user: str, owner: str, *, actor: str = "john", now
     """Let `user` spend the credits of `owner` from now on."""
     change = SetOwner(change_id=f"change-of-test-{next(_numbers)}", actor=actor, user=user, owner=owner)
     with database.engine.begin() as connection:
-        set_credit_owner(connection, change, change.digest("credits.set_owner"), now)
+        set_credit_owner(connection, change, now)
 
 
 def stock(database: Database, *, email: int = 0, sms: int = 0) -> Database:
@@ -130,9 +130,14 @@ def acme(*job_ids: str) -> list[JobKey]:
     return [JobKey(ACME, job_id) for job_id in job_ids]
 
 
+def content_of(message: SendOne) -> Content:
+    """Give what is stored of a message."""
+    return message.content(message.given())
+
+
 def cost_of(message: SendOne) -> int:
     """Give what a message costs, in credits."""
-    return message.content(message.given()).cost
+    return content_of(message).cost
 
 
 def ledger_job(given: Json) -> SendJob:
@@ -140,7 +145,7 @@ def ledger_job(given: Json) -> SendJob:
     task = "email.send" if "subject" in given else "sms.send"
     message = parse(task, given)
     assert isinstance(message, SendEmail | SendSms)
-    return sending.as_send_job(task, message)
+    return sending.as_send_job(message)
 
 
 def messages_of(bulk: SendMany) -> list[SendOne]:
@@ -150,6 +155,6 @@ def messages_of(bulk: SendMany) -> list[SendOne]:
         given = {name: value for name, value in content.fields.items() if name not in ("recipients", "segments")}
         message = parse(f"{bulk.kind}.send", {"sender": bulk.sender, **given})
         assert isinstance(message, SendEmail | SendSms)
-        assert message.content(message.given()) == content
+        assert content_of(message) == content
         messages.append(message)
     return messages

@@ -15,6 +15,7 @@ from models.sends.carrier import OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, sending, upkeep, views
+from tasks.base import Arrival
 from tasks.context import Context, Json
 from worker.app import PostageApp
 from worker.cli.session import Need, Session
@@ -114,9 +115,9 @@ def make_context(
     )
 
 
-def send(context: Context, task: str, messages: Sequence[SendOne]) -> list[Charge]:
+def send(context: Context, messages: Sequence[SendOne]) -> list[Charge]:
     """Charge and deliver messages as a worker would that took them together; their charges in the same order."""
-    jobs = [sending.as_send_job(task, message) for message in messages]
+    jobs = [sending.as_send_job(message) for message in messages]
     stand = dict(chain.from_iterable(sending.send(context, jobs)))
     return [stand[place] for place in range(len(jobs))]
 
@@ -133,6 +134,15 @@ def answer(context: Context, task: str, given: object, task_id: str = "task-1") 
         its_task.pop_request()
     fields: Json = answered.fields
     return fields
+
+
+def answer_together(context: Context, task: str, jobs: Sequence[object]) -> list[Json]:
+    """Answer jobs as a worker would that took them together; the answers in their order."""
+    app = _app_of_this_thread()
+    app.context = context
+    arrivals = [Arrival(job, f"task-{place}") for place, job in enumerate(jobs)]
+    answers = dict(chain.from_iterable(app.tasks[task].answer(arrivals)))
+    return [answers[place].fields for place in range(len(jobs))]
 
 
 def _app_of_this_thread() -> Any:

@@ -223,6 +223,10 @@ class PostgresServer(_Server):
         """Give the URL of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
+    def program(self, name: str) -> str:
+        """Give the path of one of PostgreSQL's programs."""
+        return str(self._bin / name)
+
     def create_database(self, name: str, template: str | None = None) -> None:
         """Make a database, as a copy of `template` if that is given."""
         made = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))

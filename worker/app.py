@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> PostageApp:
     register_json()
     app = PostageApp(settings)
     app.conf.update(celery_config(settings))
+    app.steps["worker"].add("worker.broker.lane:LaneStep")
     return app
 
 

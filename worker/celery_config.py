@@ -6,7 +6,7 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from models.messages.base import Json
-from models.messages.wire import SEND_ONE_TASKS
+from models.messages.wire import SAVE_TASKS, SEND_ONE_TASKS
 from tasks.queues import ROUTES, Queue
 from worker.broker.json_codec import PLAIN_JSON
 from worker.settings import Settings
@@ -44,6 +44,7 @@ def celery_config(settings: Settings) -> Json:
         "task_annotations": {
             "*": {"Request": "worker.broker.request:RedactedRequest"},
             **{task: {"Strategy": "worker.broker.batching:strategy"} for task in SEND_ONE_TASKS},
+            **{task: {"Strategy": "worker.broker.lane:strategy"} for task in SAVE_TASKS},
         },
         "worker_consumer": "worker.broker.consumer:QuarantiningConsumer",
         "worker_pool": "threads",

@@ -16,14 +16,14 @@ from kombu import Connection as BrokerConnection
 from kombu.exceptions import OperationalError as BrokerError
 from redis import Redis, RedisError
 from redis.exceptions import ResponseError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models.database.engine import Database
 from models.database.migrations import check_migrated
-from models.errors import DatabaseBehindError, OperatorError
+from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
 from tasks.context import utc_now
 from worker.broker.transport import redis_client
@@ -90,7 +90,18 @@ def _check_database(settings: Settings, migrated: bool, now: Callable[[], dateti
         if unreachable is not None:
             return Verdict([unreachable])
         return Verdict(
-            _sentences(database_behind(database) if migrated else None, database_clock_differs(database, now))
+            _sentences(
+                database_is_standby(database),
+                schema_differs(database) if migrated else None,
+                database_clock_differs(database, now),
+            ),
+            _sentences(
+                crash_may_destroy_database(database),
+                crash_may_tear_pages(database),
+                commits_may_be_lost(database),
+                standbys_may_lack_commits(database),
+                no_standby_confirms_commits(database),
+            ),
         )
     finally:
         database.close()
@@ -124,12 +135,12 @@ def database_unreachable(database: Database) -> str | None:
     return None
 
 
-def database_behind(database: Database) -> str | None:
-    """Check that the database has every migration."""
+def schema_differs(database: Database) -> str | None:
+    """Check that the database has every migration of this code, and no other."""
     try:
         check_migrated(database)
-    except DatabaseBehindError as behind:
-        return str(behind)
+    except (DatabaseBehindError, DatabaseAheadError) as differs:
+        return str(differs)
     return None
 
 
@@ -144,9 +155,92 @@ def database_clock_differs(database: Database, now: Callable[[], datetime]) -> s
         return _clocks_differ("the database", before, theirs, now())
 
 
+def database_is_standby(database: Database) -> str | None:
+    """Check that the database takes writes."""
+    if database.is_sqlite or not _asked(database, "SELECT pg_is_in_recovery()"):
+        return None
+    return (
+        "The database is a standby, which takes no writes: let POSTAGE_DATABASE_URL name the primary (if it names "
+        "several hosts, with target_session_attrs=read-write), or wait until this one is promoted."
+    )
+
+
+def crash_may_destroy_database(database: Database) -> str | None:
+    """Check that PostgreSQL waits for the disk. SQLite does, because we tell it to."""
+    if _postgres_setting(database, "fsync") != "off":
+        return None
+    return (
+        "PostgreSQL's fsync is off: a crash of its machine can destroy the database, with every balance in it. "
+        "Set fsync to on."
+    )
+
+
+def crash_may_tear_pages(database: Database) -> str | None:
+    """Check that PostgreSQL can mend pages that were half written."""
+    if _postgres_setting(database, "full_page_writes") != "off":
+        return None
+    return (
+        "PostgreSQL's full_page_writes is off: a crash of its machine can leave pages of the database half written. "
+        "Set full_page_writes to on, unless the file system never writes half a page (as ZFS)."
+    )
+
+
+def commits_may_be_lost(database: Database) -> str | None:
+    """Check that a commit of ours is on disk when PostgreSQL confirms it, and on a standby if there is to be one."""
+    commit = _postgres_setting(database, "synchronous_commit")
+    if commit == "off":
+        return (
+            "PostgreSQL's synchronous_commit is off for this user: a crash of its server loses the last charges, "
+            "though their messages were sent and their jobs acknowledged. Set synchronous_commit to on."
+        )
+    if commit == "local" and _postgres_setting(database, "synchronous_standby_names"):
+        return (
+            "PostgreSQL's synchronous_commit is local for this user, so no commit waits for the standbys in "
+            "synchronous_standby_names: a fail-over loses the last charges. Set synchronous_commit to on."
+        )
+    return None
+
+
+def standbys_may_lack_commits(database: Database) -> str | None:
+    """Check that standbys, if there are any, have every commit that was confirmed."""
+    if _postgres_setting(database, "synchronous_standby_names") != "" or not _count_standbys(database):
+        return None
+    return (
+        "PostgreSQL has standbys and an empty synchronous_standby_names: a fail-over loses the last charges and "
+        "purchases. Set synchronous_standby_names (docs/operating.md, Fail-over), unless no standby ever takes over."
+    )
+
+
+def no_standby_confirms_commits(database: Database) -> str | None:
+    """Check that commits which wait for a standby will not wait for ever."""
+    names = _postgres_setting(database, "synchronous_standby_names")
+    if not names or _postgres_setting(database, "synchronous_commit") in ("off", "local") or _count_standbys(database):
+        return None
+    return (
+        f"PostgreSQL's synchronous_standby_names is {names}, and no standby is connected: every commit waits, and so "
+        "does every job, until one is."
+    )
+
+
 def database_failed(url: str, error: Exception) -> str:
     """Return the sentence for a database that cannot be reached or used."""
     return f"The database {database_name(url)} cannot be used: {_words(error)}."
+
+
+def _postgres_setting(database: Database, name: str) -> str | None:
+    """Return a setting of PostgreSQL as it is for our own sessions, or None if this is not PostgreSQL."""
+    return None if database.is_sqlite else _asked(database, "SELECT current_setting(:name)", name=name)
+
+
+def _count_standbys(database: Database) -> int:
+    """Return how many standbys receive the write-ahead log. PostgreSQL's own tools for backups receive it too."""
+    count: int = _asked(database, r"SELECT count(*) FROM pg_stat_replication WHERE application_name NOT LIKE 'pg\_%'")
+    return count
+
+
+def _asked(database: Database, question: str, **parameters: str) -> Any:  # noqa: ANN401  whatever was asked for
+    with database.snapshot() as connection:
+        return connection.execute(text(question), parameters).scalar_one()
 
 
 def database_name(url: str) -> str:
@@ -154,8 +248,10 @@ def database_name(url: str) -> str:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return str(parsed.database)
-    host = parsed.host or parsed.query.get("host") or "the local socket"
-    return f"{parsed.database or parsed.username} at {host}:{parsed.port or 5432}"
+    name, hosts = parsed.database or parsed.username, parsed.host or parsed.query.get("host") or "the local socket"
+    if isinstance(hosts, tuple):  # a primary and its standbys, each with its port
+        return f"{name} at {', '.join(hosts)}"
+    return f"{name} at {hosts}:{parsed.port or 5432}"
 
 
 # -- the broker -------------------------------------------------------------------------------------------------------

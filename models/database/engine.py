@@ -1,4 +1,7 @@
-"""Connections and transactions. A transaction that failed for a passing reason is run again as a whole."""
+"""Connections and transactions. A transaction that failed for a passing reason is run again as a whole.
+
+A statement that takes too long is not run again: it would take as long, and load a busy database once more.
+"""
 
 import functools
 import hashlib
@@ -10,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -34,11 +37,20 @@ SQLITE_BUSY_S = 60.0
 TRANSIENT_SQLSTATES = frozenset(
     {
         *("40001", "40P01", "55P03"),  # serialization failure, deadlock, lock not available
-        *("57P01", "57P02", "57P03", "25006"),  # shut down, crashed, starting up, read-only because of a fail-over
-        *("57014", "57P05", "25P03", "53300"),  # statement too slow, idle for too long, too many connections
+        *("57P01", "57P02", "57P03"),  # shut down, crashed, starting up
+        *("57P05", "25P03"),  # the connection was idle for too long, as when this process stood still: a new one is not
+        "53300",  # too many connections, of which somebody closes one
     }
 )
 """SQLSTATEs after which the same transaction may succeed; so it may after all of class 08 (connection exceptions)."""
+READ_ONLY = "25006"
+"""The SQLSTATE of a write to a standby. It is transient during a fail-over, but on a new connection only."""
+CANCELED, TIMED_OUT = "57014", "25P04"
+"""SQLSTATEs of statements that PostgreSQL has canceled, and of transactions that took longer than a
+`transaction_timeout` (since PostgreSQL 17) that somebody set for our role."""
+BY_A_PERSON = "due to user request"
+"""What PostgreSQL says of a statement that a person canceled, and not a timeout. Nothing else tells them apart. Servers
+that speak another language than English say it differently; there it counts as a timeout."""
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -68,6 +80,9 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine, "handle_error", _leave_standby)
+            event.listen(self.engine, "checkin", _forget_access_mode)
 
     @property
     def is_sqlite(self) -> bool:
@@ -123,10 +138,40 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error.orig, sqlite3.Error):
         return _is_locked(error.orig)
-    state = getattr(error.orig, "sqlstate", None)
+    state = _sqlstate(error)
     if state is None:  # no answer at all: refused, reset, timed out
         return isinstance(error, (OperationalError, InterfaceError))
-    return state in TRANSIENT_SQLSTATES or state.startswith("08")
+    if state == CANCELED:
+        return not is_too_slow(error)
+    return state in TRANSIENT_SQLSTATES or state == READ_ONLY or state.startswith("08")
+
+
+def is_too_slow(error: BaseException) -> bool:
+    """Whether the database ended a statement because it took too long, so that the next try would end like it."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = _sqlstate(error)
+    return state == TIMED_OUT or (state == CANCELED and BY_A_PERSON not in str(error.orig))
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return state
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """Drop the pooled connections to a server that takes no writes: the next ones may lead to the new primary."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
+
+
+def _forget_access_mode(connection: Any, _record: object) -> None:  # noqa: ANN401  a raw DBAPI connection
+    """Let the next transaction begin as the server likes.
+
+    After a snapshot SQLAlchemy would begin it with READ WRITE, which a standby refuses with an error of its own.
+    """
+    if connection is not None and not connection.closed:
+        connection.read_only = None
 
 
 def _is_locked(error: BaseException) -> bool:

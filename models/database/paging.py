@@ -1,17 +1,108 @@
-"""Pages of a long list."""
+"""Pages of a long list, by cursors.
 
-from collections.abc import Sequence
-from typing import Any
+A page continues where the one before it ended: after the last row that was shown, by the values that the list is
+ordered by. So rows that come or go between two pages make no row appear twice and none be skipped, and a late page
+costs what the first one does. A cursor is those values, written so that nobody needs to look into it.
+"""
 
-from sqlalchemy import Connection, Row, Select
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, false, or_
+
+from models.errors import Reason, Refused
 
 PAGE_SIZE = 100
 """Rows on one page."""
 
 
+class SortKey(NamedTuple):
+    """One column that a list is ordered by, none of whose values is NULL."""
+
+    column: ColumnElement[Any]
+    descending: bool = False
+
+
+class Page(NamedTuple):
+    """The rows of one page, and the cursor of the next one; None if nothing follows."""
+
+    rows: Sequence[Row[*tuple[Any, ...]]]
+    next: str | None
+
+
 def fetch_page(
-    connection: Connection, query: Select[*tuple[Any, ...]], page: int
-) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-    """Return the rows of one page (counted from 1), and whether more rows follow it."""
-    found = connection.execute(query.offset((page - 1) * PAGE_SIZE).limit(PAGE_SIZE + 1)).all()
-    return found[:PAGE_SIZE], len(found) > PAGE_SIZE
+    connection: Connection,
+    query: Select[*tuple[Any, ...]],
+    order: Mapping[str, SortKey],
+    cursor: str | None = None,
+    page: int = 1,
+) -> Page:
+    """Return the page after `cursor`, or the one with the number `page`, counted from 1, of a list without cursor.
+
+    `order` names the columns of the query by which the list is ordered. Together they tell each row from all others.
+
+    Raises
+    ------
+    Refused
+        `invalid_job` for a cursor that no such list gave.
+
+    """
+    ordered = query.order_by(*(each.column.desc() if each.descending else each.column for each in order.values()))
+    ordered = ordered.where(is_after(order, cursor)) if cursor else ordered.offset((page - 1) * PAGE_SIZE)
+    rows = connection.execute(ordered.limit(PAGE_SIZE + 1)).all()
+    if len(rows) <= PAGE_SIZE:
+        return Page(rows, None)
+    last = rows[PAGE_SIZE - 1]._mapping  # noqa: SLF001  its public name
+    return Page(rows[:PAGE_SIZE], _encode([last[name] for name in order]))
+
+
+def is_after(order: Mapping[str, SortKey], cursor: str) -> ColumnElement[bool]:
+    """Whether a row comes after the one whose values a cursor holds.
+
+    Raises
+    ------
+    Refused
+        `invalid_job` for a cursor that no such list gave.
+
+    """
+    values = _decode(cursor, order)
+    after: ColumnElement[bool] = false()
+    for each, value in reversed(list(zip(order.values(), values, strict=True))):
+        beyond = each.column < value if each.descending else each.column > value
+        after = or_(beyond, and_(each.column == value, after))
+    return after
+
+
+def _encode(values: Sequence[Any]) -> str:
+    plain = [value.isoformat() if isinstance(value, date) else value for value in values]
+    return base64.urlsafe_b64encode(json.dumps(plain).encode()).rstrip(b"=").decode()
+
+
+def _decode(cursor: str, order: Mapping[str, SortKey]) -> list[Any]:
+    try:
+        plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(plain, list):
+            raise TypeError  # noqa: TRY301  all that is wrong with a cursor is refused in one place
+        return [_typed(value, each.column) for value, each in zip(plain, order.values(), strict=True)]
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        sentence = "`next`: must be what `next` was in an answer to the same question."
+        raise Refused(Reason.INVALID_JOB, sentence) from None
+
+
+def _typed(value: Any, column: ColumnElement[Any]) -> Any:  # noqa: ANN401  what JSON holds
+    """Return a value of a cursor as its column has it."""
+    kind = column.type.python_type
+    if kind is datetime:
+        at = datetime.fromisoformat(value)
+        if at.tzinfo is None:
+            raise ValueError(value)
+        return at
+    if kind is date:
+        return date.fromisoformat(value)
+    if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63) or "\0" in str(value):
+        raise TypeError(value)
+    return value

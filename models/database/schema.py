@@ -4,8 +4,8 @@ A user has two accounts, one for each kind of credit. A balance moves only toget
 sent a message, who paid, how much, and what became of it.
 
 Every table that grows with use has the organization in its primary key, and in each unique and foreign key to another
-such table, so that a cluster can keep each organization on a node of its own. Organizations, roles, users and plans do
-not grow with use: a cluster keeps a copy of them on every node (`REFERENCE_TABLES`).
+such table, so that a cluster can keep each organization on a node of its own. The exceptions are `REFERENCE_TABLES` and
+`LOCAL_TABLES`.
 """
 
 from datetime import UTC, datetime
@@ -151,7 +151,7 @@ plans = Table(
 )
 
 REFERENCE_TABLES = ("organizations", "roles", "users", "plans")
-"""Tables that do not grow with use."""
+"""Tables that do not grow with use: a cluster keeps a copy of them on every node."""
 
 accounts = Table(
     "accounts",
@@ -555,5 +555,7 @@ usage_marks = Table(
 
 APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "changes", "decisions")
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
+LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
+"""Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -3,15 +3,27 @@
 Producers in Python import messages from this package; inside, each is imported from its own module.
 """
 
-from models.messages.billing import Credits, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import (
+    Adjustment,
+    Credits,
+    Purchase,
+    Reversal,
+    SavePlan,
+    SaveRole,
+    SaveUser,
+    SetOwner,
+    SignedCredits,
+)
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
-from models.messages.views import View, ViewMessage, ViewUsage
+from models.messages.views import View, ViewMessage, ViewStatement, ViewUsage
 
 __all__ = [
+    "Adjustment",
     "Credits",
     "EmailRecipient",
     "Purchase",
+    "Reversal",
     "SavePlan",
     "SaveRole",
     "SaveUser",
@@ -20,8 +32,10 @@ __all__ = [
     "SendManySms",
     "SendSms",
     "SetOwner",
+    "SignedCredits",
     "SmsRecipient",
     "View",
     "ViewMessage",
+    "ViewStatement",
     "ViewUsage",
 ]

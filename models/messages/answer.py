@@ -6,7 +6,7 @@ from typing import Any
 
 from models.messages.base import Json
 
-PUBLIC_FIELDS = ("job_id", "order_id", "change_id", "status", "reason")
+PUBLIC_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "status", "reason")
 """The fields that logs and events may show."""
 
 
@@ -33,6 +33,11 @@ class Answer:
 def iso_time(instant: datetime | None) -> str | None:
     """Return a time in ISO 8601 and UTC, or None."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds") if instant else None
+
+
+def exact_time(instant: datetime) -> str:
+    """Return a time in ISO 8601 and UTC to the microsecond, as the hash of an entry has it."""
+    return instant.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def refused_answer(reason: str, detail: str) -> Json:

@@ -1,11 +1,11 @@
-"""The base of every task message, its digest, and how a message that is not valid is explained."""
+"""The base of every task message, and how a message that is not valid is explained."""
 
-import hashlib
+import functools
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import to_json
 
+from models.messages.digests import digest, same_digest
 from models.text import sanitize
 
 Json = dict[str, Any]
@@ -18,32 +18,62 @@ SENTENCE_MAX = 200
 
 
 class TaskMessage(BaseModel):
-    """The JSON object that a task takes: frozen, strict about types, closed to unknown fields."""
+    """The JSON object that a task takes: frozen, strict about types, closed to unknown fields.
+
+    Its fields hold what the producer wrote. What we make of that is no part of a message, so that the digest of a job
+    is the same in every release.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
+    task: ClassVar[str]
+    """The task that takes the message, if it has a key."""
     key: ClassVar[str | None] = None
     """The field that is the idempotency key."""
 
-    def digest(self, task: str) -> str:
-        """Return the SHA-256 (hex) of what the message asks for: the task, and every field given except the key."""
-        return digest(task, self.given())
+    def digest(self) -> str:
+        """Return the digest of what the message asks for: its task, and what was given."""
+        return digest(self.task, self.given())
+
+    def has_digest(self, stored: str) -> bool:
+        """Whether a stored digest is that of this message: the job under the same key is the same job."""
+        return same_digest(stored, self.task, self.given())
 
     def given(self) -> Json:
-        """Return every field that was given, except the key, as JSON."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={self.key} if self.key else None)
+        """Return what was given, as canonical JSON: the fields except the key and those that have their default.
+
+        A field with its default and a field left out make the same message, so they are the same here. That goes for
+        null too, since it is allowed only where it is the default.
+        """
+        values = vars(self)
+        return {
+            name: value if isinstance(value, str) else _canonical(value)
+            for name, field, default in _fields(type(self))
+            if (value := values[field]) != default
+        }
 
 
-def digest(task: str, given: Json) -> str:
-    """Return the digest of a message of `task` of which `given` is everything except the key."""
-    return hashlib.sha256(to_json([task, _sorted(given)])).hexdigest()
+@functools.cache
+def _fields(message: type[TaskMessage]) -> list[tuple[str, str, Any]]:
+    """Return each field except the key, in alphabetical order: its name on the wire, its name here, its default."""
+    fields = [
+        (field.alias or name, name, field.get_default(call_default_factory=True))
+        for name, field in message.model_fields.items()
+        if name != message.key
+    ]
+    return sorted(fields, key=lambda field: field[0])
 
 
-def _sorted(value: Any) -> Any:  # noqa: ANN401  JSON
-    """Return the same JSON with the fields of each object in alphabetical order: their order means nothing."""
+def _canonical(value: Any) -> Any:  # noqa: ANN401  a value of a message
+    """Return a value as JSON in which the fields of each object are in alphabetical order: their order means nothing.
+
+    A value of another type, such as a time, has no canonical form yet.
+    """
     if isinstance(value, dict):
-        return {name: _sorted(value[name]) for name in sorted(value)}
-    return [_sorted(each) for each in value] if isinstance(value, list) else value
+        return {name: value[name] for name in sorted(value)}
+    if isinstance(value, list):
+        return [each if isinstance(each, str) else _canonical(each) for each in value]
+    return value if isinstance(value, int) else value.given()
 
 
 def explain(error: ValidationError, most: int = 3) -> str:

@@ -5,7 +5,18 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from models.messages.base import TaskMessage
-from models.messages.fields import Address, Amount, Billing, CreditCount, Currency, Id, Kind, TextLine
+from models.messages.fields import (
+    Amount,
+    Billing,
+    CreditCount,
+    Currency,
+    Id,
+    Kind,
+    NormalAddress,
+    SignedCreditCount,
+    TextLine,
+    Version,
+)
 
 
 class Credits(TaskMessage):
@@ -29,6 +40,7 @@ class Credits(TaskMessage):
 class Purchase(TaskMessage):
     """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
 
+    task: ClassVar[str] = "credits.purchase"
     key: ClassVar[str | None] = "order_id"
     order_id: Id
     buyer: Id
@@ -48,9 +60,57 @@ class Purchase(TaskMessage):
         return self
 
 
+class Reversal(TaskMessage):
+    """`credits.reverse`: a purchase was paid back, by a refund or a chargeback, so its credits are taken back.
+
+    Without `credits` it is everything that is left of the order. `buyer` is needed only where several organizations
+    have an order of that id.
+    """
+
+    task: ClassVar[str] = "credits.reverse"
+    key: ClassVar[str | None] = "reversal_id"
+    reversal_id: Id
+    order_id: Id
+    kind: Literal["refund", "chargeback"]
+    credits: Credits | None = None
+    reason: TextLine
+    buyer: Id | None = None
+
+
+class SignedCredits(TaskMessage):
+    """Whole credits of each kind, to be given (positive) or taken (negative)."""
+
+    email: SignedCreditCount = 0
+    sms: SignedCreditCount = 0
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.email == self.sms == 0:
+            msg = "must give or take at least one credit"
+            raise ValueError(msg)
+        return self
+
+    def of(self, kind: Kind) -> int:
+        """Return the credits of one kind."""
+        return self.email if kind == "email" else self.sms
+
+
+class Adjustment(TaskMessage):
+    """`credits.adjust`: a correction by hand of what `owner` holds."""
+
+    task: ClassVar[str] = "credits.adjust"
+    key: ClassVar[str | None] = "adjustment_id"
+    adjustment_id: Id
+    actor: Id
+    owner: Id
+    credits: SignedCredits
+    reason: TextLine
+
+
 class SetOwner(TaskMessage):
     """`credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again."""
 
+    task: ClassVar[str] = "credits.set_owner"
     key: ClassVar[str | None] = "change_id"
     change_id: Id
     actor: Id
@@ -58,13 +118,20 @@ class SetOwner(TaskMessage):
     owner: Id
 
 
-class SaveUser(TaskMessage):
+class Save(TaskMessage):
+    """What all `*.save` have: who did it, and a version, so that an older save cannot undo a newer one."""
+
+    version: Version | None = None
+    actor: Id | None = None
+
+
+class SaveUser(Save):
     """`users.save`: a new user, or a new name, address, role or billing information of one."""
 
     user_id: Id
     organization: Id
     name: TextLine
-    email: Address
+    email: NormalAddress
     role: Id
     billing: Billing | None = None
 
@@ -72,7 +139,7 @@ class SaveUser(TaskMessage):
 Right = Literal["view_user_list", "edit_user", "adjust_credits"]
 
 
-class SaveRole(TaskMessage):
+class SaveRole(Save):
     """`roles.save`: a role of an organization and the rights it holds."""
 
     organization: Id
@@ -80,7 +147,7 @@ class SaveRole(TaskMessage):
     rights: list[Right] = Field(max_length=10)
 
 
-class SavePlan(TaskMessage):
+class SavePlan(Save):
     """`plans.save`: what can be bought under a name. Orders keep the terms they were made under."""
 
     plan: Id

@@ -8,9 +8,12 @@ from typing import ClassVar
 from pydantic import Field, ValidationError
 
 from models.errors import Reason, Refused
+from models.messages.addresses import normalize_address, normalize_addresses
 from models.messages.base import TaskMessage, explain
 from models.messages.fields import (
     BULK_MAX,
+    SUBJECT_MAX,
+    TEXT_MAX,
     Address,
     EmailHtml,
     EmailText,
@@ -21,6 +24,7 @@ from models.messages.fields import (
     Subject,
     Value,
 )
+from models.messages.pricing import GSM7_SINGLE
 from models.messages.sends import Content, EmailContent, SmsContent, count_segments, limit_recipients
 
 
@@ -41,16 +45,30 @@ class SmsRecipient(TaskMessage):
 PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]{1,64})\s*\}\}")
 
 
-def fill_template(template: str, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:
-    """Return `template` with each `{{name}}` replaced by the escaped value of that name.
+class Template:
+    """A text with placeholders, taken apart once for all recipients. `escape` is done to each value."""
 
-    Raises
-    ------
-    KeyError
-        With the name of a placeholder that has no value.
+    def __init__(self, text: str, escape: Callable[[str], str] = str) -> None:
+        self._parts = PLACEHOLDER.split(text)  # text, name, text, name, …, text
+        self._escape = escape
 
-    """
-    return PLACEHOLDER.sub(lambda match: escape(values[match[1]]), template)
+    @property
+    def is_open(self) -> bool:
+        """Whether there is any placeholder."""
+        return len(self._parts) > 1
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Return the text with each `{{name}}` replaced by the escaped value of that name.
+
+        Raises
+        ------
+        KeyError
+            With the name of a placeholder that has no value.
+
+        """
+        parts = self._parts.copy()
+        parts[1::2] = [self._escape(values[name]) for name in parts[1::2]]
+        return "".join(parts)
 
 
 class _FilledEmail(TaskMessage):
@@ -65,9 +83,28 @@ class _FilledSms(TaskMessage):
     text: SmsText
 
 
+def _is_surely_valid(filled: Mapping[str, str]) -> bool:
+    """Whether filled parts are valid at first sight, as nearly always; otherwise they are checked like any message.
+
+    Control characters have been refused in the template and in the values, but only a subject must be one line.
+    """
+    subject = filled.get("subject", "-")
+    return all(0 < len(text) <= TEXT_MAX for text in filled.values()) and (
+        len(subject) <= SUBJECT_MAX and subject.isprintable()
+    )
+
+
+def _open_templates(shared: Mapping[str, str]) -> dict[str, Template]:
+    """Return those parts of an email that have placeholders."""
+    escapes: dict[str, Callable[[str], str]] = {"subject": str, "text": str, "html": html_escape.escape}
+    templates = {name: Template(shared[name], escape) for name, escape in escapes.items() if name in shared}
+    return {name: template for name, template in templates.items() if template.is_open}
+
+
 class SendManyEmails(EmailContent):
     """`email.send_many`: one email for each recipient, filled in with the recipient's values."""
 
+    task: ClassVar[str] = "email.send_many"
     kind: ClassVar[Kind] = "email"
     recipients: list[EmailRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
@@ -81,25 +118,26 @@ class SendManyEmails(EmailContent):
 
         """
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
-        copied = [*(self.cc or ()), *(self.bcc or ())]
-        templates = [name for name in ("subject", "text", "html") if PLACEHOLDER.search(shared.get(name, ""))]
-        escapes = {"html": html_escape.escape}
+        shared = normalize_addresses(shared)
+        copied = [*shared.get("cc", ()), *shared.get("bcc", ())]
+        templates = _open_templates(shared)
         for index, recipient in enumerate(self.recipients):
             try:
-                filled = {
-                    name: fill_template(shared[name], recipient.values, escapes.get(name, str)) for name in templates
-                }
-                _FilledEmail.model_validate(filled)
-                recipients = list(dict.fromkeys([recipient.to, *copied]))
+                filled = {name: template.fill(recipient.values) for name, template in templates.items()}
+                if not _is_surely_valid(filled):
+                    _FilledEmail.model_validate(filled)
+                to = normalize_address(recipient.to)
+                recipients = list(dict.fromkeys([to, *copied]))
                 limit_recipients(recipients)
             except (KeyError, ValueError) as error:
                 raise _refused_recipient(index, error) from None
-            yield Content({**shared, **filled, "to": [recipient.to], "recipients": recipients}, len(recipients))
+            yield Content({**shared, **filled, "to": [to], "recipients": recipients}, len(recipients))
 
 
 class SendManySms(SmsContent):
     """`sms.send_many`: one text message for each recipient, filled in with the recipient's values."""
 
+    task: ClassVar[str] = "sms.send_many"
     kind: ClassVar[Kind] = "sms"
     recipients: list[SmsRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
@@ -113,9 +151,12 @@ class SendManySms(SmsContent):
 
         """
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
+        template = Template(self.text)
         for index, recipient in enumerate(self.recipients):
             try:
-                text = _FilledSms(text=fill_template(self.text, recipient.values)).text
+                text = template.fill(recipient.values)
+                if not 0 < len(text) <= GSM7_SINGLE:  # longer ones are rarer than they are costly to check
+                    _FilledSms(text=text)
                 segments = count_segments(text)
             except (KeyError, ValueError) as error:
                 raise _refused_recipient(index, error) from None

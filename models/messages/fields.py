@@ -1,12 +1,12 @@
 """The types of the fields of messages, with their limits. They are checked here, so that no later code has to."""
 
-import functools
 import re
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Literal
 
-from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from models.messages.addresses import check_address, normalize_address
 
 RECIPIENTS_MAX = 100
 """Recipients of one email: every SMTP server must accept so many at once (RFC 5321, section 4.5.3.1.8)."""
@@ -18,6 +18,8 @@ CREDITS_MAX = 1_000_000_000
 """Credits of one plan or purchase: far below the 64 bits of a balance."""
 AMOUNT_MAX = 10**15
 """Money of one plan or purchase, in minor units."""
+SUBJECT_MAX = 900
+"""Characters of a subject."""
 TEXT_MAX = 1_000_000
 HTML_MAX = 2_000_000
 """Characters of an email's bodies; most servers end at 10 to 25 MB for the whole mail."""
@@ -44,40 +46,6 @@ def _no_controls_but_breaks(text: str) -> str:
         msg = "must not contain control characters other than tab and line breaks"
         raise ValueError(msg)
     return text
-
-
-def _address(text: str) -> str:
-    """Check an email address (RFC 5321, RFC 6531) without asking the network. `.test` may be used (RFC 6761).
-
-    The library spends most of its time on the domain, and millions of addresses share few domains. So where the local
-    part is plain, the result for the domain is cached.
-    """
-    local, _, domain = text.rpartition("@")
-    if _PLAIN_LOCAL.fullmatch(local) and len(text) <= ADDRESS_MAX:
-        normalized = _domain(domain)
-        if normalized is not None:
-            return f"{local}@{normalized}"
-    try:
-        return validate_email(text, check_deliverability=False, test_environment=True).normalized
-    except EmailNotValidError:
-        msg = "must be one email address like name@example.org"
-        raise ValueError(msg) from None
-
-
-_PLAIN_LOCAL = re.compile(r"(?=.{1,64}\Z)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-"""The dot-string of RFC 5321 section 4.1.2, of 64 characters at most (section 4.5.3.1.1)."""
-ADDRESS_MAX = 254
-"""RFC 5321 section 4.5.3.1.3, as corrected by erratum 1690 of RFC 3696."""
-
-
-@functools.lru_cache(maxsize=10_000)
-def _domain(domain: str) -> str | None:
-    """Return a domain as a normalized address has it, or None if no address can have it."""
-    try:
-        checked = validate_email(f"a@{domain}", check_deliverability=False, test_environment=True)
-    except EmailNotValidError:
-        return None
-    return checked.domain
 
 
 def _as_list(value: object) -> object:
@@ -107,8 +75,11 @@ Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
 """The id of a send job, or of one message of a bulk job."""
 TextLine = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
-Subject = Annotated[str, StringConstraints(min_length=1, max_length=900), AfterValidator(_no_controls)]
-Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(_address)]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=SUBJECT_MAX), AfterValidator(_no_controls)]
+Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(check_address)]
+"""An email address as it was written."""
+NormalAddress = Annotated[Address, AfterValidator(normalize_address)]
+"""An email address in its normal form, for messages that have no digest."""
 Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
 PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
 """E.164: a plus and at most 15 digits."""
@@ -129,7 +100,11 @@ Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 """ISO 4217."""
 Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 """Money as a whole number of the currency's minor unit: 1999 with EUR is 19.99 €."""
+Version = Annotated[int, Field(ge=0, lt=2**63)]
+"""A whole number that grows with each save."""
 CreditCount = Annotated[int, Field(ge=0, le=CREDITS_MAX)]
+SignedCreditCount = Annotated[int, Field(ge=-CREDITS_MAX, le=CREDITS_MAX)]
+"""Credits given (positive) or taken (negative)."""
 Instant = Annotated[datetime, BeforeValidator(_instant)]
 Billing = Annotated[
     dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")], TextLine],

@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from models.messages.addresses import normalize_address, normalize_addresses
 from models.messages.base import Json, TaskMessage
 from models.messages.fields import (
     RECIPIENTS_MAX,
@@ -62,25 +63,25 @@ class EmailContent(Send):
 class SendEmail(EmailContent):
     """`email.send`: one email to one or several recipients, which is one message and one charge."""
 
+    task: ClassVar[str] = "email.send"
     kind: ClassVar[Kind] = "email"
     to: Addresses
 
     @model_validator(mode="after")
     def _within_limits(self) -> Self:
-        limit_recipients(self.recipients())
+        named = [*self.to, *(self.cc or ()), *(self.bcc or ())]
+        if len(named) > RECIPIENTS_MAX:
+            limit_recipients({normalize_address(address) for address in named})
         return self
 
-    def recipients(self) -> tuple[str, ...]:
-        """Return everybody who gets the email, each once."""
-        return tuple(dict.fromkeys([*self.to, *(self.cc or ()), *(self.bcc or ())]))
-
     def content(self, given: Json) -> Content:
-        """Return what is stored of the message, of which `given` is everything except the key.
+        """Return what is stored of the message, of which `given` was given.
 
-        An email costs one email credit a recipient.
+        An email costs one email credit a recipient; one who is named twice counts once.
         """
-        recipients = list(self.recipients())
-        fields = {name: value for name, value in given.items() if name != "sender"}
+        fields = normalize_addresses(given)
+        del fields["sender"]
+        recipients = list(dict.fromkeys([*fields["to"], *fields.get("cc", ()), *fields.get("bcc", ())]))
         return Content({**fields, "recipients": recipients}, len(recipients))
 
 
@@ -96,6 +97,7 @@ class SmsContent(Send):
 class SendSms(SmsContent):
     """`sms.send`: one text message."""
 
+    task: ClassVar[str] = "sms.send"
     kind: ClassVar[Kind] = "sms"
     to: PhoneNumber
 
@@ -105,7 +107,7 @@ class SendSms(SmsContent):
         return self
 
     def content(self, given: Json) -> Content:
-        """Return what is stored of the message, of which `given` is everything except the key.
+        """Return what is stored of the message, of which `given` was given.
 
         A text message costs one SMS credit a segment.
         """

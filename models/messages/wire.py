@@ -4,10 +4,10 @@ from pydantic import ValidationError
 
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage, explain
-from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import Adjustment, Purchase, Reversal, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
-from models.messages.views import View, ViewMessage, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
 
 MESSAGES: dict[str, type[TaskMessage]] = {
     "email.send": SendEmail,
@@ -15,6 +15,8 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "email.send_many": SendManyEmails,
     "sms.send_many": SendManySms,
     "credits.purchase": Purchase,
+    "credits.reverse": Reversal,
+    "credits.adjust": Adjustment,
     "credits.set_owner": SetOwner,
     "users.save": SaveUser,
     "roles.save": SaveRole,
@@ -22,8 +24,10 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "views.overview": View,
     "views.usage": ViewUsage,
     "views.orders": View,
+    "views.statement": ViewStatement,
     "views.billing": View,
     "views.users": View,
+    "views.changes": ViewChanges,
     "views.message": ViewMessage,
 }
 """Every task, and the message that it takes."""
@@ -31,6 +35,8 @@ SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(mess
 """The tasks that send."""
 SEND_ONE_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, SendOne))
 """The tasks that send one message each."""
+SAVE_TASKS = tuple(task for task in MESSAGES if task.endswith(".save"))
+"""The tasks of which the last one counts."""
 
 
 def parse(task: str, given: object, *, job_id: str | None = None) -> TaskMessage:
@@ -46,7 +52,7 @@ def parse(task: str, given: object, *, job_id: str | None = None) -> TaskMessage
     if not isinstance(given, dict):
         sentence = f"{task} takes one JSON object as its only argument."
         raise Refused(Reason.INVALID_JOB, sentence)
-    if issubclass(model, Send) and given.get("job_id") is None:
+    if given.get("job_id") is None and issubclass(model, Send):
         given = {**given, "job_id": job_id}
     try:
         return model.model_validate(given)

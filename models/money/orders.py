@@ -3,37 +3,55 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, select, update
 
 from models.database.schema import orders, plans, users
 from models.database.statements import insert
 from models.errors import Reason, Refused
+from models.messages.base import Json
 from models.messages.billing import Credits, Purchase, SavePlan
 from models.messages.fields import KINDS
 from models.money import ledger
 from models.money.accounts import accounts_of
 from models.money.chain import content_of_fields
 from models.money.ledger import Move
+from models.users.changes import record_change, refuse_stale
+from models.users.organizations import NOBODYS
 from models.users.users import User, lock_users, unknown_user
 
 
-def upsert_plan(connection: Connection, plan: SavePlan) -> None:
-    """Make a plan, or replace its terms. Orders made before keep theirs."""
-    terms = {
+def upsert_plan(connection: Connection, plan: SavePlan, now: datetime) -> None:
+    """Make a plan, or replace its terms. Orders made before keep theirs.
+
+    Raises
+    ------
+    Refused
+        `stale` for an older version than the one that stands.
+
+    """
+    given: Json = {
         "name": plan.name,
         "email": plan.credits.email,
         "sms": plan.credits.sms,
         "price": plan.price,
         "currency": plan.currency,
     }
-    connection.execute(
-        insert(connection, plans)
-        .values(id=plan.plan, **terms)
-        .on_conflict_do_update(index_elements=[plans.c.id], set_=terms)
-    )
+    given |= {} if plan.version is None else {"version": plan.version}
+    made = connection.execute(
+        insert(connection, plans).values(id=plan.plan, **given).on_conflict_do_nothing().returning(plans.c.id)
+    ).one_or_none()
+    old = None
+    if made is None:
+        its_own = plans.c.id == plan.plan
+        before = connection.execute(select(plans).where(its_own).with_for_update(key_share=True)).one()
+        refuse_stale(f"Plan {plan.plan}", plan.version, before.version)
+        connection.execute(update(plans).where(its_own).values(**given))
+        old = {name: value for name, value in before._asdict().items() if name != "id"}
+    new = {"version": old["version"] if old else None, **given}
+    record_change(connection, "plan", plan.plan, org_id=NOBODYS, actor=plan.actor, old=old, new=new, now=now)
 
 
-def place_order(connection: Connection, purchase: Purchase, digest: str, now: datetime) -> Row[Any]:
+def place_order(connection: Connection, purchase: Purchase, now: datetime) -> Row[Any]:
     """Credit what was bought to the buyer's credit owner, once, and store the order. Returns its row.
 
     The order carries the buyer's own billing information as it is now, whoever gets the credits.
@@ -48,7 +66,7 @@ def place_order(connection: Connection, purchase: Purchase, digest: str, now: da
     buyer = lock_users(connection, {purchase.buyer}).get(purchase.buyer)
     if buyer is None:
         raise unknown_user(purchase.buyer)
-    placed = _find_order(connection, buyer.org_id, purchase, digest)
+    placed = _find_order(connection, buyer.org_id, purchase)
     if placed is not None:
         return placed
     _refuse_for_self_while_sharing(purchase, buyer)
@@ -58,7 +76,7 @@ def place_order(connection: Connection, purchase: Purchase, digest: str, now: da
         .values(
             org_id=buyer.org_id,
             order_id=purchase.order_id,
-            digest=digest,
+            digest=purchase.digest(),
             buyer_id=buyer.id,
             owner_id=buyer.owner,
             owner_version=buyer.owner_version,
@@ -74,16 +92,16 @@ def place_order(connection: Connection, purchase: Purchase, digest: str, now: da
         .returning(*orders.c)
     ).one_or_none()
     if order is None:  # the same order was placed at the same time
-        return place_order(connection, purchase, digest, now)
+        return place_order(connection, purchase, now)
     _credit(connection, order, now)
     return order
 
 
-def _find_order(connection: Connection, org_id: int, purchase: Purchase, digest: str) -> Row[Any] | None:
+def _find_order(connection: Connection, org_id: int, purchase: Purchase) -> Row[Any] | None:
     order = connection.execute(
         select(orders).where(orders.c.org_id == org_id, orders.c.order_id == purchase.order_id)
     ).one_or_none()
-    if order is not None and order.digest != digest:
+    if order is not None and not purchase.has_digest(order.digest):
         sentence = f"The order_id {purchase.order_id} was used for another order: give this one an id of its own."
         raise Refused(Reason.CONFLICTING_JOB, sentence)
     return order

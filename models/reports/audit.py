@@ -30,8 +30,8 @@ from models.database.engine import Database
 from models.database.schema import accounts, audit_marks, audit_progress, usage_marks
 from models.database.statements import insert, search_by_index
 from models.messages.base import Json
-from models.reports.audit_scope import WHOLE_HISTORY, AuditScope, rolled_since_mark
-from models.reports.invariants import Invariant, examined_counts, history_invariants, state_invariants
+from models.reports.audit_scope import WHOLE_HISTORY, AuditScope, Invariant, rolled_since_mark
+from models.reports.invariants import examined_counts, history_invariants, state_invariants
 from models.reports.rollup import same_account
 
 FINDINGS_MAX = 100

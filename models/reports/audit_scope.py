@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, Subquery, and_, func, literal, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    String,
+    Subquery,
+    and_,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy import cast as sql_cast
 
 from models.database.schema import accounts, audit_marks, charges, entries, orders, usage_marks
 from models.money.chain import GENESIS
@@ -27,6 +40,14 @@ checked_hash = func.coalesce(audit_marks.c.hash, GENESIS)
 """The hash of this entry."""
 rolled_since_mark = func.coalesce(usage_marks.c.seq, 0) != func.coalesce(audit_marks.c.usage_seq, 0)
 """Whether usage of an account was rolled up since its mark was set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """An invariant, and the query that returns its violations as (subject, difference, …)."""
+
+    name: str
+    violations: Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +91,24 @@ def is_behind_mark() -> ColumnElement[bool]:
 def has_moved(scope: AuditScope) -> ColumnElement[bool]:
     """Return the condition for accounts that have moved since their marks. It reads no entries."""
     return or_(literal(not scope.marked), accounts.c.seq != checked_seq)
+
+
+def column_before(new: FromClause, column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return what a column holds in the entry before, if that is new too."""
+    return func.lag(column).over(partition_by=(new.c.org_id, new.c.account_id), order_by=new.c.seq)
+
+
+def account_name() -> ColumnElement[str]:
+    """Return how a finding names an account."""
+    return (accounts.c.owner_id + literal("/") + accounts.c.kind).label("account")
+
+
+def entry_name(entry: FromClause) -> ColumnElement[str]:
+    """Return how a finding names an entry: its account, its number, and what it was made for."""
+    return (
+        entry.c.owner_id + literal("/") + entry.c.kind + literal(" ") + sql_cast(entry.c.seq, String) + literal(" ")
+        + entry.c.cause_kind + literal(":") + entry.c.cause_id
+    )  # fmt: skip
 
 
 def recent_charges(scope: AuditScope) -> Subquery:

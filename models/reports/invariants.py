@@ -1,11 +1,9 @@
 """The invariants of the money, each with a read-only query that returns its violations. Nothing is repaired here."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import (
     ColumnElement,
-    FromClause,
     String,
     and_,
     case,
@@ -34,9 +32,13 @@ from models.database.schema import (
 from models.messages.fields import KINDS
 from models.reports.audit_scope import (
     AuditScope,
+    Invariant,
     Query,
+    account_name,
     checked_balance,
     checked_seq,
+    column_before,
+    entry_name,
     has_moved,
     is_behind_mark,
     marked_accounts,
@@ -45,19 +47,12 @@ from models.reports.audit_scope import (
     recent_orders,
     rolled_since_mark,
 )
+from models.reports.corrections_invariants import corrections_invariants
 from models.reports.rollup import charged_by_entries, is_charged_by, is_refunded_by, same_account, utc_day
 from models.sends.leases import is_leased
 
 STALE_AFTER = timedelta(minutes=10)
 """How long after its end a lease may still be there before that is a fault: the sweeper ends them within seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Invariant:
-    """An invariant, and the query that returns its violations as (subject, difference, …)."""
-
-    name: str
-    violations: Query
 
 
 def state_invariants(now: datetime) -> list[Invariant]:
@@ -88,6 +83,7 @@ def history_invariants(scope: AuditScope) -> list[Invariant]:
             "An account's days of usage add up to its entries, as far as they were rolled up", _usage_sums(scope)
         ),
     ]
+    found += corrections_invariants(scope)
     if scope.since is None:  # it reads everything, so only an audit of the whole history checks it
         found.append(Invariant("Each day of usage, with what is not rolled up yet, is what its charges cost", _days()))
     return found
@@ -106,7 +102,7 @@ def examined_counts(scope: AuditScope) -> dict[str, Query]:
 
 
 def _below_zero() -> Query:
-    return select(_account_name(), sql_cast(accounts.c.available, String)).where(accounts.c.available < 0)
+    return select(account_name(), sql_cast(accounts.c.available, String)).where(accounts.c.available < 0)
 
 
 def _missing_accounts() -> Query:
@@ -146,7 +142,7 @@ def _sums(scope: AuditScope) -> Query:
     moved = or_(has_moved(scope), accounts.c.available != checked_balance)
     return (
         select(
-            _account_name(),
+            account_name(),
             literal("balance ") + sql_cast(accounts.c.available, String),
             literal("entries add up to ") + sql_cast(total, String),
             literal("counted ") + sql_cast(accounts.c.seq, String),
@@ -161,19 +157,14 @@ def _sums(scope: AuditScope) -> Query:
 
 def _continuity(scope: AuditScope) -> Query:
     new = new_entries(scope)
-    before = func.coalesce(_before(new, new.c.balance_after), new.c.checked_balance)
-    chain = select(_entry_name(new).label("entry"), (before + new.c.amount).label("should"), new.c.balance_after)
+    before = func.coalesce(column_before(new, new.c.balance_after), new.c.checked_balance)
+    chain = select(entry_name(new).label("entry"), (before + new.c.amount).label("should"), new.c.balance_after)
     found = chain.subquery()
     return select(
         found.c.entry,
         literal("should leave ") + sql_cast(found.c.should, String),
         literal("says ") + sql_cast(found.c.balance_after, String),
     ).where(found.c.should != found.c.balance_after)
-
-
-def _before(new: FromClause, column: ColumnElement[int]) -> ColumnElement[int]:
-    """Return what a column holds in the entry before, if that is new too."""
-    return func.lag(column).over(partition_by=(new.c.org_id, new.c.account_id), order_by=new.c.seq)
 
 
 def _orphans(scope: AuditScope) -> Query:
@@ -187,8 +178,7 @@ def _orphans(scope: AuditScope) -> Query:
         )
         .scalar_subquery()
     )
-    paid_debt = func.lag(new.c.debt_after).over(partition_by=(new.c.org_id, new.c.account_id), order_by=new.c.seq)
-    changed_debt = new.c.debt_after - func.coalesce(paid_debt, new.c.checked_debt)
+    changed_debt = new.c.debt_after - func.coalesce(column_before(new, new.c.debt_after), new.c.checked_debt)
     reversed_ = (
         select(-case((new.c.kind == "email", reversals.c.email), else_=reversals.c.sms))
         .where(reversals.c.org_id == new.c.org_id, reversals.c.reversal_id == new.c.cause_id)
@@ -212,7 +202,7 @@ def _orphans(scope: AuditScope) -> Query:
         (new.c.cause_kind == "adjustment", adjusted),
     )
     found = (
-        select(_entry_name(new).label("entry"), (new.c.amount - changed_debt).label("moved"), should.label("should"))
+        select(entry_name(new).label("entry"), (new.c.amount - changed_debt).label("moved"), should.label("should"))
         .where(new.c.seq.is_not(None))
         .subquery()
     )
@@ -221,14 +211,6 @@ def _orphans(scope: AuditScope) -> Query:
         literal("moved ") + sql_cast(found.c.moved, String),
         literal("for ") + func.coalesce(sql_cast(found.c.should, String), "nothing"),
     ).where(or_(found.c.should.is_(None), found.c.should != found.c.moved))
-
-
-def _entry_name(entry: FromClause) -> ColumnElement[str]:
-    """Return how a finding names an entry: its account, its number, and what it was made for."""
-    return (
-        entry.c.owner_id + literal("/") + entry.c.kind + literal(" ") + sql_cast(entry.c.seq, String) + literal(" ")
-        + entry.c.cause_kind + literal(":") + entry.c.cause_id
-    )  # fmt: skip
 
 
 # -- charges and orders -----------------------------------------------------------------------------------------------
@@ -367,7 +349,7 @@ def _usage_sums(scope: AuditScope) -> Query:
     sums = usage_marks.c.added - usage_marks.c.spent
     return (
         select(
-            _account_name(),
+            account_name(),
             literal("days add up to ") + sql_cast(of_days, String),
             literal("spent ") + sql_cast(usage_marks.c.spent, String),
             literal("entries add up to ") + sql_cast(sums, String),
@@ -408,7 +390,7 @@ def _days() -> Query:
     credits_, messages = func.sum(parts.c.credits), func.sum(parts.c.messages)
     return (
         select(
-            _account_name(),
+            account_name(),
             parts.c.sender,
             parts.c.day,
             sql_cast(credits_, String) + literal(" credits too many"),
@@ -418,7 +400,3 @@ def _days() -> Query:
         .group_by(*key)
         .having(or_(credits_ != 0, messages != 0))
     )
-
-
-def _account_name() -> ColumnElement[str]:
-    return (accounts.c.owner_id + literal("/") + accounts.c.kind).label("account")

@@ -4,14 +4,15 @@ A *pool* is everything that one credit owner pays for. By default a viewer sees 
 everybody's rows, and a reminder if it is not their own. `of: "self"` shows only what the viewer sent, bought and owns.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, tuple_, union_all
 
-from models.database.paging import PAGE_SIZE, fetch_page
-from models.database.schema import accounts, charges, orders, plans, users
+from models.database.paging import PAGE_SIZE, Page, SortKey, fetch_page, is_after
+from models.database.schema import accounts, charges, orders, plans, reversals, users
 from models.database.statements import search_by_index
 from models.errors import Reason, Refused
 from models.messages.answer import iso_time
@@ -75,17 +76,19 @@ def scope_of(connection: Connection, view: View) -> ViewScope:
 
 
 def show_overview(connection: Connection, view: View) -> Json:
-    """Return the remaining credits, and the plans that were bought."""
+    """Return the remaining credits, what is owed, and the plans that were bought."""
     scope = scope_of(connection, view)
     balances = connection.execute(
-        select(accounts.c.kind, accounts.c.available).where(
+        select(accounts.c.kind, accounts.c.available, accounts.c.debt).where(
             accounts.c.org_id == scope.owner.org_id, accounts.c.owner_id == scope.owner.id
         )
-    )
-    remaining = {kind: available for kind, available in balances}  # noqa: C416  a Row is a tuple, dict() is untyped
+    ).all()
+    remaining = {row.kind: row.available for row in balances}
+    debt = {row.kind: row.debt for row in balances}
     return {
         **scope.heading(),
         "remaining": {kind: remaining.get(kind, 0) for kind in KINDS},
+        "debt": {kind: debt.get(kind, 0) for kind in KINDS},
         "plans": _plans(connection, scope),
     }
 
@@ -111,28 +114,27 @@ def show_usage(connection: Connection, view: ViewUsage) -> Json:
     by_day = usage_by_day(usage, view.since, view.until)
     totals = connection.execute(select(by_day.c.kind, func.sum(by_day.c.credits)).group_by(by_day.c.kind))
     total = {kind: int(credits_) for kind, credits_ in totals}
-    found = (
-        _usage_by_message(connection, usage, view) if view.by == "message" else _usage_by_day(connection, by_day, view)
-    )
-    rows, more = found
     return {
         **scope.heading(),
         "total": {kind: total.get(kind, 0) for kind in KINDS},
         "by": view.by,
-        "rows": rows,
-        **_paging(view, more=more),
+        **(
+            _usage_by_message(connection, usage, view)
+            if view.by == "message"
+            else _usage_by_day(connection, by_day, view)
+        ),
     }
 
 
-def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tuple[list[Json], bool]:
+def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> Json:
     key = by_day.c.sender, by_day.c.day, by_day.c.kind
-    query = (
-        select(*key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages"))
-        .group_by(*key)
-        .order_by(by_day.c.day.desc(), by_day.c.sender, by_day.c.kind)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return [
+    query = select(
+        *key, func.sum(by_day.c.credits).label("credits"), func.sum(by_day.c.messages).label("messages")
+    ).group_by(*key)
+    order = {"day": SortKey(by_day.c.day, descending=True), "sender": SortKey(by_day.c.sender),
+             "kind": SortKey(by_day.c.kind)}  # fmt: skip
+    page = fetch_page(connection, query, order, view.next, view.page)
+    rows = [
         {
             "user": row.sender,
             "day": str(row.day),
@@ -140,19 +142,16 @@ def _usage_by_day(connection: Connection, by_day: FromClause, view: View) -> tup
             "credits": int(row.credits),
             "messages": int(row.messages),
         }
-        for row in found
-    ], more
+        for row in page.rows
+    ]
+    return paged(view, page, rows)
 
 
-def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> tuple[list[Json], bool]:
+def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> Json:
     newest = _newest_charges(usage, view)
-    query = (
-        select(newest, accounts.c.owner_id)
-        .join(accounts, same_account(newest))
-        .order_by(newest.c.created_at.desc(), newest.c.job_id)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return [
+    query = select(newest, accounts.c.owner_id).join(accounts, same_account(newest))
+    page = fetch_page(connection, query, _newest_first(newest), view.next, view.page)
+    rows = [
         {
             "job_id": row.job_id,
             "user": row.sender,
@@ -162,8 +161,13 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
             "paid_by": row.owner_id,
             "at": iso_time(row.created_at),
         }
-        for row in found
-    ], more
+        for row in page.rows
+    ]
+    return paged(view, page, rows)
+
+
+def _newest_first(table: FromClause) -> dict[str, SortKey]:
+    return {"created_at": SortKey(table.c.created_at, descending=True), "job_id": SortKey(table.c.job_id)}
 
 
 def _newest_charges(usage: UsageScope, view: View) -> Subquery:
@@ -184,9 +188,10 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
         "created_at",
     )
     separately = [usage] if usage.sender else [UsageScope({account: None}) for account in usage.marks]
+    after = is_after(_newest_first(charges), view.next) if view.next else true()
     newest = [
         select(*(charges.c[name] for name in names))
-        .where(each.covers(charges), _between(charges.c.created_at, view))
+        .where(each.covers(charges), between(charges.c.created_at, view), after)
         .order_by(charges.c.created_at.desc(), charges.c.job_id)
         .limit(view.page * PAGE_SIZE + 1)
         .subquery()
@@ -196,18 +201,34 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
 
 
 def show_orders(connection: Connection, view: View) -> Json:
-    """Return the orders, newest first. The billing information on an order is the buyer's own and not shown."""
+    """Return the orders, newest first, each with what was reversed of it.
+
+    The billing information on an order is the buyer's own and not shown.
+    """
     scope = scope_of(connection, view)
-    query = (
-        select(orders)
-        .where(_orders_of(scope), _between(orders.c.at, view))
-        .order_by(orders.c.at.desc(), orders.c.order_id)
-    )
-    found, more = fetch_page(connection, query, view.page)
-    return {**scope.heading(), "rows": [_order(row) for row in found], **_paging(view, more=more)}
+    query = select(orders).where(_orders_of(scope), between(orders.c.at, view))
+    newest_first = {"at": SortKey(orders.c.at, descending=True), "order_id": SortKey(orders.c.order_id)}
+    page = fetch_page(connection, query, newest_first, view.next, view.page)
+    made = reversals_of(connection, page.rows)
+    return {**scope.heading(), **paged(view, page, [order_row(row, made) for row in page.rows])}
 
 
-def _order(row: Row[*tuple[Any, ...]]) -> Json:
+OrderKey = tuple[int, str]
+
+
+def reversals_of(connection: Connection, found: Sequence[Row[Any]]) -> dict[OrderKey, list[Row[Any]]]:
+    """Return the reversals of these orders, by organization and order id, the oldest first."""
+    key = reversals.c.org_id, reversals.c.order_id
+    query = select(reversals).where(tuple_(*key).in_([(row.org_id, row.order_id) for row in found]))
+    made: dict[OrderKey, list[Row[Any]]] = {}
+    for row in connection.execute(query.order_by(reversals.c.at, reversals.c.reversal_id)):
+        made.setdefault((row.org_id, row.order_id), []).append(row)
+    return made
+
+
+def order_row(row: Row[Any], made: Mapping[OrderKey, Sequence[Row[Any]]]) -> Json:
+    """Return an order as views show it, with its reversals among those that were `made`."""
+    its_reversals = made.get((row.org_id, row.order_id), ())
     return {
         "order_id": row.order_id,
         "buyer": row.buyer_id,
@@ -216,6 +237,23 @@ def _order(row: Row[*tuple[Any, ...]]) -> Json:
         "credits": {"email": row.email, "sms": row.sms},
         "amount": row.amount,
         "currency": row.currency,
+        "at": iso_time(row.at),
+        "reversed": {
+            "email": sum(reversal.email for reversal in its_reversals),
+            "sms": sum(reversal.sms for reversal in its_reversals),
+        },
+        "reversals": [reversal_row(reversal) for reversal in its_reversals],
+    }
+
+
+def reversal_row(row: Row[Any]) -> Json:
+    """Return a reversal as views show it: what was taken back, and how much of that became debt."""
+    return {
+        "reversal_id": row.reversal_id,
+        "kind": row.kind,
+        "credits": {"email": row.email, "sms": row.sms},
+        "debt": {"email": row.email_debt, "sms": row.sms_debt},
+        "reason": row.reason,
         "at": iso_time(row.at),
     }
 
@@ -227,8 +265,8 @@ def show_billing(connection: Connection, view: View) -> Json:
     return {"status": "done", "viewer": viewer.id, "billing": information}
 
 
-def show_users(connection: Connection, view: View) -> Json:
-    """Return the users of the viewer's organization.
+def viewer_of_users(connection: Connection, view: View) -> User:
+    """Return a viewer who may look at the users of their organization.
 
     Raises
     ------
@@ -240,10 +278,23 @@ def show_users(connection: Connection, view: View) -> Json:
     if not role_holds(connection, viewer.org_id, viewer.role, "view_user_list"):
         sentence = f"The role {viewer.role} of {viewer.id} does not hold the right view_user_list."
         raise Refused(Reason.NOT_PERMITTED, sentence)
-    query = select(users).where(users.c.org_id == viewer.org_id).order_by(users.c.id)
+    return viewer
+
+
+def show_users(connection: Connection, view: View) -> Json:
+    """Return the users of the viewer's organization.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`, or `not_permitted` without the right `view_user_list`.
+
+    """
+    viewer = viewer_of_users(connection, view)
+    query = select(users).where(users.c.org_id == viewer.org_id)
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
-    found, more = fetch_page(connection, query, view.page)
+    page = fetch_page(connection, query, {"id": SortKey(users.c.id)}, view.next, view.page)
     rows = [
         {
             "user_id": row.id,
@@ -253,9 +304,9 @@ def show_users(connection: Connection, view: View) -> Json:
             "owner": row.credit_owner_id,
             "sharing": not row.is_owner,
         }
-        for row in found
+        for row in page.rows
     ]
-    return {"status": "done", "viewer": viewer.id, "rows": rows, **_paging(view, more=more)}
+    return {"status": "done", "viewer": viewer.id, **paged(view, page, rows)}
 
 
 def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
@@ -264,11 +315,12 @@ def _orders_of(scope: ViewScope) -> ColumnElement[bool]:
     return (orders.c.org_id == scope.viewer.org_id) & (orders.c.buyer_id == scope.viewer.id)
 
 
-def _between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
+def between(column: ColumnElement[datetime], view: View) -> ColumnElement[bool]:
     """Return the condition for times from `since` on and before `until`."""
     condition = column >= (view.since or datetime(1970, 1, 1, tzinfo=UTC))
     return condition & (column < view.until) if view.until else condition
 
 
-def _paging(view: View, *, more: bool) -> Json:
-    return {"page": view.page, "more": more}
+def paged(view: View, page: Page, rows: list[Json]) -> Json:
+    """Return the rows of a page, and how to ask for the next one."""
+    return {"rows": rows, "page": None if view.next else view.page, "more": page.next is not None, "next": page.next}

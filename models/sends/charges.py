@@ -63,7 +63,8 @@ def by_organization(keys: Iterable[JobKey]) -> Iterator[tuple[int, list[str]]]:
     yield from found.items()
 
 
-# SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes them.
+# SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes a job, and
+# only settling a charge (settling.py).
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,23 +90,23 @@ class Charge:
     kind: Kind
     sender: str
     digest: str
-    payer: str | None
     credits: int
-    refunded: int
     state: State
-    reason: str | None
-    detail: str | None
-    attempts: int
-    crashes: int
-    lease_id: str | None
-    handover_started_at: datetime | None
-    content: Json | None
-    recipients_refused: dict[str, str] | None
-    carrier_reference: str | None
-    bulk_id: str | None
     created_at: datetime
-    due_at: datetime | None
-    final_at: datetime | None
+    payer: str | None = None
+    refunded: int = 0
+    reason: str | None = None
+    detail: str | None = None
+    attempts: int = 0
+    crashes: int = 0
+    lease_id: str | None = None
+    handover_started_at: datetime | None = None
+    content: Json | None = None
+    recipients_refused: dict[str, str] | None = None
+    carrier_reference: str | None = None
+    bulk_id: str | None = None
+    due_at: datetime | None = None
+    final_at: datetime | None = None
     sender_name: str | None = None
     sender_address: str | None = None
     is_new: bool = False

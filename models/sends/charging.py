@@ -1,6 +1,6 @@
 """Charging: new charges are written and paid for, or refused, in the caller's transaction.
 
-Each function does the same steps: fence the senders, so that nobody changes their owners meanwhile; write the charges,
+Each function does the same steps: lock the senders, so that nobody changes their owners meanwhile; write the charges,
 where an id that is known already is left as it stands; debit each account once, last, because every charge needs the
 accounts; and turn what could not be paid into refusals.
 """
@@ -42,7 +42,7 @@ from models.money.ledger import Move
 from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, by_organization, find_charges
 from models.sends.leases import insert_leases
 from models.users.organizations import NOBODYS
-from models.users.users import fence_users, unknown_user
+from models.users.users import take_user_locks, unknown_user
 
 
 class Payer(NamedTuple):
@@ -54,12 +54,7 @@ class Payer(NamedTuple):
     address: str
     owner: str
     owner_version: int
-    account_id: int
-
-    @property
-    def account(self) -> AccountKey:
-        """The key of the account."""
-        return AccountKey(self.org_id, self.account_id)
+    account: AccountKey
 
 
 def charge_jobs(
@@ -72,13 +67,18 @@ def charge_jobs(
     as it stands, whose digest tells whether it was the same job. Run again under the same `lease_id`, after a commit
     whose answer was lost, it finds what it charged then.
     """
-    payers = _fence_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
+    if not jobs:
+        return []
+    payers = _lock_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
     drafts = [_draft(job, payers.get(job.sender), State.SENDING, now, lease_id) for job in jobs]
     first: dict[JobKey, Charge] = {}  # of an id that comes twice in one batch, the first job counts
     for draft in drafts:
         first.setdefault(draft.key, draft)
     new = _insert(connection, first, payers, cause=lease_id, now=now, lease_id=lease_id, lease_until=lease_until)
-    refused = _debit(connection, [first[key] for key in first if key in new], payers, cause=lease_id, now=now)
+    inserted = [charge for key, charge in first.items() if charge.is_new and key in new]
+    refused = _debit(connection, inserted, payers, cause=lease_id, now=now)
+    if len(inserted) == len(drafts) and not refused:
+        return drafts
     known = _find_known(connection, first.keys() - new, lease_id)
     return [_answer_to(draft, first[draft.key], refused, known) for draft in drafts]
 
@@ -91,7 +91,7 @@ def charge_bulk_job(
     `bulk.credits` is what the messages cost together. Returns the charge of the bulk job itself: new, refused, or as it
     stands if its id was known.
     """
-    payers = _fence_payers(connection, {bulk.sender}, bulk.kind)
+    payers = _lock_payers(connection, {bulk.sender}, bulk.kind)
     draft = _draft(bulk, payers.get(bulk.sender), State.BULK, now)
     cause = new_id()
     if not _insert(connection, {draft.key: draft}, payers, cause=None, now=now, due_at=due_at):
@@ -119,18 +119,17 @@ def _draft(job: SendJob, payer: Payer | None, state: State, now: datetime, lease
         refusal = unknown_user(job.sender)
         return Charge(
             org_id=NOBODYS, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
-            payer=None, credits=job.credits, refunded=0, state=State.REFUSED, reason=refusal.reason,
-            detail=refusal.detail, attempts=0, crashes=0, lease_id=lease_id, handover_started_at=None, content=None,
-            recipients_refused=None, carrier_reference=None, bulk_id=None, created_at=now, due_at=None, final_at=now,
+            credits=job.credits, state=State.REFUSED, reason=refusal.reason, detail=refusal.detail, lease_id=lease_id,
+            created_at=now, final_at=now,
         )  # fmt: skip
-    is_leased = state is State.SENDING
-    return Charge(
+    draft = Charge(
         org_id=payer.org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
-        payer=payer.owner, credits=job.credits, refunded=0, state=state, reason=None, detail=None,
-        attempts=int(is_leased), crashes=0, lease_id=lease_id, handover_started_at=None,
-        content=job.content if is_leased else None, recipients_refused=None, carrier_reference=None, bulk_id=None,
-        created_at=now, due_at=None, final_at=None, sender_name=payer.name, sender_address=payer.address, is_new=True,
+        payer=payer.owner, credits=job.credits, state=state, lease_id=lease_id, created_at=now,
+        sender_name=payer.name, sender_address=payer.address, is_new=True,
     )  # fmt: skip
+    if state is State.SENDING:
+        draft.attempts, draft.content = 1, job.content
+    return draft
 
 
 # -- known ids --------------------------------------------------------------------------------------------------------
@@ -166,11 +165,15 @@ def _is_of_another_stranger(charge: Charge, draft: Charge) -> bool:
 # -- writing charges --------------------------------------------------------------------------------------------------
 
 
-def _fence_payers(connection: Connection, senders: Collection[str], kind: str) -> dict[str, Payer]:
-    """Fence the senders until the transaction ends, and return who pays for each of them; unknown ones are left out."""
-    fence_users(connection, senders)
+def _lock_payers(connection: Connection, senders: Collection[str], kind: str) -> dict[str, Payer]:
+    """Lock the senders until the transaction ends, and return who pays for each of them; unknown ones are left out."""
+    take_user_locks(connection, senders)
     parameters = {"senders": array_param(connection, senders), "kind": kind}
-    return {row.id: Payer(*row) for row in connection.execute(_select_payers(connection.dialect.name), parameters)}
+    found = connection.execute(_select_payers(connection.dialect.name), parameters)
+    return {
+        sender: Payer(sender, org_id, name, address, owner, owner_version, AccountKey(org_id, account_id))
+        for sender, org_id, name, address, owner, owner_version, account_id in found
+    }
 
 
 @functools.cache
@@ -223,7 +226,7 @@ def _insert(
     inserted = execute_chain(
         connection, _insert_charges(connection.dialect.name, leased=lease_id is not None), parameters
     )
-    return {JobKey(org_id, job_id) for org_id, job_id in inserted}
+    return {JobKey(*row) for row in inserted.all()}
 
 
 def _row(draft: Charge, payer: Payer | None, cause: str | None) -> Json:
@@ -239,7 +242,7 @@ def _row(draft: Charge, payer: Payer | None, cause: str | None) -> Json:
         return {**row, "reason": draft.reason, "detail": draft.detail}
     if cause is None:
         return row
-    row["account_id"] = payer.account_id
+    row["account_id"] = payer.account.account_id
     row["owner_version"] = payer.owner_version
     row["content"] = draft.content
     return row
@@ -292,7 +295,7 @@ def _insert_messages(
         "owner_version": payer.owner_version,
         "digest": bulk.digest,
         "bulk_id": bulk.job_id,
-        "account_id": payer.account_id,
+        "account_id": payer.account.account_id,
         "charged_by": cause,
     }
     parameters = {**rows_param(connection, rows, "new_messages"), **shared, "now": bulk.created_at}
@@ -329,8 +332,7 @@ def _debit(
     """Debit each account once for all its new charges. Returns those that it cannot pay, refused."""
     by_account: defaultdict[AccountKey, list[Charge]] = defaultdict(list)
     for charge in new:
-        if charge.is_new:
-            by_account[payers[charge.sender].account].append(charge)
+        by_account[payers[charge.sender].account].append(charge)
     moves = [_move(account, _paid(paid), cause) for account, paid in by_account.items()]
     moved = ledger.post(connection, moves, now)
     if len(moved) == len(moves):

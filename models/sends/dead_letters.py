@@ -4,24 +4,39 @@ A letter holds the whole object that was on the wire, so it is private, and is e
 ends here again has the same letter. This module decides under which id a letter is replayed; it enqueues nothing.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, Select, delete, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 
-from models.database.paging import fetch_page
-from models.database.schema import dead_letters
-from models.database.statements import insert, lock_overdue
+from models.database.json_rows import rows_from, rows_param
+from models.database.paging import SortKey, fetch_page
+from models.database.schema import UtcDateTime, dead_letters
+from models.database.statements import insert_for, lock_overdue
 from models.errors import Reason
 from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.messages.fields import ID, ID_CHARACTERS, ID_MAX
-from models.messages.views import View
 from models.messages.wire import MESSAGES, SEND_TASKS
 from models.sends.charges import Charge, State
 from models.sends.outcomes import Settlement
@@ -29,12 +44,14 @@ from models.users.users import organization_of
 
 Status = Literal["refused", "failed", "fault"]
 
-KEPT_TASKS = tuple(task for task, message in MESSAGES.items() if not issubclass(message, View))
+KEPT_TASKS = tuple(task for task in MESSAGES if not task.startswith("views."))
 """Tasks whose jobs are worth keeping. A view that was refused needs no replay."""
 JOB_MAX = 4_000_000
 """Characters of the JSON of a job that is kept."""
 DEPTH_MAX = 10
 """Levels of nesting in the JSON of a job that is kept. No valid message has half as many."""
+GROUP_MAX = 16_000_000
+"""Characters of the jobs that are stored by one statement: more than a batch has, and little for a database."""
 REPLAY = re.compile(r"(?P<first>.+):r(?P<count>[1-9][0-9]{0,5})")
 """The id of a replay."""
 
@@ -93,29 +110,59 @@ def _depth_exceeds(value: object, most: int) -> bool:
 def keep_letters(connection: Connection, letters: Sequence[DeadLetter], now: datetime) -> None:
     """Store letters. One that is stored already gets its new end, and counts as not replayed."""
     by_digest = {letter.digest: letter for letter in letters}
-    for digest, letter in sorted(by_digest.items()):
-        end = {
-            "task_id": letter.task_id,
-            "status": letter.status,
-            "reason": letter.reason,
-            "detail": letter.detail,
-            "at": now,
-        }
-        connection.execute(
-            insert(connection, dead_letters)
-            .values(
-                org_id=organization_of(letter.person),
-                task=letter.task,
-                key=letter.key,
-                person=letter.person,
-                job=letter.job,
-                digest=digest,
-                **end,
-            )
-            .on_conflict_do_update(
-                index_elements=[dead_letters.c.digest], set_={**end, "replayed_as": None, "replayed_at": None}
-            )
-        )
+    rows = [_stored_row(letter, digest) for digest, letter in sorted(by_digest.items())]
+    for group in _groups(rows):
+        parameters = {**rows_param(connection, group, "letters"), "at": now}
+        connection.execute(_upsert_letters(connection.dialect.name), parameters)
+
+
+def _stored_row(letter: DeadLetter, digest: str) -> Json:
+    return {
+        "task": letter.task,
+        "task_id": letter.task_id,
+        "key": letter.key,
+        "person": letter.person,
+        "status": letter.status,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "job": json.dumps(letter.job),
+        "digest": digest,
+    }
+
+
+def _groups(rows: Sequence[Json]) -> Iterator[list[Json]]:
+    """Yield rows in groups for one statement each, of at most `GROUP_MAX` unless a single one has more."""
+    group: list[Json] = []
+    size = 0
+    for row in rows:
+        if group and size + len(row["job"]) > GROUP_MAX:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row["job"])
+    if group:
+        yield group
+
+
+@functools.cache
+def _upsert_letters(dialect: str) -> Executable:
+    columns = ("task", "task_id", "key", "person", "status", "reason", "detail", "digest")
+    # A job is the text of its JSON, which PostgreSQL does not unpack: it would refuse half characters and NUL.
+    letters = rows_from(dialect, {**{name: dead_letters.c[name].type for name in columns}, "job": Text()}, "letters")
+    values: dict[str, ColumnElement[Any]] = {
+        **{name: letters.c[name] for name in columns},
+        "org_id": organization_of(letters.c.person),
+        "job": cast(letters.c.job, POSTGRES_JSON) if dialect == "postgresql" else letters.c.job,
+        "at": bindparam("at", type_=UtcDateTime),
+    }
+    # In the order of digests, so that two batches with the same letters do not lock each other out. SQLite takes ON
+    # CONFLICT for a part of the SELECT unless that has a WHERE.
+    rows = select(*(value.label(name) for name, value in values.items())).where(true()).order_by(letters.c.digest)
+    insert_letters = insert_for(dialect, dead_letters).from_select(list(values), rows)
+    new_end = {name: insert_letters.excluded[name] for name in ("task_id", "status", "reason", "detail", "at")}
+    return insert_letters.on_conflict_do_update(
+        index_elements=[dead_letters.c.digest], set_={**new_end, "replayed_as": None, "replayed_at": None}
+    )
 
 
 def keep_failed(connection: Connection, settlements: Sequence[Settlement], now: datetime) -> None:
@@ -145,12 +192,12 @@ def original_job(charge: Charge) -> Json:
 
 
 def list_letters(
-    connection: Connection, *, status: Status | None = None, since: datetime | None = None, page: int = 1
-) -> tuple[list[Json], bool]:
-    """Return one page of letters, newest first, without their contents, and whether more follow."""
-    newest_first = _select(status, since).order_by(dead_letters.c.at.desc(), dead_letters.c.id.desc())
-    found, more = fetch_page(connection, newest_first, page)
-    return [_row(row) for row in found], more
+    connection: Connection, *, status: Status | None = None, since: datetime | None = None, cursor: str | None = None
+) -> tuple[list[Json], str | None]:
+    """Return one page of letters, newest first, without their contents, and the cursor of the next page."""
+    newest_first = {name: SortKey(dead_letters.c[name], descending=True) for name in ("at", "id")}
+    page = fetch_page(connection, _select(status, since), newest_first, cursor)
+    return [_row(row) for row in page.rows], page.next
 
 
 _HEADER = [column for column in dead_letters.c if column.name not in ("job", "digest", "detail")]

@@ -29,7 +29,8 @@ CRASHES_MAX = 3
 """Workers that may crash during attempts of one job before it is set aside: it may be what makes them crash."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, because making a frozen one takes three times as long. Nothing changes it.
+@dataclass(slots=True, kw_only=True)
 class Settlement:
     """How one attempt ended. `refund` credits go back to the payer; `due_at` and `content` are for another attempt."""
 

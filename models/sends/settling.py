@@ -3,7 +3,6 @@
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -72,23 +71,21 @@ def _refunds(counted: Sequence[Settlement], paid_from: Mapping[JobKey, int], cau
 
 
 def settled_charge(settlement: Settlement, now: datetime) -> Charge:
-    """Return the charge as it stands after a settlement that counted."""
+    """Bring the charge of a settlement that counted up to date, and return it."""
     charge, is_final = settlement.charge, settlement.state in FINAL
-    return replace(
-        charge,
-        state=settlement.state,
-        reason=settlement.reason,
-        detail=settlement.detail,
-        refunded=settlement.refund,
-        due_at=settlement.due_at,
-        recipients_refused=settlement.recipients_refused,
-        carrier_reference=settlement.carrier_reference,
-        crashes=charge.crashes + settlement.crashed,
-        handover_started_at=(charge.handover_started_at or now) if settlement.in_doubt else None,
-        final_at=now if is_final else None,
-        content=None if is_final else settlement.content or charge.content,
-        is_new=False,
-    )
+    charge.state = settlement.state
+    charge.reason = settlement.reason
+    charge.detail = settlement.detail
+    charge.refunded = settlement.refund
+    charge.due_at = settlement.due_at
+    charge.recipients_refused = settlement.recipients_refused
+    charge.carrier_reference = settlement.carrier_reference
+    charge.crashes += settlement.crashed
+    charge.handover_started_at = (charge.handover_started_at or now) if settlement.in_doubt else None
+    charge.final_at = now if is_final else None
+    charge.content = None if is_final else settlement.content or charge.content
+    charge.is_new = False
+    return charge
 
 
 def _end_attempts(

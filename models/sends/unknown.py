@@ -6,7 +6,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, select
 
-from models.database.paging import fetch_page
+from models.database.paging import SortKey, fetch_page
 from models.database.schema import accounts, charges, decisions, organizations
 from models.database.statements import insert
 from models.ids import new_id
@@ -19,11 +19,13 @@ from models.sends.settling import settle
 Decision = Literal["refund", "resend"]
 
 
-def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], bool]:
-    """Return one page of unknown jobs, the longest unknown first, and whether more follow."""
+def list_unknown(connection: Connection, cursor: str | None = None) -> tuple[list[Json], str | None]:
+    """Return one page of unknown jobs, the longest unknown first, and the cursor of the next page."""
     query = (
         select(
             organizations.c.name.label("organization"),
+            charges.c.org_id,
+            charges.c.unknown_since,
             charges.c.job_id,
             charges.c.kind,
             charges.c.sender,
@@ -36,9 +38,9 @@ def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], boo
         .join(accounts, (accounts.c.org_id == charges.c.org_id) & (accounts.c.id == charges.c.account_id))
         .join(organizations, organizations.c.id == charges.c.org_id)
         .where(charges.c.unknown_since.is_not(None))
-        .order_by(charges.c.handover_started_at, charges.c.org_id, charges.c.job_id)
     )
-    found, more = fetch_page(connection, query, page)
+    names = ("unknown_since", "org_id", "job_id")
+    page = fetch_page(connection, query, {name: SortKey(charges.c[name]) for name in names}, cursor)
     rows = [
         {
             "organization": row.organization,
@@ -51,9 +53,9 @@ def list_unknown(connection: Connection, page: int = 1) -> tuple[list[Json], boo
             "handed_at": iso_time(row.handover_started_at),
             "detail": row.detail,
         }
-        for row in found
+        for row in page.rows
     ]
-    return rows, more
+    return rows, page.next
 
 
 def unknown_keys(

@@ -1,26 +1,52 @@
 """Roles: a name within an organization, and the rights that it holds."""
 
+from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from models.database.schema import roles
 from models.database.statements import insert
 from models.errors import Reason, Refused
+from models.messages.base import Json
 from models.messages.billing import Right, SaveRole
+from models.users.changes import record_change, refuse_stale
 from models.users.organizations import make_organization
 
 RIGHTS: tuple[Right, ...] = get_args(Right)
 
 
-def upsert_role(connection: Connection, role: SaveRole) -> None:
-    """Make a role, and its organization if that is new, or replace the role's rights."""
-    rights = {right: right in role.rights for right in RIGHTS}
-    connection.execute(
+def upsert_role(connection: Connection, role: SaveRole, now: datetime) -> None:
+    """Make a role, and its organization if that is new, or replace the role's rights.
+
+    Raises
+    ------
+    Refused
+        `stale` for an older version than the one that stands.
+
+    """
+    org_id = make_organization(connection, role.organization)
+    given: Json = {right: right in role.rights for right in RIGHTS}
+    given |= {} if role.version is None else {"version": role.version}
+    made = connection.execute(
         insert(connection, roles)
-        .values(org_id=make_organization(connection, role.organization), role=role.role, **rights)
-        .on_conflict_do_update(index_elements=[roles.c.org_id, roles.c.role], set_=rights)
-    )
+        .values(org_id=org_id, role=role.role, **given)
+        .on_conflict_do_nothing()
+        .returning(roles.c.role)
+    ).one_or_none()
+    old = None
+    if made is None:
+        its_own = (roles.c.org_id == org_id) & (roles.c.role == role.role)
+        before = connection.execute(select(roles).where(its_own).with_for_update(key_share=True)).one()
+        refuse_stale(f"Role {role.role}", role.version, before.version)
+        connection.execute(update(roles).where(its_own).values(**given))
+        old = _as_changed(before._asdict())
+    new = _as_changed({"version": old["version"] if old else None, **given})
+    record_change(connection, "role", role.role, org_id=org_id, actor=role.actor, old=old, new=new, now=now)
+
+
+def _as_changed(role: Json) -> Json:
+    return {"rights": [right for right in RIGHTS if role[right]], "version": role["version"]}
 
 
 def lock_role(connection: Connection, org_id: int, organization: str, role: str) -> None:

@@ -8,14 +8,15 @@ from models.database.schema import owner_changes, users
 from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.billing import SetOwner
+from models.users.changes import record_change
 from models.users.roles import role_holds
 from models.users.users import User, lock_users, unknown_user
 
 
-def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now: datetime) -> None:
+def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) -> None:
     """Let `change.user` spend the credits of `change.owner` from now on. Their own id ends the sharing.
 
-    All users named are fenced first, so the rules hold at the moment of the change. The actor's rights come before
+    All users named are locked first, so the rules hold at the moment of the change. The actor's rights come before
     anything else is looked up, so that somebody without them learns nothing. A change that was made before is not made
     again.
 
@@ -29,7 +30,7 @@ def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now:
     named = lock_users(connection, {change.actor, change.user, change.owner}, to_change=True)
     actor = _require_known(named, change.actor)
     earlier = _digest_before(connection, actor, change)
-    if earlier == digest:  # the very same change, by the same actor
+    if earlier is not None and change.has_digest(earlier):  # the very same change, by the same actor
         return
     _require_rights(connection, actor)
     if earlier is not None:
@@ -49,7 +50,7 @@ def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now:
         insert(connection, owner_changes).values(
             org_id=actor.org_id,
             change_id=change.change_id,
-            digest=digest,
+            digest=change.digest(),
             actor_id=actor.id,
             user_id=user.id,
             version=version,
@@ -58,6 +59,8 @@ def set_credit_owner(connection: Connection, change: SetOwner, digest: str, now:
             at=now,
         )
     )
+    record_change(connection, "owner", user.id, org_id=user.org_id, actor=actor.id, old={"owner": user.owner},
+                  new={"owner": owner.id}, now=now)  # fmt: skip
 
 
 def _digest_before(connection: Connection, actor: User, change: SetOwner) -> str | None:

@@ -12,7 +12,9 @@ from models.database.json_rows import array_param, in_array
 from models.database.schema import users
 from models.database.statements import insert
 from models.errors import Reason, Refused
+from models.messages.base import Json
 from models.messages.billing import SaveUser
+from models.users.changes import record_change, refuse_stale
 from models.users.organizations import NOBODYS, find_organization
 from models.users.roles import lock_role, unknown_role
 
@@ -38,40 +40,40 @@ class User:
 _COLUMNS = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.role, users.c.credit_owner_id,
             users.c.owner_version)  # fmt: skip
 
-FENCES = 1024
+USER_LOCKS = 1024
 """Advisory locks that all users share: more would fill PostgreSQL's lock table (max_locks_per_transaction)."""
 
 
-def fence_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> None:
+def take_user_locks(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> None:
     """Keep others from changing the credit owners of users until the transaction ends.
 
-    Charges and purchases share the fence, and a change of owner takes it alone (`to_change`), so every charge sees
+    Charges and purchases share a user's lock, and a change of owner takes it alone (`to_change`), so every charge sees
     either the old owner or the new one. It queues in the order of arrival, so that a busy pool delays no change, and it
     writes nothing, unlike a shared lock on the user's row. What it guards must be read in a later statement.
     """
     if connection.dialect.name == "sqlite":  # has one writer at a time
         return
-    slots = sorted({_fence_of(user_id) for user_id in ids})
-    connection.execute(_take_fences(exclusive=to_change), {"slots": slots})
+    slots = sorted({_lock_number(user_id) for user_id in ids})
+    connection.execute(_take_advisory_locks(exclusive=to_change), {"slots": slots})
 
 
 @functools.lru_cache(maxsize=100_000)
-def _fence_of(user_id: str) -> int:
+def _lock_number(user_id: str) -> int:
     """Return the number of a user's advisory lock. Those below zero are used for nothing else (migrations/__init__)."""
     digest = hashlib.blake2b(user_id.encode(), digest_size=4).digest()
-    return -1 - int.from_bytes(digest, "big") % FENCES
+    return -1 - int.from_bytes(digest, "big") % USER_LOCKS
 
 
 @functools.cache
-def _take_fences(*, exclusive: bool) -> Executable:
+def _take_advisory_locks(*, exclusive: bool) -> Executable:
     take = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
     slot = func.unnest(bindparam("slots", type_=ARRAY(BigInteger))).column_valued("slot")
     return select(func.count(take(slot)))
 
 
 def lock_users(connection: Connection, ids: Collection[str], *, to_change: bool = False) -> dict[str, User]:
-    """Fence users as `fence_users` does, and return those that exist, by id."""
-    fence_users(connection, ids, to_change=to_change)
+    """Lock users as `take_user_locks` does, and return those that exist, by id."""
+    take_user_locks(connection, ids, to_change=to_change)
     found = connection.execute(_select_users(connection.dialect.name), {"ids": array_param(connection, ids)})
     return {row.id: User(*row) for row in found}
 
@@ -96,7 +98,7 @@ def get_user(connection: Connection, user_id: str) -> User:
     return User(*row)
 
 
-def organization_of(user_id: str | None) -> ColumnElement[int]:
+def organization_of(user_id: ColumnElement[str]) -> ColumnElement[int]:
     """Return the subquery of a user's organization: nobody's, if the user was never saved."""
     known = select(users.c.org_id).where(users.c.id == user_id).scalar_subquery()
     return func.coalesce(known, NOBODYS)
@@ -115,16 +117,18 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | 
     Raises
     ------
     Refused
-        `not_found` for a role that was never saved, `other_organization` for a user of another organization.
+        `not_found` for a role that was never saved, `other_organization` for a user of another organization, `stale`
+        for an older version than the one that stands.
 
     """
     org_id = find_organization(connection, user.organization)
     if org_id is None:
         raise unknown_role(user.organization, user.role)
     lock_role(connection, org_id, user.organization, user.role)
-    saved = {"name": user.name, "email": user.email, "role": user.role}
-    if user.billing is not None:
-        saved["billing"] = user.billing  # type: ignore[assignment]
+    given: Json = {"name": user.name, "email": user.email, "role": user.role}
+    given |= {
+        name: value for name, value in (("billing", user.billing), ("version", user.version)) if value is not None
+    }
     made = connection.execute(
         insert(connection, users)
         .values(
@@ -134,17 +138,27 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | 
             is_owner=True,
             owner_version=0,
             created_at=now,
-            **saved,
+            **given,
         )
         .on_conflict_do_nothing()
         .returning(users.c.id)
     ).one_or_none()
-    if made is not None:
-        return org_id
-    changed = connection.execute(
-        update(users).where(users.c.id == user.user_id, users.c.org_id == org_id).values(**saved)
-    )
-    if changed.rowcount == 0:
+    old = None if made is not None else _change_user(connection, org_id, user, given)
+    new = {"role": user.role, "version": user.version if user.version is not None or old is None else old["version"]}
+    record_change(connection, "user", user.user_id, org_id=org_id, actor=user.actor, old=old, new=new, now=now)
+    return None if made is None else org_id
+
+
+def _change_user(connection: Connection, org_id: int, user: SaveUser, given: Json) -> Json:
+    """Change a user who is there. Returns the role and the version that stood before."""
+    before = connection.execute(
+        select(users.c.role, users.c.version)
+        .where(users.c.id == user.user_id, users.c.org_id == org_id)
+        .with_for_update(key_share=True)
+    ).one_or_none()
+    if before is None:
         sentence = f"User {user.user_id} belongs to another organization, and nobody can be moved between them."
         raise Refused(Reason.OTHER_ORGANIZATION, sentence)
-    return None
+    refuse_stale(f"User {user.user_id}", user.version, before.version)
+    connection.execute(update(users).where(users.c.id == user.user_id).values(**given))
+    return {"role": before.role, "version": before.version}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from models.database.engine import Database
 from models.database.schema import accounts, charges, entries
@@ -15,14 +15,15 @@ from models.reports.invariants import STALE_AFTER
 from models.sends.charges import State
 from tasks.context import utc_now
 from tests.audits import audit_everything
+from tests.chains import broken_links, parts_of_charges
 from tests.chaos.rig import Rig
 
 Json = dict[str, Any]
 SHOWN_MAX = 5
 
 ENDED = ("sent", "failed", "refused", "unknown")
-ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "not_received", "free", "unacked",
-        "waiting", "quarantine_wrong", "ended_by_itself")  # fmt: skip
+ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "broken_links", "not_received", "free",
+        "unacked", "waiting", "quarantine_wrong", "ended_by_itself")  # fmt: skip
 """Counts of a verdict that must be zero."""
 
 
@@ -38,8 +39,12 @@ class Verdict:
     lost: int = 0
     sent_twice: int = 0
     charged_twice: int = 0
+    """Entries that took more than their charges cost."""
     drift: int = 0
     unmatched_refunds: int = 0
+    """Entries that gave back anything but what their charges got back."""
+    broken_links: int = 0
+    """Entries that break the hash chain of their account."""
     unknown: int = 0
     unknown_least: int = 0
     unknown_most: int = 0
@@ -81,49 +86,43 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The state of every charge, and what its entries moved."""
+    """The state of every charge, and the entries that moved anything but what their charges say."""
 
     states: dict[str, str]
     why: dict[str, str]
-    charged: Counter[str]
-    refunded: Counter[str]
-    drift: int
+    charged_twice: list[str]
     unmatched_refunds: list[str]
+    broken_links: list[str]
+    drift: int
 
 
 def collect(database: Database, bought: dict[str, int]) -> Evidence:
     """Read everything at one moment. Balances are computed anew from the charges, without the entries."""
     with database.snapshot() as connection:
-        rows = connection.execute(
-            select(charges.c.job_id, charges.c.state, charges.c.reason, charges.c.detail, charges.c.bulk_id,
-                   charges.c.credits)
-        ).all()  # fmt: skip
-        written = [(cause, amount) for cause, amount in connection.execute(select(entries.c.cause, entries.c.amount))]
-        net = func.sum(charges.c.credits - charges.c.refunded)
-        spent_by = connection.execute(
-            select(charges.c.account_id, net).where(charges.c.account_id.is_not(None)).group_by(charges.c.account_id)
-        )
-        spent = {account_id: int(total) for account_id, total in spent_by}
-        balances = connection.execute(select(accounts.c.id, accounts.c.owner_id, accounts.c.available)).all()
-    causes: dict[str, dict[str, list[int]]] = {"charge": {}, "refund": {}, "purchase": {}}
-    for cause, amount in written:
-        what, _, job_id = cause.partition(":")
-        causes[what].setdefault(job_id, []).append(amount)
-    cost = {row.job_id: row.credits for row in rows}
+        rows = connection.execute(select(charges)).all()
+        written = connection.execute(select(entries).where(entries.c.cause_kind.in_(["charge", "refund"]))).all()
+        balances = connection.execute(select(accounts)).all()
+        broken = broken_links(connection)
+    parts = parts_of_charges(rows)
+    spent = Counter[tuple[int, int]]()
+    for row in rows:
+        if row.account_id is not None:
+            spent[row.org_id, row.account_id] += row.credits - row.refunded
+    charged, given_back = [], []
+    for entry in written:
+        of_jobs = parts.get((entry.org_id, entry.account_id, entry.cause_kind, entry.cause_id), {})
+        named = f"{entry.cause_kind} {entry.cause_id} of {entry.amount} for {len(of_jobs)} jobs"
+        if entry.cause_kind == "charge" and entry.amount < sum(of_jobs.values()):
+            charged.append(named)
+        if entry.cause_kind == "refund" and entry.amount != sum(of_jobs.values()):
+            given_back.append(named)
     return Evidence(
         states={row.job_id: row.state for row in rows},
         why={row.job_id: f"{row.state}: {row.detail or row.reason}" for row in rows},
-        # A bulk job's entry pays for each of its messages.
-        charged=Counter(
-            {row.job_id: sum(len(causes["charge"].get(job, ())) for job in (row.job_id, row.bulk_id)) for row in rows}
-        ),
-        refunded=Counter({job_id: len(amounts) for job_id, amounts in causes["refund"].items()}),
-        drift=sum(abs(row.available - bought.get(row.owner_id, 0) + spent.get(row.id, 0)) for row in balances),
-        unmatched_refunds=[
-            job_id
-            for job_id, amounts in causes["refund"].items()
-            if sum(amounts) > cost.get(job_id, 0) or len(amounts) > 1
-        ],
+        charged_twice=charged,
+        unmatched_refunds=given_back,
+        broken_links=broken,
+        drift=sum(abs(row.available - bought.get(row.owner_id, 0) + spent[row.org_id, row.id]) for row in balances),
     )
 
 
@@ -136,8 +135,9 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
     jobs_by_count = {
         "lost": [job for job, state in states.items() if state not in ENDED],
         "sent_twice": [job for job in states if taken[job] > 1],
-        "charged_twice": [job for job in states if evidence.charged[job] > 1],
+        "charged_twice": evidence.charged_twice,
         "unmatched_refunds": evidence.unmatched_refunds,
+        "broken_links": evidence.broken_links,
         "unknown": [job for job, state in states.items() if state == State.UNKNOWN],
         "not_received": [job for job, state in states.items() if state == State.SENT and not accepted[job]],
         "free": [job for job, state in states.items() if state in (State.FAILED, State.REFUSED) and taken[job]],

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from models.sends.charges import State
@@ -37,6 +38,19 @@ def test_other_commands_refuse_a_database_never_migrated(empty_database: str, tm
 
     assert ended.code == 1
     assert "run `postage migrate`" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["worker", "migrate", "audit"])
+def test_a_database_of_a_newer_release_is_named_in_a_sentence(postgres_url: str, tmp_path: Path, command: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    ended = run(command, cwd=tmp_path, database_url=postgres_url, broker_url="redis://127.0.0.1:1/0")
+
+    assert ended.code == 1
+    assert "is at migration 9999" in ended.err
+    assert "restore the backup from before that migration" in ended.err
     assert "Traceback" not in ended.err
 
 

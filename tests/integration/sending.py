@@ -29,7 +29,7 @@ def leave_unknown(database: Database, *job_ids: str, **fields: Any) -> Context:
     """Send emails together whose outcome stays unknown."""
     context = scripted_context(database, *[UNSURE for _ in job_ids])
     jobs = [email_job(job_id, **fields) for job_id in job_ids]
-    send(context, "email.send", [SendEmail.model_validate(job) for job in jobs])
+    send(context, [SendEmail.model_validate(job) for job in jobs])
     return context
 
 

@@ -166,5 +166,5 @@ def test_a_rollback_leaves_neither_charge_nor_entry(stocked: Database) -> None:
 
 
 def test_charging_and_settling_nothing_does_nothing(stocked: Database) -> None:
-    assert send(make_context(stocked), "email.send", []) == []
+    assert send(make_context(stocked), []) == []
     assert settle(stocked) == []

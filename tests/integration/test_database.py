@@ -1,6 +1,7 @@
 """Transient faults of a real PostgreSQL: the whole transaction is run again, and its work is done once."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.database.engine import Database
+from models.database.engine import Database, is_too_slow
 
 DONE_S = 60
 
@@ -120,6 +121,37 @@ def test_a_standby_that_is_not_yet_promoted_is_waited_for(database: Database) ->
     assert (tries, counted(database)) == (3, [1, 0])
 
 
+@contextmanager
+def read_only_sessions(url: str) -> Iterator[None]:
+    """Let sessions that begin within the block take no writes, as those of a standby."""
+    name = url.rpartition("/")[2]
+    with administrator(url) as other:
+        other.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        yield
+        other.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+
+
+def test_a_standby_is_left_for_the_new_primary(database: Database, postgres_url: str) -> None:
+    """A pooled connection would lead to the standby for ever."""
+    with closing(Database(postgres_url, pool_size=4, wait_s=DONE_S)) as connected_before:
+        with read_only_sessions(postgres_url):
+            assert counted(connected_before) == [0, 0]
+        connected_before.write(lambda connection: add(connection, 1))
+
+    assert counted(database) == [1, 0]
+
+
+@pytest.mark.usefixtures("database")
+def test_a_connection_says_only_of_snapshots_whether_they_write(postgres_url: str) -> None:
+    """A standby refuses READ WRITE, which SQLAlchemy says after a snapshot, with an error that is not transient."""
+    with read_only_sessions(postgres_url), closing(Database(postgres_url, pool_size=1, wait_s=0)) as on_standby:
+        assert counted(on_standby) == [0, 0]
+        with pytest.raises(DBAPIError) as refused:
+            on_standby.write(lambda connection: add(connection, 1))
+
+    assert isinstance(refused.value.orig, psycopg.errors.ReadOnlySqlTransaction)
+
+
 def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, database: Database) -> None:
     """53300: somebody else has the last one, and closes it after a while."""
     with administrator(postgres_url) as other:
@@ -141,8 +173,44 @@ def test_a_server_with_no_connection_left_is_waited_for(postgres_url: str, datab
     assert counted(database) == [1, 0]
 
 
-def test_a_transaction_with_a_statement_timeout_is_run_again(database: Database) -> None:
-    """57014: the server was busy; the next time it is not."""
+@pytest.mark.parametrize("use", ["write", "read"])
+def test_a_statement_that_takes_too_long_is_not_run_again(database: Database, use: str) -> None:
+    """57014: it would take as long, and the database has enough to do."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        connection.exec_driver_sql("SET LOCAL statement_timeout = '50ms'")
+        connection.exec_driver_sql("SELECT pg_sleep(10)")
+
+    with pytest.raises(DBAPIError, match="statement timeout") as slow:
+        getattr(database, use)(work)
+
+    assert is_too_slow(slow.value)
+    assert tries == 1
+
+
+@pytest.mark.parametrize("use", ["write", "read"])
+def test_a_transaction_that_takes_longer_than_its_role_may_is_not_run_again(database: Database, use: str) -> None:
+    """25P04, which PostgreSQL 17 and later say."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        connection.exec_driver_sql("SET LOCAL transaction_timeout = '50ms'")
+        connection.exec_driver_sql("SELECT pg_sleep(10)")
+
+    with pytest.raises(DBAPIError, match="transaction timeout") as slow:
+        getattr(database, use)(work)
+
+    assert is_too_slow(slow.value)
+    assert tries == 1
+
+
+def test_a_statement_that_an_administrator_canceled_is_run_again(database: Database, postgres_url: str) -> None:
+    """57014 as well, but the next one may end in time."""
     tries = 0
 
     def work(connection: Connection) -> None:
@@ -150,12 +218,78 @@ def test_a_transaction_with_a_statement_timeout_is_run_again(database: Database)
         tries += 1
         add(connection, 1)
         if tries == 1:
-            connection.exec_driver_sql("SET LOCAL statement_timeout = '50ms'")
-            connection.exec_driver_sql("SELECT pg_sleep(10)")
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with administrator(postgres_url) as other:
+                timer = threading.Timer(0.1, other.execute, ["SELECT pg_cancel_backend(%s)", [pid]])
+                timer.start()
+                try:
+                    connection.exec_driver_sql("SELECT pg_sleep(10)")
+                finally:
+                    timer.join()
 
     database.write(work)
 
     assert (tries, counted(database)) == (2, [1, 0])
+
+
+def test_a_lock_that_is_not_given_in_time_is_waited_for(database: Database, postgres_url: str) -> None:
+    """55P03, and not 57014: whoever holds it will end."""
+    tries = 0
+    with psycopg.connect(postgres_url) as other:
+        other.execute("UPDATE counters SET value = value + 1 WHERE id = 1")
+
+        def work(connection: Connection) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 2:
+                other.commit()
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+            add(connection, 1)
+
+        database.write(work)
+
+    assert (tries, counted(database)) == (2, [2, 0])
+
+
+def test_a_process_that_stood_still_goes_on_with_a_new_connection(database: Database) -> None:
+    """25P03: its transaction was idle for too long, as after SIGSTOP."""
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        add(connection, 1)
+        if tries == 1:
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '50ms'")
+            time.sleep(0.3)
+        add(connection, 2)
+
+    database.write(work)
+
+    assert (tries, counted(database)) == (2, [1, 1])
+
+
+def test_a_pooled_connection_that_idled_for_too_long_is_replaced(database: Database) -> None:
+    """57P05, if somebody set an `idle_session_timeout`."""
+    database.write(lambda connection: connection.exec_driver_sql("SET idle_session_timeout = '50ms'"))
+    time.sleep(0.3)
+    database.write(lambda connection: add(connection, 1))
+
+    assert counted(database) == [1, 0]
+
+
+def test_a_pool_without_a_free_connection_is_waited_for(database: Database) -> None:
+    database.engine.pool._timeout = 0.05  # type: ignore[attr-defined]
+    held = [database.engine.connect() for _ in range(4)]
+    timer = threading.Timer(0.3, held[0].close)
+    timer.start()
+
+    database.write(lambda connection: add(connection, 1))
+
+    timer.join()
+    for connection in held:
+        connection.close()
+    assert counted(database) == [1, 0]
 
 
 def test_a_transaction_that_would_fail_again_is_not_run_again(database: Database) -> None:
@@ -178,13 +312,16 @@ def test_a_transaction_is_retried_only_so_long(postgres_url: str, database: Data
 
     def work(connection: Connection) -> None:
         add(connection, 1)
-        connection.exec_driver_sql("SET LOCAL statement_timeout = '10ms'")
-        connection.exec_driver_sql("SELECT pg_sleep(10)")
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10ms'")
+        add(connection, 2)
 
     with (
+        administrator(postgres_url) as other,
+        other.transaction(),
         closing(Database(postgres_url, pool_size=1, wait_s=0.3)) as impatient,
-        pytest.raises(DBAPIError, match="statement timeout"),
     ):
-        impatient.write(work)
+        other.execute("SELECT FROM counters WHERE id = 2 FOR UPDATE")
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            impatient.write(work)
 
     assert counted(database) == [0, 0]

@@ -1,13 +1,15 @@
 """Dead letters: jobs that were refused, failed, or were given up after faults are kept whole for a while."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from celery.exceptions import Reject, Retry
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from models.database.engine import Database
 from models.database.schema import charges, refusals
@@ -17,7 +19,7 @@ from tasks import upkeep
 from tasks.base import FAULT_RETRIES
 from tasks.context import Json
 from tests.factories import email_job, purchase_order, sms_job
-from tests.fakes import NEVER, NOON, NOT_NOW, answer, later
+from tests.fakes import NEVER, NOON, NOT_NOW, answer, answer_together, later
 from tests.integration.queued import NO_BROKER
 from tests.integration.sending import answer_after_retries, context_with_a_bug, pass_time, scripted_context
 from tests.integration.stored import letters_of, only_letter_of
@@ -129,7 +131,7 @@ def test_a_failed_job_is_kept_as_it_was_on_the_wire(stocked: Database, task: str
     key = job.get("job_id", "task-1")
     assert (letter.status, letter.task, letter.key, letter.person) == ("failed", task, key, "john")
     assert (letter.reason, letter.detail) == ("carrier_refused", NEVER.detail)
-    assert parse(task, letter.job).digest(task) == parse(task, job, job_id="task-1").digest(task)
+    assert parse(task, letter.job).digest() == parse(task, job, job_id="task-1").digest()
     with stocked.snapshot() as connection:
         assert connection.execute(select(charges.c.content)).scalar_one() is None
 
@@ -143,6 +145,63 @@ def test_a_job_that_fails_at_a_later_attempt_is_kept_with_all_recipients(stocked
     later(context)
 
     assert (only_letter_of(stocked).reason, only_letter_of(stocked).job["to"]) == ("carrier_unavailable", job["to"])
+
+
+# -- many at once -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_statements(database: Database) -> Iterator[Counter[str]]:
+    """Count the statements of the block by what they begin with, as far as the name of a table they write to."""
+    counted: Counter[str] = Counter()
+
+    def count(*args: Any) -> None:
+        counted[" ".join(args[2].split()[:3])] += 1
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    yield counted
+    event.remove(database.engine, "before_cursor_execute", count)
+
+
+def test_the_refusals_of_a_batch_and_their_letters_are_two_statements(stocked: Database) -> None:
+    """Invalid jobs and strangers; a letter that is there already gets its new end beside the others."""
+    context = scripted_context(stocked)
+    jobs = [email_job(f"job-{n}", colour="red") for n in range(40)]
+    answer_together(context, "email.send", jobs[:1])
+    jobs += [email_job(f"stranger-{n}", sender="nobody") for n in range(40)] + jobs[:1] + [{"\x00": "\ud800"}]
+
+    with counted_statements(stocked) as counted:
+        answers = answer_together(context, "email.send", jobs)
+
+    assert Counter(answered["reason"] for answered in answers) == {"invalid_job": 42, "unknown_user": 40}
+    assert (counted["INSERT INTO refusals"], counted["INSERT INTO dead_letters"]) == (1, 2)  # with those of charges
+    letters = letters_of(stocked)
+    assert len(letters) == 81
+    assert [letter.job for letter in letters if letter.task_id == "task-80"] == jobs[:1]
+    with stocked.snapshot() as connection:
+        assert connection.execute(select(func.count()).select_from(refusals)).scalar_one() == 43
+
+
+def test_the_letters_of_a_batch_that_fails_are_one_statement(stocked: Database) -> None:
+    context = scripted_context(stocked, *[NEVER for _ in range(10)])
+
+    with counted_statements(stocked) as counted:
+        answer_together(context, "email.send", [email_job(f"job-{n}") for n in range(10)])
+
+    assert counted["INSERT INTO dead_letters"] == 1
+    assert sorted(letter.key for letter in letters_of(stocked)) == [f"job-{n}" for n in range(10)]
+
+
+def test_large_letters_are_stored_by_several_statements(stocked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database does not like parameters without limit."""
+    monkeypatch.setattr("models.sends.dead_letters.GROUP_MAX", 1_000)
+    context = scripted_context(stocked)
+
+    with counted_statements(stocked) as counted:
+        answer_together(context, "email.send", [email_job(f"job-{n}", colour="red" * 130) for n in range(5)])
+
+    assert counted["INSERT INTO dead_letters"] == 5
+    assert len(letters_of(stocked)) == 5
 
 
 # -- given up after faults --------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, select
+from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 from models.database import migrations
 from models.database.engine import Database
-from models.database.migrations import check_migrated, migrate
+from models.database.migrations import KNOWN, NEWEST, check_migrated, migrate
 from models.database.schema import APPEND_ONLY, charges, decisions, metadata
-from models.errors import DatabaseBehindError
+from models.errors import DatabaseAheadError, DatabaseBehindError
 from models.sends.leases import lock_expired, lock_orphaned
 from models.sends.unknown import unknown_keys
 from tests.factories import balance, buy, save_people
@@ -215,12 +215,28 @@ def test_an_empty_database_is_behind_and_the_error_says_what_to_do(empty_url: st
     assert "postage migrate" in str(behind.value)
 
 
-def test_a_database_at_a_migration_that_does_not_exist_is_refused(database: Database) -> None:
+@pytest.mark.parametrize("revision", ["9999", "0003b", "ae1027a6acf"])
+def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(
+    database: Database, database_url: str, revision: str
+) -> None:
+    """So that a worker does not start on it, and `postage migrate` says what to do."""
     with database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
-    with pytest.raises(DatabaseBehindError, match="9999"):
-        check_migrated(database)
+    for step in (lambda: check_migrated(database), lambda: migrate(database_url)):
+        with pytest.raises(DatabaseAheadError) as ahead:
+            step()
+        assert f"is at migration {revision}, and this code knows migrations up to {NEWEST}" in str(ahead.value)
+        assert "upgrade it to the release" in str(ahead.value)
+        assert "restore the backup" in str(ahead.value)
+    with database.snapshot() as connection:
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one() == revision
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    files = Path(migrations.__file__).parent.glob("versions/[0-9]*.py")
+
+    assert {file.name[:4] for file in files} == KNOWN
 
 
 def test_every_append_only_table_exists() -> None:

@@ -1,6 +1,9 @@
 """Preflight checks against real servers: whatever is wrong is named in a sentence without a secret."""
 
+import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -66,12 +69,19 @@ def off_by(seconds: float) -> Callable[[], datetime]:
     return lambda: datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def test_a_broker_that_keeps_nothing_on_disk_is_only_warned_of(settings_of_either: Settings) -> None:
+def test_what_keeps_nothing_on_disk_is_only_warned_of(settings_of_either: Settings) -> None:
+    """The broker of these tests, and their PostgreSQL."""
     verdict = examine(settings_of_either)
 
     assert verdict.refusals == []
-    [warning] = verdict.warnings
-    assert warning.startswith("The broker keeps nothing on disk (appendonly no, save empty)")
+    *of_database, of_broker = verdict.warnings
+    assert of_broker.startswith("The broker keeps nothing on disk (appendonly no, save empty)")
+    is_sqlite = settings_of_either.database.startswith("sqlite")
+    assert [warning.partition(":")[0] for warning in of_database] == ([] if is_sqlite else [
+        "PostgreSQL's fsync is off",
+        "PostgreSQL's full_page_writes is off",
+        "PostgreSQL's synchronous_commit is off for this user",
+    ])  # fmt: skip
     require_ready(settings_of_either)
 
 
@@ -134,6 +144,131 @@ def test_a_database_without_migrations_is_refused_unless_they_follow(settings: S
 
     assert ["run `postage migrate`" in refusal for refusal in examine(empty).refusals] == [True]
     assert examine(empty, migrated=False).refusals == []
+
+
+@pytest.fixture(scope="module")
+def durable_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Give a PostgreSQL that waits for the disk, with a user of each kind of commit."""
+    with PostgresServer(tmp_path_factory.mktemp("durable"), durable=True) as server:
+        with administrator(server) as connection:
+            for commit in ("off", "local", "remote_write"):
+                connection.execute(f"CREATE ROLE commits_{commit} LOGIN")
+                connection.execute(f"ALTER ROLE commits_{commit} SET synchronous_commit = {commit}")
+        yield server
+
+
+@contextmanager
+def administrator(server: PostgresServer) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def with_setting(server: PostgresServer, name: str, value: str) -> Iterator[None]:
+    """Give the server a setting for the length of the block, as an administrator does."""
+    with administrator(server) as connection:
+        connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        connection.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: connection.execute(f"SHOW {name}").fetchone() == (value,))
+        try:
+            yield
+        finally:
+            connection.execute(f"ALTER SYSTEM RESET {name}")
+            connection.execute("SELECT pg_reload_conf()")
+            wait_until(lambda: connection.execute(f"SHOW {name}").fetchone() != (value,))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@contextmanager
+def standby(server: PostgresServer, folder: Path, name: str) -> Iterator[None]:
+    """Receive the write-ahead log of a server for the length of the block, as a standby of this name does."""
+    connect = f"host=127.0.0.1 port={server.port} user=postgres application_name={name}"
+    receiver = subprocess.Popen([server.program("pg_receivewal"), "--directory", folder, "--dbname", connect])
+    try:
+        with administrator(server) as connection:
+            listed = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s"
+            wait_until(lambda: connection.execute(listed, [name]).fetchone() is not None)
+        yield
+    finally:
+        receiver.terminate()
+        receiver.wait()
+
+
+def warnings_of_database(settings: Settings, server: PostgresServer, user: str = "postgres") -> list[str]:
+    """Give the warnings that come before the one of the broker, where nothing is refused."""
+    url = server.url().replace("postgres@", f"{user}@")
+    verdict = examine(changed(settings, database_url=url), migrated=False)
+    assert verdict.refusals == []
+    return verdict.warnings[:-1]
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+def test_a_database_that_a_crash_may_destroy_is_warned_of(
+    settings: Settings, durable_postgres: PostgresServer, name: str
+) -> None:
+    before = warnings_of_database(settings, durable_postgres)
+    with with_setting(durable_postgres, name, "off"):
+        [warning] = warnings_of_database(settings, durable_postgres)
+
+    assert before == []
+    assert warning.startswith(f"PostgreSQL's {name} is off: a crash of its machine can")
+    assert f"Set {name} to on" in warning
+
+
+def test_commits_that_do_not_wait_are_warned_of(settings: Settings, durable_postgres: PostgresServer) -> None:
+    """As they are for our user: an administrator may have set this for a role."""
+    [warning] = warnings_of_database(settings, durable_postgres, "commits_off")
+
+    assert warning.startswith("PostgreSQL's synchronous_commit is off for this user")
+    assert warnings_of_database(settings, durable_postgres, "commits_local") == []
+
+
+def test_a_standby_that_may_lack_commits_is_warned_of(
+    settings: Settings, durable_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Also if our user may not see what the standby does. A backup is not a standby."""
+    with standby(durable_postgres, tmp_path, "standby_1"):
+        asynchronous = warnings_of_database(settings, durable_postgres, "commits_remote_write")
+        with with_setting(durable_postgres, "synchronous_standby_names", "ANY 1 (standby_1, standby_2)"):
+            synchronous = warnings_of_database(settings, durable_postgres, "commits_remote_write")
+            local = warnings_of_database(settings, durable_postgres, "commits_local")
+    with standby(durable_postgres, tmp_path, "pg_receivewal"):
+        backup = warnings_of_database(settings, durable_postgres)
+
+    assert [warning.partition(":")[0] for warning in asynchronous] == [
+        "PostgreSQL has standbys and an empty synchronous_standby_names"
+    ]
+    assert (synchronous, backup) == ([], [])
+    assert ["synchronous_commit is local for this user" in warning for warning in local] == [True]
+
+
+def test_commits_that_will_wait_for_ever_are_warned_of(settings: Settings, durable_postgres: PostgresServer) -> None:
+    with with_setting(durable_postgres, "synchronous_standby_names", "standby_1"):
+        [warning] = warnings_of_database(settings, durable_postgres)
+
+    assert warning.startswith("PostgreSQL's synchronous_standby_names is standby_1, and no standby is connected")
+
+
+def test_a_standby_is_refused(settings: Settings, durable_postgres: PostgresServer) -> None:
+    with administrator(durable_postgres) as connection:
+        row = connection.execute("SHOW data_directory").fetchone()
+    assert row is not None
+    signal = Path(row[0]) / "standby.signal"
+    durable_postgres.stop()
+    signal.touch()
+    durable_postgres.start()
+    refusals = examine(changed(settings, database_url=durable_postgres.url()), migrated=False).refusals
+    durable_postgres.stop()
+    signal.unlink()
+    durable_postgres.start()
+
+    assert [refusal.partition(":")[0] for refusal in refusals] == ["The database is a standby, which takes no writes"]
 
 
 # -- the broker -------------------------------------------------------------------------------------------------------
@@ -247,6 +382,7 @@ def test_everything_that_is_wrong_is_named_at_once(settings: Settings, redis: Re
         (f"postgresql+psycopg://u:{SECRET}@db.example/postage", "postage at db.example:5432"),
         (f"postgresql+psycopg://u:{SECRET}@[::1]:99/", "u at ::1:99"),
         ("postgresql+psycopg:///postage?host=/run/postgresql", "postage at /run/postgresql:5432"),
+        (f"postgresql+psycopg://u:{SECRET}@/postage?host=a:5432&host=b:5433", "postage at a:5432, b:5433"),
         ("sqlite:////var/postage.db", "/var/postage.db"),
     ],
 )

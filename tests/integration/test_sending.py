@@ -195,7 +195,7 @@ def test_a_batch_is_answered_in_order_and_each_id_is_sent_once(stocked: Database
     answer(context, "email.send", email_job("old"))
     jobs = [email_job("b"), email_job("a"), email_job("b"), email_job("old"), email_job("z", sender="nobody")]
 
-    settled = send(context, "email.send", [SendEmail.model_validate(job) for job in jobs])
+    settled = send(context, [SendEmail.model_validate(job) for job in jobs])
 
     assert [charge.job_id for charge in settled] == ["b", "a", "b", "old", "z"]
     assert [str(charge.state) for charge in settled] == ["sent", "sent", "sent", "sent", "refused"]
@@ -204,4 +204,4 @@ def test_a_batch_is_answered_in_order_and_each_id_is_sent_once(stocked: Database
 
 
 def test_an_empty_batch_does_nothing(stocked: Database) -> None:
-    assert send(make_context(stocked), "email.send", []) == []
+    assert send(make_context(stocked), []) == []

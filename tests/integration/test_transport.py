@@ -181,6 +181,31 @@ def restore(connection: Connection, message: Message) -> None:
         other.default_channel.qos.restore_by_tag(message.delivery_tag)
 
 
+def test_messages_that_a_killed_worker_had_taken_come_back_in_order(
+    valkey_url: str, connection: Connection, producer: Producer
+) -> None:
+    """Of two saves of one user, the first one must not win because a worker was killed."""
+    publish(producer, "billing", *range(100))
+    take(connection, "billing", prefetch=100)
+
+    with Connection(valkey_url, transport=Transport, transport_options={"visibility_timeout": 0}) as other:
+        other.default_channel.qos.restore_visible(num=None)
+        again = take(other, "billing", prefetch=100)
+
+    assert numbers(again) == list(range(100))
+
+
+def test_messages_that_a_worker_hands_back_at_its_end_come_again_in_order(
+    connection: Connection, producer: Producer
+) -> None:
+    publish(producer, "billing", *range(10))
+    first, *_ = take(connection, "billing", prefetch=5)
+
+    first.channel.close()
+
+    assert numbers(take(connection, "billing", prefetch=10)) == list(range(10))
+
+
 def test_a_message_goes_back_to_its_queue_whatever_its_exchange_is(
     redis: Redis, connection: Connection, producer: Producer
 ) -> None:

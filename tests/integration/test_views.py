@@ -3,7 +3,9 @@
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy import event
 
 from models.database.engine import Database
 from models.sends.carrier import Outcome, Receipt
@@ -363,6 +365,25 @@ def test_a_user_sees_nothing_of_another_organization(context: Context, what: str
     shown = str(answer(context, what, given))
 
     assert not any(name in shown for name in ("john", "peter", "mary"))
+
+
+@pytest.mark.parametrize("what", VIEWS)
+def test_a_view_that_takes_too_long_is_refused_with_what_to_do(stocked_postgres: Database, what: str) -> None:
+    """At once, and not tried again: here something else holds a table that every view reads."""
+    context = make_context(stocked_postgres)
+    event.listen(stocked_postgres.engine, "begin", lambda begun: begun.exec_driver_sql(
+        "SET LOCAL statement_timeout = '50ms'"))  # fmt: skip
+    with psycopg.connect(plain_url(stocked_postgres)) as other:
+        other.execute("LOCK TABLE users")
+
+        seen = answer(context, what, {"viewer": "john", **({"job_id": "j"} if what == "views.message" else {})})
+
+    assert (seen["status"], seen["reason"]) == ("refused", "too_large")
+    assert "ask for a shorter time" in seen["detail"]
+
+
+def plain_url(database: Database) -> str:
+    return database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def test_a_snapshot_does_not_see_what_is_written_meanwhile(context: Context) -> None:

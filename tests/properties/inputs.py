@@ -10,7 +10,7 @@ from models.messages.bulk import SendMany, SendManySms
 from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.carrier import OutboundMessage, Outcome, Receipt, Sms
-from tests.factories import cost_of
+from tests.factories import content_of
 from tests.fakes import Clock
 from tests.properties.model import POLICY, Message
 
@@ -81,7 +81,8 @@ def send_job(job_id: str, kind: Kind, sender: str, size: int) -> SendOne:
 
 def in_model(job: SendOne, job_id: str | None = None) -> Message:
     """The job as the model keeps it."""
-    cost = {job.to: cost_of(job)} if isinstance(job, SendSms) else dict.fromkeys(job.recipients(), 1)
+    content = content_of(job)
+    cost = {job.to: content.cost} if isinstance(job, SendSms) else dict.fromkeys(content.fields["recipients"], 1)
     return Message(job_id or job.job_id or "", job.kind, job.sender, cost)
 
 

@@ -4,14 +4,16 @@ This is plain Python without a database. A state machine tells the `Model` what 
 the two after each step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from models.messages.billing import Credits, Purchase, SaveUser, SetOwner
 from models.messages.fields import KINDS, Kind
 from models.sends.carrier import Outcome, Receipt
+from models.sends.charges import JobKey
 from models.sends.outcomes import CRASHES_MAX
 from models.sends.retry_policy import RetryPolicy
 
@@ -20,11 +22,30 @@ LOOK_AGAIN = timedelta(seconds=60)
 """After this time a sweep enqueues a due job again, if no worker has begun with it."""
 PLAN = Credits(email=3, sms=2)
 """What the one plan that there is contains."""
+NOBODYS, ORGANIZATIONS = 0, {"north": 1, "south": 2}
+"""The numbers of the organizations, in the order in which they are saved. Jobs of strangers are nobody's."""
 
 Fate = Literal["pending", "reached", "given_up"]
 """What became of one recipient of a message."""
 Answer = dict[str, Any] | str
 """What a command answers, or the reason why it refuses."""
+
+
+class Move(NamedTuple):
+    """What one transaction does to one account for one cause, and the part of each job or order in it."""
+
+    amount: int
+    cause_kind: str
+    parts: dict[str, int]
+
+
+class Part(NamedTuple):
+    """Credits into or out of an account for one job or order."""
+
+    owner: str
+    kind: Kind
+    job_id: str
+    amount: int
 
 
 @dataclass
@@ -35,6 +56,12 @@ class Person:
     role: str
     owner: str
     billing: bool
+    owner_version: int = 0
+
+    @property
+    def org_id(self) -> int:
+        """The number of their organization."""
+        return ORGANIZATIONS[self.organization]
 
 
 @dataclass
@@ -45,9 +72,11 @@ class Message:
     kind: Kind
     sender: str
     cost: dict[str, int]
+    org_id: int = NOBODYS
     state: str = "sending"
     reason: str | None = None
     payer: str | None = None
+    owner_version: int | None = None
     attempts: int = 1
     crashes: int = 0
     lease_id: str | None = None
@@ -58,6 +87,11 @@ class Message:
 
     def __post_init__(self) -> None:
         self.fate = dict.fromkeys(self.cost, "pending")
+
+    @property
+    def key(self) -> JobKey:
+        """Its id in its sender's organization."""
+        return JobKey(self.org_id, self.job_id)
 
     @property
     def credits(self) -> int:
@@ -105,39 +139,61 @@ class Model:
 
     def __init__(self) -> None:
         self.people: dict[str, Person] = {}
-        self.moves: dict[tuple[str, Kind], list[tuple[int, str]]] = {}
-        self.messages: dict[str, Message] = {}
-        self.bulks: dict[str, Message] = {}
-        self.orders: dict[str, tuple[Purchase, Answer]] = {}
-        self.changes: dict[str, tuple[SetOwner, Answer]] = {}
+        self.moves: dict[tuple[str, Kind], list[Move]] = {}
+        self.messages: dict[JobKey, Message] = {}
+        self.bulks: dict[JobKey, Message] = {}
+        self.orders: dict[JobKey, tuple[Purchase, Answer]] = {}
+        self.changes: dict[JobKey, tuple[SetOwner, Answer]] = {}
         self.is_idempotent: dict[Kind, bool] = dict.fromkeys(KINDS, False)
         """Whether the carrier of a kind recognizes the id of a job that it has had before."""
         self.policy = POLICY
 
     def balance(self, owner: str, kind: Kind) -> int:
         """What is left in an account: the sum of its moves."""
-        return sum(amount for amount, _ in self.moves[owner, kind])
+        return sum(move.amount for move in self.moves[owner, kind])
+
+    def _post(self, cause_kind: str, parts: Iterable[Part]) -> None:
+        """Make one move an account for all its parts."""
+        by_account: defaultdict[tuple[str, Kind], dict[str, int]] = defaultdict(dict)
+        for part in parts:
+            by_account[part.owner, part.kind][part.job_id] = part.amount
+        for account, amounts in by_account.items():
+            self.moves[account].append(Move(sum(amounts.values()), cause_kind, amounts))
 
     def save_user(self, user: SaveUser) -> str | None:
         """A new user is their own owner. Nobody changes their organization."""
         known = self.people.get(user.user_id)
         if known is None:
-            self.people[user.user_id] = Person(user.organization, user.role, user.user_id, bool(user.billing))
-            self.moves |= {(user.user_id, kind): [] for kind in KINDS}
+            made = Person(user.organization, user.role, user.user_id, bool(user.billing))
+            self.people[user.user_id] = made
+            self.moves |= {(user.user_id, kind): [Move(0, "opening", {})] for kind in KINDS}
+            for jobs in (self.messages, self.bulks):
+                self._adopt_refused(jobs, user.user_id, made.org_id)
             return None
         if known.organization != user.organization:
             return "other_organization"
         known.role, known.billing = user.role, known.billing or bool(user.billing)
         return None
 
+    @staticmethod
+    def _adopt_refused(jobs: dict[JobKey, Message], sender: str, org_id: int) -> None:
+        """What was refused to a stranger stays refused in their organization, unless another job has the id there."""
+        refused = [job for job in jobs.values() if job.sender == sender and job.org_id == NOBODYS]
+        for job in refused:
+            if JobKey(org_id, job.job_id) not in jobs:
+                del jobs[job.key]
+                job.org_id = org_id
+                jobs[job.key] = job
+
     def purchase(self, order: Purchase) -> Answer:
         """The credits go to the buyer's owner. An order that was made stays as it was."""
-        if order.order_id in self.orders:
-            made, answer = self.orders[order.order_id]
-            return answer if made == order else "conflicting_job"
         buyer = self.people.get(order.buyer)
         if buyer is None:
             return "unknown_user"
+        key = JobKey(buyer.org_id, order.order_id)
+        if key in self.orders:
+            made, answer = self.orders[key]
+            return answer if made == order else "conflicting_job"
         if order.credit_to == "self" and buyer.owner != order.buyer:
             return "purchase_for_self_while_sharing"
         if order.plan == "none":
@@ -145,78 +201,99 @@ class Model:
         if not (order.billing or buyer.billing):
             return "billing_information_missing"
         bought = order.credits or PLAN
-        for kind in KINDS:
-            if bought.of(kind):
-                self.moves[buyer.owner, kind].append((bought.of(kind), f"purchase:{order.order_id}:{kind}"))
+        parts = [Part(buyer.owner, kind, order.order_id, bought.of(kind)) for kind in KINDS if bought.of(kind)]
+        self._post("purchase", parts)
         answer = {
             "status": "done",
             "buyer": order.buyer,
             "owner": buyer.owner,
             "credits": {kind: bought.of(kind) for kind in KINDS},
         }
-        self.orders[order.order_id] = order, answer
+        self.orders[key] = order, answer
         return answer
 
     def set_owner(self, change: SetOwner) -> Answer:  # noqa: PLR0911  one return for each rule
-        """Sharing is one level deep, in one organization, and needs both rights. A change is made only once."""
-        if change.change_id in self.changes:
-            made, answer = self.changes[change.change_id]
-            return answer if made == change else "conflicting_job"
-        involved = [self.people.get(name) for name in (change.actor, change.user, change.owner)]
-        actor, user, owner = involved
-        if actor is None or user is None or owner is None:
+        """Sharing is one level deep, in one organization, and needs both rights. A change is made only once.
+
+        Somebody without the rights learns nothing: neither which ids were used, nor which users there are.
+        """
+        actor, user, owner = (self.people.get(name) for name in (change.actor, change.user, change.owner))
+        if actor is None:
             return "unknown_user"
-        if len({person.organization for person in involved if person}) > 1:
-            return "other_organization"
+        key = JobKey(actor.org_id, change.change_id)
+        made, answer = self.changes.get(key, (None, {}))
+        if made == change:
+            return answer
         if actor.role != "admin":
             return "not_permitted"
+        if made is not None:
+            return "conflicting_job"
+        if user is None or owner is None:
+            return "unknown_user"
+        if not actor.organization == user.organization == owner.organization:
+            return "other_organization"
         if change.user != change.owner:
             if owner.owner != change.owner:
                 return "owner_is_credit_user"
             if any(other.owner == change.user for name, other in self.people.items() if name != change.user):
                 return "user_has_credit_users"
-        user.owner = change.owner
+        user.owner, user.owner_version = change.owner, user.owner_version + 1
         answer = {"status": "done", "user": change.user, "owner": change.owner}
-        self.changes[change.change_id] = change, answer
+        self.changes[key] = change, answer
         return answer
 
-    def charge(self, message: Message, now: datetime, lease_id: str | None = None) -> bool:
-        """Charge a message to the sender's owner if its id is new. Returns whether it is to be delivered now."""
-        if message.job_id in self.messages:
-            return False
-        self.messages[message.job_id] = message
-        reason = self._refusal(message.sender, message.kind, message.credits)
-        if reason:
-            message.attempts = 0
-            message.end("refused", reason)
-            return False
-        self._pay(message)
-        message.lease_id, message.lease_until = lease_id, now + POLICY.lease
-        return True
+    def charge(self, messages: Sequence[Message], now: datetime, lease_id: str | None = None) -> list[Message]:
+        """Charge a batch to the senders' owners, each message if its id is new. Returns those that are to be delivered.
+
+        All is one transaction, which moves an account once. What a balance can pay is decided in the order of the jobs.
+        """
+        charged: list[Message] = []
+        for message in messages:
+            reason = self._refusal(message, meanwhile=charged)
+            if reason:
+                message.attempts = 0
+                message.end("refused", reason)
+            if message.key in self.messages:
+                continue
+            self.messages[message.key] = message
+            if not reason:
+                self._pay(message)
+                message.lease_id, message.lease_until = lease_id, now + POLICY.lease
+                charged.append(message)
+        self._post("charge", map(_cost, charged))
+        return charged
 
     def charge_bulk(self, bulk: Message, messages: Sequence[Message], now: datetime) -> bool:
         """Charge all messages of a bulk job, or none. Returns whether they are to be sent now."""
-        if bulk.job_id in self.bulks:
-            return False
-        self.bulks[bulk.job_id] = bulk
+        reason = self._refusal(bulk)
         bulk.attempts = 0
-        reason = self._refusal(bulk.sender, bulk.kind, bulk.credits)
         bulk.end("refused" if reason else "bulk", reason)
+        if bulk.key in self.bulks:
+            return False
+        self.bulks[bulk.key] = bulk
         if reason:
             return False
         bulk.due_at = now + LOOK_AGAIN
-        payer = self.people[bulk.sender].owner
-        self.moves[payer, bulk.kind].append((-bulk.credits, f"charge:{bulk.job_id}"))
         for message in messages:
-            self.messages[message.job_id] = message
-            message.attempts, message.payer = 0, payer
+            message.org_id, message.attempts = bulk.org_id, 0
+            self.messages[message.key] = message
+            self._pay(message)
             message.wait(None)
+        self._post("charge", map(_cost, messages))
         return True
 
-    def bulk_answer(self, job_id: str) -> dict[str, Any]:
+    def stands(self, message: Message) -> Message:
+        """What stands under the id of a message that was to be charged. A stranger is told nothing of it."""
+        return self.messages[message.key] if message.org_id else message
+
+    def knows(self, jobs: Mapping[JobKey, Message], sender: str, job_id: str | None) -> bool:
+        """Whether an id is that of a job in its sender's organization."""
+        return sender in self.people and JobKey(self.people[sender].org_id, job_id or "") in jobs
+
+    def bulk_answer(self, job: Message) -> dict[str, Any]:
         """The answer to a bulk job, which sums up its messages."""
-        bulk = self.bulks[job_id]
-        parts = [self.messages[part] for part in bulk.cost if part in self.messages]
+        bulk = self.bulks[job.key] if job.org_id else job
+        parts = [] if bulk.state == "refused" else self._messages_of(bulk)
         statuses = {part.status for part in parts} or {"refused"}
         order = ("refused", "sending", "retrying", "unknown", "sent", "failed")
         status = next(candidate for candidate in order if candidate in statuses)
@@ -227,18 +304,28 @@ class Model:
             "credits": sum(part.credits - part.refunded for part in parts),
         }
 
-    def _refusal(self, sender: str, kind: Kind, credits_: int) -> str | None:
-        if sender not in self.people:
+    def _messages_of(self, bulk: Message) -> list[Message]:
+        return [self.messages[JobKey(bulk.org_id, job_id)] for job_id in bulk.cost]
+
+    def _refusal(self, message: Message, meanwhile: Iterable[Message] = ()) -> str | None:
+        """Why a message cannot be charged, after what is charged in the same transaction. Notes its organization."""
+        sender = self.people.get(message.sender)
+        if sender is None:
             return "unknown_user"
-        return "insufficient_credits" if self.balance(self.people[sender].owner, kind) < credits_ else None
+        message.org_id = sender.org_id
+        spent = sum(other.credits for other in meanwhile if other.payer == sender.owner)
+        left = self.balance(sender.owner, message.kind) - spent
+        return "insufficient_credits" if left < message.credits else None
 
     def _pay(self, message: Message) -> None:
-        message.payer = self.people[message.sender].owner
-        self.moves[message.payer, message.kind].append((-message.credits, f"charge:{message.job_id}"))
+        sender = self.people[message.sender]
+        message.payer, message.owner_version = sender.owner, sender.owner_version
 
-    def claim(self, attempts: Mapping[str, int], now: datetime, lease_id: str | None = None) -> list[Message]:
+    def claim(
+        self, org_id: int, attempts: Mapping[str, int], now: datetime, lease_id: str | None = None
+    ) -> list[Message]:
         """Begin the next attempt of jobs that wait and have had as many attempts as `attempts` says."""
-        asked = [(self.messages[job_id], attempts[job_id]) for job_id in sorted(attempts)]
+        asked = [(self.messages[JobKey(org_id, job_id)], attempts[job_id]) for job_id in sorted(attempts)]
         claimed = [message for message, had in asked if message.state == "waiting" and message.attempts == had]
         for message in claimed:
             message.state, message.due_at, message.lease_until = "sending", None, now + POLICY.lease
@@ -252,7 +339,10 @@ class Model:
         message.wait(now)
 
     def settle(self, message: Message, receipt: Receipt) -> None:
-        """Settle an attempt as its receipt says, but for when the next is due: the ledger draws that at random."""
+        """Settle an attempt as its receipt says, but for when the next is due: the ledger draws that at random.
+
+        What it gives back goes back with what others of the same transaction do (`give_back`).
+        """
         is_last = self.policy.is_exhausted(message.attempts)
         outcome = receipt.outcome
         message.fate |= dict.fromkeys(receipt.refused, "given_up")
@@ -278,28 +368,31 @@ class Model:
         else:
             message.fate = dict.fromkeys(message.fate, "given_up")
             message.end("failed", reason)
-        if message.refunded and message.payer:
-            self.moves[message.payer, message.kind].append((message.refunded, f"refund:{message.job_id}"))
+
+    def give_back(self, ended: Iterable[Message]) -> None:
+        """Give back what messages do not cost now that they have ended, all in one transaction."""
+        self._post("refund", [
+            Part(message.payer, message.kind, message.job_id, message.refunded)
+            for message in ended if message.refunded and message.payer
+        ])  # fmt: skip
 
     def sweep(self, now: datetime) -> list[tuple[str, dict[str, Any]]]:
         """End attempts whose lease is over, and enqueue what is due. Returns what was enqueued, as (task, object).
 
         Many jobs go in one task message, but a job that a worker has crashed over goes alone.
         """
-        for _, message in sorted(self.messages.items()):
-            if message.lease_until and message.lease_until <= now:
-                self._end_after_crash(message)
-        due = [message for _, message in sorted(self.messages.items()) if message.due_at and message.due_at <= now]
+        orphaned = [message for message in self.messages.values() if message.lease_until and message.lease_until <= now]
+        for message in orphaned:
+            self._end_after_crash(message)
+        self.give_back(orphaned)
+        due = [message for message in self.messages.values() if message.due_at and message.due_at <= now]
+        due.sort(key=lambda message: (message.kind, message.key))
         for message in due:
             message.due_at = now + LOOK_AGAIN
-        alone = [[message] for kind in KINDS for message in due if message.kind == kind and message.crashes]
-        grouped = [[message for message in due if message.kind == kind and not message.crashes] for kind in KINDS]
-        never_begun = self._never_begun(now)
-        of_bulks = [[message for message in never_begun if message.kind == kind] for kind in KINDS]
         return [
-            (f"{group[0].kind}.resume", {"attempts": {message.job_id: message.attempts for message in group}})
-            for group in grouped + alone + of_bulks
-            if group
+            *_resume_messages([message for message in due if not message.crashes]),
+            *(enqueued for message in due if message.crashes for enqueued in _resume_messages([message])),
+            *_resume_messages(self._never_begun(now)),
         ]
 
     def _never_begun(self, now: datetime) -> list[Message]:
@@ -307,10 +400,10 @@ class Model:
         never_begun = []
         for bulk in self.bulks.values():
             if bulk.due_at and bulk.due_at <= now:
-                messages = [self.messages[job_id] for job_id in bulk.cost if self.messages[job_id].never_begun]
+                messages = [message for message in self._messages_of(bulk) if message.never_begun]
                 bulk.due_at = now + LOOK_AGAIN if messages else None
                 never_begun += messages
-        return sorted(never_begun, key=lambda message: message.job_id)
+        return sorted(never_begun, key=lambda message: message.key)
 
     def _end_after_crash(self, message: Message) -> None:
         """End an attempt whose worker crashed. The job is tried again a few times if that does no harm."""
@@ -330,6 +423,7 @@ class Model:
         if decision == "refund":
             self._give_up(message, "carrier_unavailable")
             message.reason = "carrier_unavailable"
+            self.give_back([message])
             return
         message.attempts, message.crashes, message.lease_id, message.in_doubt = 0, 0, None, False
         message.reason = None
@@ -348,3 +442,17 @@ class Model:
             for message in self.messages.values()
             if message.kind == kind and message.payer and (message.payer == payer or message.sender == sender)
         )
+
+
+def _cost(message: Message) -> Part:
+    return Part(message.payer or "", message.kind, message.job_id, -message.credits)
+
+
+def _resume_messages(messages: Sequence[Message]) -> list[tuple[str, dict[str, Any]]]:
+    """What is enqueued to have jobs resumed, as (task, object): one for each kind and organization."""
+    grouped: defaultdict[tuple[Kind, int], dict[str, int]] = defaultdict(dict)
+    for message in messages:
+        grouped[message.kind, message.org_id][message.job_id] = message.attempts
+    return [
+        (f"{kind}.resume", {"org_id": org_id, "attempts": attempts}) for (kind, org_id), attempts in grouped.items()
+    ]

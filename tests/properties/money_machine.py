@@ -1,6 +1,7 @@
 """The state machine of money without its rules: how one step is done to the database and the model, and compared."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -17,21 +18,23 @@ from models.messages.bulk import SendMany
 from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendOne
 from models.messages.views import ViewUsage
+from models.reports.rollup import same_account
 from models.reports.views import show_usage
 from models.sends.answers import wire_status
 from models.sends.carrier import Outcome
-from models.sends.charges import Charge, find_charges
+from models.sends.charges import Charge, JobKey, find_charges
 from models.sends.leases import claim_jobs
 from models.sends.unknown import refund_unknown, resend_unknown
 from tasks import billing, bulk, upkeep
 from tests.audits import audit_everything
+from tests.chains import broken_links, parts_of_charges
 from tests.factories import messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.properties.inputs import PEOPLE, CarrierAnswer, in_model, kind_of, recipients_of, send_job
-from tests.properties.model import POLICY, Answer, Message, Model
+from tests.properties.model import NOBODYS, POLICY, Answer, Message, Model, Move
 
-COMPARED_COLUMNS = ("job_id", "kind", "sender", "payer", "credits", "refunded", "state", "reason", "attempts",
-                    "crashes", "in_doubt", "lease_until", "due_at")  # fmt: skip
+COMPARED_COLUMNS = ("org_id", "job_id", "kind", "sender", "payer", "owner_version", "credits", "refunded", "state",
+                    "reason", "attempts", "crashes", "in_doubt", "lease_until", "due_at")  # fmt: skip
 
 
 class MoneyMachine(RuleBasedStateMachine):
@@ -56,8 +59,8 @@ class MoneyMachine(RuleBasedStateMachine):
         self.viewers = itertools.cycle([*PEOPLE, "zoe"])
         self.silent: list[Charge] = []
         """Charges of workers that are not heard of: each may have crashed, or may go on later."""
-        self.handed_over: list[tuple[str, str]] = []
-        """Each (job id, recipient) to whom a carrier may have delivered."""
+        self.handed_over: list[tuple[JobKey, str]] = []
+        """Each (job, recipient) to whom a carrier may have delivered."""
 
     def teardown(self) -> None:
         self._opened.__exit__(None, None, None)
@@ -66,20 +69,22 @@ class MoneyMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_account_holds_what_the_model_says(self) -> None:
-        """Each move agrees in amount, cause and order, so a refund went to who paid. No balance is below zero."""
+        """Each move agrees in amount, cause, jobs and order, so a refund went to who paid. No balance is below zero."""
         with self.database.snapshot() as connection:
-            found = connection.execute(
-                select(accounts.c.owner_id, accounts.c.kind, accounts.c.available).order_by(accounts.c.id)
-            ).all()
+            found = connection.execute(select(accounts.c.owner_id, accounts.c.kind, accounts.c.available)).all()
             moves = connection.execute(
-                select(accounts.c.owner_id, accounts.c.kind, entries.c.amount, entries.c.cause)
-                .join(entries, entries.c.account_id == accounts.c.id)
-                .order_by(entries.c.account_id, entries.c.seq)
+                select(entries, accounts.c.owner_id, accounts.c.kind)
+                .join(accounts, same_account(entries))
+                .order_by(entries.c.org_id, entries.c.account_id, entries.c.seq)
             ).all()
-        written: dict[tuple[str, Kind], list[tuple[int, str]]] = {(owner, kind): [] for owner, kind, _ in found}
-        for owner, kind, amount, cause in moves:
-            written[owner, kind].append((amount, cause))
+            parts = parts_of_charges(connection.execute(select(charges)))
+        written: dict[tuple[str, Kind], list[Move]] = {(owner, kind): [] for owner, kind, _ in found}
+        for move in moves:
+            made_for = {move.cause_id: move.amount} if move.cause_kind == "purchase" else {}
+            of_jobs = parts.pop((move.org_id, move.account_id, move.cause_kind, move.cause_id), made_for)
+            written[move.owner_id, move.kind].append(Move(move.amount, move.cause_kind, of_jobs))
         assert written == self.model.moves
+        assert parts == {}, "there are charges without an entry"
         balances = {(owner, kind): available for owner, kind, available in found}
         assert balances == {account: self.model.balance(*account) for account in self.model.moves}
         assert min(balances.values()) >= 0
@@ -93,11 +98,11 @@ class MoneyMachine(RuleBasedStateMachine):
             charges.c.handover_started_at.is_not(None).label("in_doubt"),
         )
         with self.database.snapshot() as connection:
-            query = select(*columns, payer, in_doubt).outerjoin_from(charges, accounts)
-            found = {row.job_id: row._asdict() for row in connection.execute(query)}
+            query = select(*columns, payer, in_doubt).outerjoin_from(charges, accounts, same_account(charges))
+            found = {JobKey(row.org_id, row.job_id): row._asdict() for row in connection.execute(query)}
         assert found == {
-            job_id: {name: getattr(message, name) for name in COMPARED_COLUMNS}
-            for job_id, message in (self.model.messages | self.model.bulks).items()
+            key: {name: getattr(message, name) for name in COMPARED_COLUMNS}
+            for key, message in (self.model.messages | self.model.bulks).items()
         }
 
     @invariant()
@@ -109,8 +114,11 @@ class MoneyMachine(RuleBasedStateMachine):
     def everybody_has_the_owner_that_the_model_says(self) -> None:
         """There are no other users either."""
         with self.database.snapshot() as connection:
-            found = {row.id: row.credit_owner_id for row in connection.execute(select(users))}
-        assert found == {name: person.owner for name, person in self.model.people.items()}
+            found = {row.id: (row.org_id, row.credit_owner_id, row.owner_version)
+                     for row in connection.execute(select(users))}  # fmt: skip
+        assert found == {
+            name: (person.org_id, person.owner, person.owner_version) for name, person in self.model.people.items()
+        }
 
     @invariant()
     def an_audit_finds_nothing(self) -> None:
@@ -118,6 +126,7 @@ class MoneyMachine(RuleBasedStateMachine):
         if next(self.audits) % 3 == 0:
             with self.database.snapshot() as connection:
                 assert audit_everything(connection, self.swept_at) == []
+                assert broken_links(connection) == []
 
     @invariant()
     def a_viewer_sees_what_is_charged_now(self) -> None:
@@ -139,17 +148,24 @@ class MoneyMachine(RuleBasedStateMachine):
     # -- how a step is done to both -----------------------------------------------------------------------------------
 
     def _new_jobs(self, kind: Kind, drafts: list[tuple[str, int]]) -> list[SendOne]:
-        """New jobs of these senders and sizes."""
-        return [send_job(f"job-{next(self.numbers)}", kind, sender, size) for sender, size in drafts]
+        """New jobs of these senders and sizes. Those of another organization have the same ids as the others."""
+        number, counted = next(self.numbers), Counter[int]()
+        jobs = []
+        for sender, size in drafts:
+            person = self.model.people.get(sender)
+            org_id = person.org_id if person else NOBODYS
+            jobs.append(send_job(f"job-{number}.{counted[org_id]}", kind, sender, size))
+            counted[org_id] += 1
+        return jobs
 
     def _send(self, jobs: Sequence[SendOne], answers: Sequence[CarrierAnswer]) -> None:
         """Charge and deliver jobs, as a worker does that takes them in one batch."""
         began = self.clock.now
         self._script(jobs[0].kind, answers)
-        charged = send(self.context, task_of(jobs[0]), jobs)
+        charged = send(self.context, jobs)
         messages = [in_model(job) for job in jobs]
-        self._deliver_in_model([message for message in messages if self.model.charge(message, began)], answers, began)
-        expected = [self.model.messages[job.job_id or ""] for job in jobs]
+        self._deliver_in_model(self.model.charge(messages, began), answers, began)
+        expected = [self.model.stands(message) for message in messages]
         assert [(charge.job_id, wire_status(charge.state, charge.attempts), charge.payer) for charge in charged] == [
             (message.job_id, message.status, message.payer) for message in expected
         ]
@@ -162,15 +178,18 @@ class MoneyMachine(RuleBasedStateMachine):
 
     def _send_many(self, bulk_job: SendMany) -> None:
         already_enqueued = list(self.broker.sent)
-        answer = bulk.send_many(self.context, f"{kind_of(bulk_job)}.send_many", bulk_job)
+        answer = bulk.send_many(self.context, bulk_job)
         messages = [in_model(job, f"{bulk_job.job_id}/{place}") for place, job in enumerate(messages_of(bulk_job))]
         cost = {message.job_id: message.credits for message in messages}
         bulk_message = Message(bulk_job.job_id or "", kind_of(bulk_job), bulk_job.sender, cost)
         is_new = self.model.charge_bulk(bulk_message, messages, self.clock.now)
-        enqueued = [(f"{bulk_message.kind}.resume", {"attempts": dict.fromkeys(cost, 0)})]
-        assert self.broker.sent == already_enqueued + (enqueued if is_new else [])
+        enqueued = (
+            f"{bulk_message.kind}.resume",
+            {"org_id": bulk_message.org_id, "attempts": dict.fromkeys(cost, 0)},
+        )
+        assert self.broker.sent == already_enqueued + ([enqueued] if is_new else [])
         assert {name: answer[name] for name in ("status", "reason", "paid_by", "credits")} == self.model.bulk_answer(
-            bulk_message.job_id
+            bulk_message
         )
 
     def _sweep(self) -> list[tuple[str, dict[str, Any]]]:
@@ -185,15 +204,15 @@ class MoneyMachine(RuleBasedStateMachine):
         assert self.broker.sent == already_enqueued + enqueued
         return enqueued
 
-    def _claim(self, attempts: Mapping[str, int], times: int = 1) -> None:
+    def _claim(self, org_id: int, attempts: Mapping[str, int], times: int = 1) -> None:
         """Begin the next attempt of jobs for a worker that is not heard of for a while."""
         lease_until, lease_id = self.clock.now + POLICY.lease, f"worker-{next(self.numbers)}"
         for _ in range(times):
             claimed = self.database.write(
-                lambda connection: claim_jobs(connection, attempts, lease_id=lease_id, lease_until=lease_until)
+                lambda connection: claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
             )
-        expected = self.model.claim(attempts, self.clock.now, lease_id)
-        assert [charge.job_id for charge in claimed] == [message.job_id for message in expected]
+        expected = self.model.claim(org_id, attempts, self.clock.now, lease_id)
+        assert [charge.key for charge in claimed] == [message.key for message in expected]
         self.silent += claimed
 
     def _decide(self, message: Message, decision: str) -> None:
@@ -201,26 +220,26 @@ class MoneyMachine(RuleBasedStateMachine):
         act = refund_unknown if decision == "refund" else resend_unknown
         for count in (1, 0):
             decided = self.database.write(
-                lambda connection: act(connection, [message.job_id], operator="ops", now=self.clock.now)
+                lambda connection: act(connection, [message.key], operator="ops", now=self.clock.now)
             )
             assert len(decided) == count
         self.model.decide(message, decision, self.clock.now)
         self.handed_over = [
-            (job_id, recipient)
-            for job_id, recipient in self.handed_over
-            if job_id != message.job_id or message.fate[recipient] == "reached"
+            (key, recipient)
+            for key, recipient in self.handed_over
+            if key != message.key or message.fate[recipient] == "reached"
         ]
 
     def _unknown(self) -> list[Message]:
         return [message for message in self.model.messages.values() if message.state == "unknown"]
 
-    def _take_enqueued(self, place: int, *, again: bool) -> tuple[Kind, dict[str, int]]:
+    def _take_enqueued(self, place: int, *, again: bool) -> tuple[Kind, int, dict[str, int]]:
         """Take one of the resume messages that were enqueued. It stays there if it is delivered `again`."""
         place %= len(self.broker.sent)
         task, given = self.broker.sent[place]
         if not again:
             del self.broker.sent[place]
-        return task.removesuffix(".resume"), given["attempts"]
+        return task.removesuffix(".resume"), given["org_id"], given["attempts"]
 
     def _script(self, kind: Kind, answers: Sequence[CarrierAnswer]) -> None:
         self.carriers[kind].script = [partial(answer.give, self.clock) for answer in answers]
@@ -228,7 +247,7 @@ class MoneyMachine(RuleBasedStateMachine):
     def _note_handover(self, message: Message, recipients: Sequence[str]) -> None:
         """Note who may have the message now. An idempotent carrier delivers it once, however often it is asked."""
         if not self.model.is_idempotent[message.kind]:
-            self.handed_over += [(message.job_id, recipient) for recipient in recipients]
+            self.handed_over += [(message.key, recipient) for recipient in recipients]
 
     def _deliver_in_model(self, claimed: Sequence[Message], answers: Sequence[CarrierAnswer], began: datetime) -> None:
         """Make the attempts in the model that one worker has made, and compare what the carriers got."""
@@ -249,13 +268,14 @@ class MoneyMachine(RuleBasedStateMachine):
             self.model.settle(message, receipt)
             if message.state == "waiting":
                 message.due_at = self._drawn_due_at(message, now)
+        self.model.give_back(claimed)
         assert self.clock.now == now
         self._compare_outbound(attempted)
 
     def _drawn_due_at(self, message: Message, now: datetime) -> datetime | None:
         """When the next attempt of a job is due: drawn at random by the ledger, between two limits."""
         with self.database.snapshot() as connection:
-            due_at = find_charges(connection, [message.job_id])[message.job_id].due_at
+            due_at = find_charges(connection, [message.key])[message.key].due_at
         shortest, longest = (POLICY.delay(message.attempts, draw) for draw in (0, 1))
         assert due_at
         assert now + shortest <= due_at <= now + longest
@@ -285,8 +305,3 @@ def assert_same_answer(answer: Answer, expected: Answer) -> None:
     if isinstance(answer, dict):
         answer = {name: answer[name] for name in expected}
     assert answer == expected
-
-
-def task_of(job: SendOne) -> str:
-    """The task that sends a job."""
-    return f"{job.kind}.send"

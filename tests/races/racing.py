@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection as Pipe
-from multiprocessing.synchronize import Barrier
+from multiprocessing.synchronize import Barrier, Event
 from typing import Any
 
 import structlog
@@ -91,6 +91,11 @@ def _run(barrier: Barrier, pipe: Pipe, function: Callable[..., Any], *arguments:
         pipe.send((None, traceback.format_exc()))
 
 
+def make_signal() -> Event:
+    """Make an event by which one process of a race tells others something."""
+    return _processes.Event()
+
+
 @dataclass
 class RecordingCarrier:
     """A carrier that accepts everything, and remembers which jobs it got."""
@@ -129,15 +134,16 @@ def worker(url: str, carrier: RecordingCarrier | None = None) -> Iterator[Contex
         context.close()
 
 
-def save_users(context: Context, *user_ids: str) -> None:
+def save_users(context: Context, *user_ids: str, organization: str = "north") -> None:
     """Make users of one organization, whose role has all rights."""
-    billing.save_role(context, SaveRole(organization="north", role="admin", rights=["view_user_list", "edit_user"]))
+    rights: list[Any] = ["view_user_list", "edit_user"]
+    billing.save_role(context, SaveRole(organization=organization, role="admin", rights=rights))
     for user_id in user_ids:
         billing.save_user(
             context,
             SaveUser(
                 user_id=user_id,
-                organization="north",
+                organization=organization,
                 name=user_id.title(),
                 email=f"{user_id}@example.org",
                 role="admin",
@@ -187,7 +193,7 @@ def send_all(start: Start, url: str, jobs: Sequence[tuple[str, str]]) -> Sent:
         start()
         while emails:
             batch = [emails.popleft() for _ in range(min(draw.choice([1, 1, 2, 5, 20]), len(emails)))]
-            charged += send(context, "email.send", batch)
+            charged += send(context, batch)
     return Sent(charged, carrier.job_ids)
 
 
@@ -203,6 +209,18 @@ def states(context: Context) -> dict[tuple[str, str | None], int]:
     with context.database.snapshot() as connection:
         query = select(charges.c.state, charges.c.reason, func.count()).group_by(charges.c.state, charges.c.reason)
         return {(state, reason): count for state, reason, count in connection.execute(query)}
+
+
+def deadlocks(context: Context) -> int:
+    """Count the deadlocks that PostgreSQL has broken. Each was tried again, so that nobody else notices one.
+
+    SQLite, which has one writer at a time, has none.
+    """
+    if context.database.is_sqlite:
+        return 0
+    with context.database.snapshot() as connection:
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        return int(connection.exec_driver_sql(query).scalar_one())
 
 
 def findings(context: Context) -> list[Finding]:

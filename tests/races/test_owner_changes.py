@@ -156,7 +156,7 @@ def _send_at_random(start: Start, url: str, number: int) -> list[Call]:
         start()
         for email in emails:
             began = time.monotonic()
-            [charge] = send(context, "email.send", [email])
+            [charge] = send(context, [email])
             calls.append(Call(began, time.monotonic(), email.sender, charge.payer))
     return calls
 

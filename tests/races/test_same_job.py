@@ -1,5 +1,6 @@
-"""One job that many processes send at once becomes one message and one charge."""
+"""One job that many processes send at once becomes one message and one charge, in each organization that has its id."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from tests.races.racing import (
     Start,
     balance,
     buy,
+    deadlocks,
     email_from,
     findings,
     race,
@@ -22,6 +24,9 @@ from tests.races.racing import (
 
 ROUNDS = 5
 CREDITS = 100
+BATCHES, BATCH = 10, 50
+OWNERS = {"olga": "north", "omar": "south"}
+"""Owners who have jobs of the same ids, and their organizations."""
 
 
 @pytest.mark.timeout(600)
@@ -49,6 +54,38 @@ def test_a_job_sent_many_times_at_once_is_charged_and_delivered_once(
     assert {charge.reason for charge in charged} == {None}
 
 
+@pytest.mark.timeout(600)
+def test_the_same_batch_sent_by_three_workers_at_once_is_charged_once_in_each_organization(database_url: str) -> None:
+    """Its jobs come in another order to each worker, and every id is used by two organizations."""
+    with worker(database_url) as context:
+        for owner, organization in OWNERS.items():
+            save_users(context, owner, organization=organization)
+            buy(context, owner, email=BATCHES * BATCH)
+
+        sent = race(*((_send_batches, database_url, number) for number in range(3)))
+
+        assert states(context) == {("sent", None): len(OWNERS) * BATCHES * BATCH}
+        assert {owner: balance(context, owner) for owner in OWNERS} == dict.fromkeys(OWNERS, 0)
+        assert deadlocks(context) == 0
+        assert findings(context) == []
+    job_ids = [f"job-{batch}-{place}" for batch in range(BATCHES) for place in range(BATCH)]
+    assert Counter(job_id for result in sent for job_id in result.delivered) == dict.fromkeys(job_ids, len(OWNERS))
+    charged = Counter((charge.job_id, charge.sender, charge.payer) for result in sent for charge in result.charges)
+    assert charged == {(job_id, owner, owner): len(sent) for job_id in job_ids for owner in OWNERS}
+
+
+def _send_batches(start: Start, url: str, number: int) -> Sent:
+    carrier, draw = RecordingCarrier(), random.Random(number)
+    charged: list[Charge] = []
+    with worker(url, carrier) as context:
+        for batch in range(BATCHES):
+            emails = [email_from(f"job-{batch}-{place}", owner) for place in range(BATCH) for owner in OWNERS]
+            draw.shuffle(emails)
+            start()
+            charged += send(context, emails)
+    return Sent(charged, carrier.job_ids)
+
+
 def _send_again(start: Start, url: str, times: int) -> Sent:
     carrier = RecordingCarrier()
     charged: list[Charge] = []
@@ -56,5 +93,5 @@ def _send_again(start: Start, url: str, times: int) -> Sent:
         for number in range(ROUNDS):
             start()
             for _ in range(times):
-                charged += send(context, "email.send", [email_from(f"job-{number}", "olga")])
+                charged += send(context, [email_from(f"job-{number}", "olga")])
     return Sent(charged, carrier.job_ids)

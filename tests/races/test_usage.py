@@ -24,21 +24,29 @@ class PickyCarrier(RecordingCarrier):
         return accepted if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
 
 
+BATCH = 5
+
+
 def spend(start: Start, url: str, sender: str, jobs: int) -> None:
-    """Send jobs in batches, some of which fail."""
+    """Send jobs in batches, of each of which one or two fail."""
     with worker(url, PickyCarrier()) as context:
         start()
-        for number in range(0, jobs, 5):
-            send(context, "email.send", [email_from(f"{sender}-{number + place}", sender) for place in range(5)])
+        for number in range(0, jobs, BATCH):
+            send(context, [email_from(f"{sender}-{number + place}", sender) for place in range(BATCH)])
+
+
+def entries_of(jobs: int) -> int:
+    """Give how many entries there are in the end: one of the purchase, and two of each batch."""
+    return 1 + 2 * jobs // BATCH
 
 
 def roll_up(start: Start, url: str, jobs: int) -> int:
     """Roll up a few entries at a time, until all are rolled up. Returns how many this process did."""
-    rolled, everything = 0, 1 + jobs + jobs // 3
+    rolled = 0
     with worker(url) as context:
         start()
-        while _rolled(context) < everything:
-            rolled += context.database.write(lambda connection: roll_up_usage(connection, entry_batch=7))
+        while _rolled(context) < entries_of(jobs):
+            rolled += context.database.write(lambda connection: roll_up_usage(connection, entry_batch=3))
     return rolled
 
 
@@ -83,5 +91,5 @@ def test_usage_is_exact_while_jobs_are_charged_refunded_and_rolled_up(database_u
         )
 
         assert wrong == []
-        assert sum(count or 0 for count in rolled) == 1 + jobs + jobs // 3
+        assert sum(count or 0 for count in rolled) == entries_of(jobs)
         assert findings(context) == []

@@ -110,6 +110,16 @@ def test_a_fault_of_one_recipient_is_refused_with_their_place(
     assert "secret" not in refused.value.detail
 
 
+def test_addresses_of_a_bulk_job_are_stored_in_their_normal_form() -> None:
+    copied = {"cc": ["A@X.test", "a@x.TEST"], "reply_to": "r@X.test"}
+
+    [message] = messages_of_job("email.send_many", [{"to": "a@X.test"}], **copied)
+
+    assert isinstance(message, SendEmail)
+    assert (message.to, message.cc, message.reply_to) == (["a@x.test"], ["A@x.test", "a@x.test"], "r@x.test")
+    assert cost_of(message) == 2
+
+
 def test_a_message_of_a_bulk_job_has_at_most_a_hundred_recipients() -> None:
     copied = {"cc": [f"c{number}@x.test" for number in range(50)], "bcc": [f"b{number}@x.test" for number in range(50)]}
 

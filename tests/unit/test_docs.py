@@ -133,13 +133,24 @@ class PickyCarrier:
 
 
 STORY: list[tuple[str, dict[str, Any]]] = [
-    ("roles.save", {"organization": "acme", "role": "boss", "rights": ["view_user_list", "edit_user"]}),
+    (
+        "roles.save",
+        {"organization": "acme", "role": "boss", "rights": ["view_user_list", "edit_user", "adjust_credits"]},
+    ),
     (
         "users.save",
         {"user_id": "john", "organization": "acme", "role": "boss", "name": "John", "email": "john@example.org"},
     ),
     ("plans.save", {"plan": "small", "name": "Small", "credits": {"email": 9}, "price": 900, "currency": "EUR"}),
     ("credits.purchase", {"order_id": "o", "buyer": "john", "plan": "small", "billing": {"name": "John"}}),
+    (
+        "credits.reverse",
+        {"reversal_id": "r", "order_id": "o", "kind": "refund", "credits": {"email": 1}, "reason": "-"},
+    ),
+    (
+        "credits.adjust",
+        {"adjustment_id": "a", "actor": "john", "owner": "john", "credits": {"email": 1}, "reason": "-"},
+    ),
     ("credits.set_owner", {"change_id": "c", "actor": "john", "user": "john", "owner": "john"}),
     (
         "email.send",
@@ -155,7 +166,10 @@ STORY: list[tuple[str, dict[str, Any]]] = [
             "text": "Hello",
         },
     ),
-    *((f"views.{view}", {"viewer": "john"}) for view in ("overview", "usage", "orders", "billing", "users")),
+    *(
+        (f"views.{view}", {"viewer": "john"})
+        for view in ("overview", "usage", "orders", "statement", "billing", "users")
+    ),
 ]
 
 
@@ -169,6 +183,7 @@ def answers(sqlite_url: str) -> Iterator[dict[str, dict[str, Any]]]:
     )
     answers = {task: answer(context, task, job) for task, job in STORY}
     answers["by message"] = answer(context, "views.usage", {"viewer": "john", "by": "message"})
+    answers["an entry"] = answer(context, "views.statement", {"viewer": "john", "entry": "email/4"})
     yield answers
     context.close()
 
@@ -176,6 +191,7 @@ def answers(sqlite_url: str) -> Iterator[dict[str, dict[str, Any]]]:
 def test_answers_are_documented(answers: dict[str, dict[str, Any]]) -> None:
     """Every field of every answer, and no other."""
     answers.pop("by message")
+    of_an_entry = list(answers.pop("an entry"))
     of_sends = names(table(PRODUCERS.partition("### The answer to a send job")[2].partition("\n## ")[0], "answer"))
 
     assert {"done", "sent", "sending"} == {answer["status"] for answer in answers.values()}
@@ -184,6 +200,10 @@ def test_answers_are_documented(answers: dict[str, dict[str, Any]]) -> None:
     assert of_sends[:-1] == list(answers.pop("email.send"))
     for task, fields in answers.items():
         assert names(table(section(task), "answer")) == list(fields), task
+    of_a_statement = section("views.statement")
+    [account, _] = answers["views.statement"]["accounts"]
+    assert names(table(of_a_statement, "entry")) == list(account["entries"][0])
+    assert names(table(of_a_statement, "answer"))[:-3] + names(table(of_a_statement, "behind an entry")) == of_an_entry
 
 
 @pytest.mark.parametrize(
@@ -193,6 +213,8 @@ def test_answers_are_documented(answers: dict[str, dict[str, Any]]) -> None:
         ("views.usage", "views.usage", "rows", "By day: "),
         ("views.usage", "by message", "rows", "By message: "),
         ("views.orders", "views.orders", "rows", ""),
+        ("views.statement", "views.statement", "accounts", ""),
+        ("views.statement", "an entry", "messages", "`messages` \\| A list of "),
         ("views.users", "views.users", "rows", ""),
     ],
 )

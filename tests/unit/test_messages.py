@@ -2,17 +2,22 @@
 
 import json
 import math
+import unicodedata
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from email_validator import validate_email
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from models.messages.billing import Purchase
+from models.messages.addresses import check_address, normalize_address
+from models.messages.billing import Purchase, SaveUser
 from models.messages.sends import SendEmail, SendSms
 from models.messages.views import View
 from models.messages.wire import MESSAGES, parse
-from tests.factories import cost_of, email_job, purchase_order, sms_job
+from tests.factories import content_of, cost_of, email_job, purchase_order, sms_job
 from tests.unit.wire import EXAMPLES, TASKS, field_names, is_presentable, refusal
 
 
@@ -233,8 +238,72 @@ def test_a_recipient_named_twice_costs_one_credit() -> None:
     message = parse("email.send", job)
 
     assert isinstance(message, SendEmail)
-    assert message.recipients() == ("a@x.test", "b@x.test", "c@x.test")
-    assert cost_of(message) == 3
+    content = content_of(message)
+    assert content.fields["recipients"] == ["a@x.test", "b@x.test", "c@x.test"]
+    assert content.cost == 3
+
+
+@pytest.mark.parametrize(
+    "address", ["ada", "ada bob@x.test", "ada\r\n@x.test", ".ada@x.test", "a@x.test\n", "a@\u200bx.test"]
+)
+@pytest.mark.parametrize(
+    ("task", "spoil"),
+    [
+        ("email.send", lambda address: {"to": address}),
+        ("email.send", lambda address: {"bcc": ["bob@x.test", address]}),
+        ("email.send_many", lambda address: {"recipients": [{"to": address}]}),
+        ("email.send_many", lambda address: {"reply_to": address}),
+        ("users.save", lambda address: {"email": address}),
+    ],
+    ids=["to", "bcc", "recipients", "reply_to", "user"],
+)
+def test_what_is_no_address_is_refused_wherever_one_stands(task: str, spoil: Any, address: str) -> None:
+    assert "must be one email address" in refusal(task, {**EXAMPLES[task], **spoil(address)})
+
+
+def test_the_address_of_a_user_is_stored_in_its_normal_form() -> None:
+    user = parse("users.save", {**EXAMPLES["users.save"], "email": "Ada@EXAMPLE.test"})
+
+    assert isinstance(user, SaveUser)
+    assert user.email == "Ada@example.test"
+
+
+def test_an_address_is_kept_as_it_was_written_and_stored_in_its_normal_form() -> None:
+    job = email_job(to=["Ada@EXAMPLE.test", "Ada@example.test"], cc="jose\u0301@B\u00dcCHER.test", reply_to="D@X.Test")
+
+    message = parse("email.send", job)
+
+    assert isinstance(message, SendEmail)
+    assert (message.to, message.cc, message.reply_to) == (job["to"], [job["cc"]], job["reply_to"])
+    content = content_of(message)
+    assert content.fields["recipients"] == ["Ada@example.test", "jos\u00e9@b\u00fccher.test"]
+    assert content.fields["to"] == ["Ada@example.test"] * 2
+    assert (content.fields["cc"], content.fields["reply_to"]) == (["jos\u00e9@b\u00fccher.test"], "D@x.test")
+
+
+def test_a_recipient_named_twice_in_different_forms_counts_once_for_the_limit() -> None:
+    hundred = [f"u{number}@example.test" for number in range(100)]
+
+    message = parse("email.send", email_job(to=hundred, cc="u0@EXAMPLE.test"))
+
+    assert isinstance(message, SendEmail)
+    assert cost_of(message) == 100
+    assert "must not have more than 100 recipients" in refusal(
+        "email.send", email_job(to=hundred, cc="U0@example.test")
+    )
+
+
+@given(st.emails() | st.builds("{}@{}".format, st.text(max_size=70), st.sampled_from(["X.test", "B\u00fccher.test"])))
+def test_the_normal_form_of_an_address_is_the_librarys(written: str) -> None:
+    try:
+        check_address(written)
+    except ValueError:
+        assume(False)
+
+    theirs = validate_email(written, check_deliverability=False, test_environment=True)
+
+    local = unicodedata.normalize("NFC", written.rpartition("@")[0])
+    assert normalize_address(written) == f"{local}@{theirs.domain}"
 
 
 def test_the_largest_messages_are_accepted() -> None:

@@ -13,6 +13,7 @@ BROKER = Path(__file__).parents[2] / "worker" / "broker"
 
 NAMES = {
     "celery.app.events:Events": ("dispatcher_cls",),
+    "celery.concurrency.base:apply_target": (),
     "celery.concurrency.solo:TaskPool": ("apply_async",),
     "celery.concurrency.thread:TaskPool": ("apply_async",),
     "celery.events.dispatcher:EventDispatcher": (
@@ -26,9 +27,11 @@ NAMES = {
         "on_send_buffered",
         "send",
     ),
+    "celery.worker.components:Pool": (),
     "celery.worker.consumer:Consumer": (
         "call_soon",
         "connection_errors",
+        "controller",
         "create_task_handler",
         "on_decode_error",
         "on_invalid_task",
@@ -87,6 +90,7 @@ NAMES = {
         "can_consume_max_estimate",
         "reject",
         "restore_by_tag",
+        "restore_unacked",
         "restore_unacked_once",
     ),
     "kombu.transport.redis:Transport": ("_deliver", "register_with_event_loop"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from models.messages.wire import MESSAGES
+from models.messages.wire import MESSAGES, SAVE_TASKS
 from tasks.base import PostageTask
 from tasks.queues import ROUTES, Queue
 from tests.fakes import TASK_MODULES
@@ -64,6 +64,13 @@ def test_send_tasks_keep_no_result_and_other_messages_do(registered: dict[str, P
 )
 def test_tasks_go_to_the_queue_that_producers_were_told(task: str, queue: str) -> None:
     assert ROUTES[task] == queue
+
+
+def test_senders_take_no_turns_on_the_queue_of_saves() -> None:
+    """It stays first in, first out: of two saves the last one counts."""
+    shared = celery_config(Settings())["broker_transport_options"]["shared_queues"]
+
+    assert {ROUTES[task] for task in SAVE_TASKS} & set(shared) == set()
 
 
 def test_every_task_that_beat_schedules_exists_and_has_a_route(registered: dict[str, PostageTask]) -> None:

@@ -23,8 +23,8 @@ DIALECTS: dict[str, Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="named"),
 }
 HOT: dict[str, Callable[[str], Executable | Sequence[Executable]]] = {
-    "fence_users": lambda _: users._take_fences(exclusive=False),
-    "fence_users_to_change": lambda _: users._take_fences(exclusive=True),
+    "take_user_locks": lambda _: users._take_advisory_locks(exclusive=False),
+    "take_user_locks_to_change": lambda _: users._take_advisory_locks(exclusive=True),
     "select_users": users._select_users,
     "select_payers": charging._select_payers,
     "insert_charges": lambda dialect: charging._insert_charges(dialect, leased=True),
@@ -36,8 +36,8 @@ HOT: dict[str, Callable[[str], Executable | Sequence[Executable]]] = {
     "release_jobs": leases._release_jobs,
 }
 """The statements of a send, in their order."""
-FILES = [(name, dialect) for name in HOT for dialect in DIALECTS if not (dialect == "sqlite" and "fence" in name)]
-"""Each statement for each database. SQLite has one writer at a time, and needs no fence."""
+FILES = [(name, dialect) for name in HOT for dialect in DIALECTS if not (dialect == "sqlite" and "user_locks" in name)]
+"""Each statement for each database. SQLite has one writer at a time, and needs no lock of users."""
 
 
 def statements(name: str, dialect: str) -> Iterator[str]:

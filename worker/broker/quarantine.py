@@ -69,20 +69,28 @@ def count_items(redis: Redis) -> int:
     return int(redis.llen(QUARANTINE))
 
 
-def list_items(redis: Redis, page: int = 1) -> tuple[list[QuarantinedItem], bool]:
-    """Return one page of items, newest first, and whether more follow."""
-    first = (page - 1) * PAGE_SIZE
-    found = cast("list[bytes]", redis.lrange(QUARANTINE, first, first + PAGE_SIZE))
-    return [QuarantinedItem(raw) for raw in found[:PAGE_SIZE]], len(found) > PAGE_SIZE
+def list_items(redis: Redis, after: str | None = None) -> tuple[list[QuarantinedItem], str | None]:
+    """Return one page of items, newest first, from the one that follows `after` on, and after which the next begins.
+
+    If the item `after` is no longer there, the list begins anew.
+    """
+    items = list(all_items(redis))
+    ids = [item.id for item in items]
+    first = ids.index(after) + 1 if after in ids else 0
+    page = items[first : first + PAGE_SIZE]
+    return page, page[-1].id if first + PAGE_SIZE < len(items) else None
 
 
 def all_items(redis: Redis) -> Iterator[QuarantinedItem]:
-    """Yield all items, page by page."""
-    page, more = 1, True
-    while more:
-        items, more = list_items(redis, page)
-        yield from items
-        page += 1
+    """Yield all items, newest first, each once, also if others arrive meanwhile."""
+    seen: set[str] = set()
+    first = 0
+    while found := cast("list[bytes]", redis.lrange(QUARANTINE, first, first + PAGE_SIZE - 1)):
+        for item in map(QuarantinedItem, found):
+            if item.id not in seen:
+                seen.add(item.id)
+                yield item
+        first += PAGE_SIZE
 
 
 def find_item(redis: Redis, item_id: str) -> QuarantinedItem | None:

@@ -16,8 +16,9 @@
 local SHARED_OUT_MAX = 5000  -- messages that one call moves to their senders: about 15 ms, in which Redis serves nobody else
 
 local unacked, unacked_index, quarantine = KEYS[1], KEYS[2], KEYS[3]
-local now, limit, queues, bulk_left = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local now, limit, queues, bulk_left = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local FIRST_QUEUE, FIRST_SHARED = 4, 5
+local APART_S = 1e-6  -- between the times of messages taken at once: those that are not acknowledged come back in order
 local is_shared = {}
 for place = FIRST_SHARED, #ARGV do
     is_shared[ARGV[place]] = true
@@ -154,7 +155,7 @@ local function take(list, queue)
     end
     local tag = delivery_tag(item)
     if tag then
-        redis.call('ZADD', unacked_index, now, tag)
+        redis.call('ZADD', unacked_index, now + taken * APART_S, tag)
         -- With no exchange and the queue's name as routing key it comes back to this queue, whatever exchange it came by.
         redis.call('HSET', unacked, tag, '[' .. item .. ',"",' .. cjson.encode(queue) .. ']')
         answer[#answer + 1] = list

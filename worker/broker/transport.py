@@ -78,6 +78,14 @@ class QoS(redis.QoS):
             self.write_acks()
         super().restore_unacked_once(stderr)
 
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ANN401  kombu's
+        """Put back what was not acknowledged, the newest first: each goes before all that wait. kombu reverses them."""
+        delivered: Any = self._delivered
+        with self.channel.conn_or_acquire(client) as connected:
+            for tag in reversed(delivered):
+                self.restore_by_tag(tag, connected)
+        delivered.clear()
+
     @property
     def unacked_count(self) -> int:
         """How many messages are delivered and not acknowledged."""

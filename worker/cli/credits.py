@@ -1,4 +1,4 @@
-"""Commands that buy and share credits."""
+"""Commands that buy, correct and share credits."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def buy(*, buyer: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """Record a purchase. The credits go to the credit owner of BUYER."""
     order: Json = {"order_id": given["order_id"] or new_id("order"), "buyer": buyer}
     order |= {name: given[name] for name in ("plan", "amount", "currency") if given[name] is not None}
-    bought = {kind: given[kind] for kind in ("email", "sms") if given[kind] is not None}
+    bought = _counts(given)
     if bought:
         order["credits"] = bought
     if given["for_self"]:
@@ -34,6 +34,56 @@ def buy(*, buyer: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     if given["billing"]:
         order["billing"] = dict(_pair(text) for text in given["billing"])
     print_answer(ask("credits.purchase", order), as_json=as_json, table=tables.purchase)
+
+
+@click.command()
+@click.argument("order_id")
+@click.option("--kind", type=click.Choice(["refund", "chargeback"]), required=True, help="How it was paid back.")
+@click.option("--reason", required=True, help="Why, for those who read the order later.")
+@click.option("--email", type=int, help="Take back only so many email credits …")
+@click.option("--sms", type=int, help="… or SMS credits. Default: everything that is left of the order.")
+@click.option("--buyer", help="Who bought it: needed if several organizations have an order of this id.")
+@click.option("--reversal-id", help="The reversal's id: the same id is never taken back twice. Default: a new one.")
+@json_option
+@needs(Need.DATABASE)
+def reverse(*, order_id: str, kind: str, reason: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Take back the credits of ORDER_ID, whose price was paid back.
+
+    They are taken from the credit owner who got them. What is spent already becomes a debt, which the owner's next
+    purchases pay first. An order is never taken back by more than it brought, however often it is reversed.
+    """
+    reversal: Json = {"reversal_id": given["reversal_id"] or new_id("reversal"), "order_id": order_id}
+    reversal |= {"kind": kind, "reason": reason}
+    if given["buyer"]:
+        reversal["buyer"] = given["buyer"]
+    credits_ = _counts(given)
+    if credits_:
+        reversal["credits"] = credits_
+    print_answer(ask("credits.reverse", reversal), as_json=as_json, table=tables.reversal)
+
+
+@click.command()
+@click.argument("owner")
+@click.option("--email", type=int, help="Email credits to give, or to take (-5) …")
+@click.option("--sms", type=int, help="… and SMS credits.")
+@click.option("--reason", required=True, help="Why, for those who read the statement later.")
+@click.option("--as", "actor", required=True, help="Who makes the adjustment: needs the right adjust_credits.")
+@click.option("--adjustment-id", help="The adjustment's id: the same id is never made twice. Default: a new one.")
+@json_option
+@needs(Need.DATABASE)
+def adjust(*, owner: str, reason: str, actor: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Give OWNER credits by hand, or take some away. A balance never goes below zero.
+
+    It is kept for ever who made an adjustment, and why: see `postage statement` and `postage entry`.
+    """
+    adjustment: Json = {"adjustment_id": given["adjustment_id"] or new_id("adjustment"), "actor": actor, "owner": owner}
+    adjustment |= {"credits": _counts(given), "reason": reason}
+    print_answer(ask("credits.adjust", adjustment), as_json=as_json, table=tables.adjustment)
+
+
+def _counts(given: Json) -> Json:
+    """Return the credits that the options --email and --sms give."""
+    return {kind: given[kind] for kind in ("email", "sms") if given[kind] is not None}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from worker.broker import quarantine
 from worker.broker.quarantine import QuarantinedItem
 from worker.broker.transport import redis_client
 from worker.cli import tables
-from worker.cli.output import broker_errors, json_option, print_answer
+from worker.cli.output import broker_errors, json_option, list_answer, next_option, print_answer
 from worker.cli.session import Need, current_session, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,27 +55,23 @@ def _filter_options(command: F) -> F:
 
 @dead.command("list")
 @_filter_options
-@click.option("--page", type=click.IntRange(1), default=1, show_default=True, help="Which page of a long list.")
+@next_option
 @needs(Need.BROKER | Need.DATABASE)
-def list_dead(*, kind: DeadKind | None, since: datetime | None, page: int, as_json: bool) -> None:
+def list_dead(*, kind: DeadKind | None, since: datetime | None, cursor: str | None, as_json: bool) -> None:
     """List dead jobs, newest first, without their contents. Quarantined items have no time: --since leaves them out."""
-    session = current_session()
-    rows: list[Json] = []
-    more = False
-    detail = None
-    if kind != "quarantined":
-        rows, more = session.context.database.read(
-            lambda connection: list_letters(connection, status=kind, since=since, page=page)
-        )
-    if kind in (None, "quarantined") and since is None:
+    answer: Json = {"status": "done", "detail": None, "rows": [], "more": False, "next": None}
+    after_item = cursor if cursor and _is_item(cursor) else None
+    if kind != "quarantined" and after_item is None:
+        answer |= list_answer(lambda connection: list_letters(connection, status=kind, since=since, cursor=cursor))
+    if kind in (None, "quarantined") and since is None and not answer["more"]:  # they come after all letters
         try:
-            items, more_items = _list_items(session.app, page)
+            items, following = _list_items(current_session().app, after_item)
         except click.ClickException as error:
             if kind is not None:
                 raise
-            items, more_items, detail = [], False, f"Without what is in the quarantine. {error.message}"
-        rows, more = rows + items, more or more_items
-    answer = {"status": "done", "detail": detail, "rows": rows, "page": page, "more": more}
+            answer["detail"] = f"Without what is in the quarantine. {error.message}"
+        else:
+            answer |= {"rows": answer["rows"] + items, "more": following is not None, "next": following}
     print_answer(answer, as_json=as_json, table=tables.dead)
 
 
@@ -166,10 +162,10 @@ def _redis_of(app: PostageApp) -> Iterator[Redis]:
         yield redis_client(connection.default_channel)
 
 
-def _list_items(app: PostageApp, page: int) -> tuple[list[Json], bool]:
+def _list_items(app: PostageApp, after: str | None) -> tuple[list[Json], str | None]:
     with _redis_of(app) as redis:
-        items, more = quarantine.list_items(redis, page)
-    return [item.row() for item in items], more
+        items, following = quarantine.list_items(redis, after)
+    return [item.row() for item in items], following
 
 
 def _show_item(app: PostageApp, item_id: str) -> Json | None:

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 
 from models.errors import PostageError
-from worker.cli.credits import buy, share
+from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.enqueue import enqueue
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
@@ -20,14 +20,14 @@ from worker.cli.session import Session
 from worker.cli.status import audit, status
 from worker.cli.unknown import unknown
 from worker.cli.up import up
-from worker.cli.views import billing, orders, overview, usage, users
+from worker.cli.views import billing, changes, entry, orders, overview, statement, usage, users
 from worker.preflight import DATABASE_ERRORS, explain_failure
 
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
-    *(buy, share),
-    *(overview, usage, orders, billing, users),
+    *(buy, reverse, adjust, share),
+    *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, audit, unknown, dead, inspect, control),
 )
 

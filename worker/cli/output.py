@@ -10,8 +10,10 @@ import click
 from kombu.exceptions import OperationalError
 from redis import RedisError
 from rich.console import Console
+from sqlalchemy import Connection
 
-from models.messages.answer import Answer
+from models.errors import Refused
+from models.messages.answer import Answer, refused_answer
 from models.messages.base import Json
 from worker.cli.session import current_session
 
@@ -32,6 +34,22 @@ def new_id(prefix: str) -> str:
 def json_option(command: F) -> F:
     """Give a command the option --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
+
+
+def next_option(command: F) -> F:
+    """Give a command the option --next, by which a long list continues."""
+    return click.option("--next", "cursor", help="Go on where a page ended: the value after its `More: --next`.")(
+        command
+    )
+
+
+def list_answer(list_rows: Callable[[Connection], tuple[list[Json], str | None]]) -> Json:
+    """Return the answer that shows one page of a list, of which `list_rows` returns the rows and the next cursor."""
+    try:
+        rows, cursor = current_session().context.database.read(list_rows)
+    except Refused as why:
+        return refused_answer(why.reason, why.detail)
+    return {"status": "done", "rows": rows, "more": cursor is not None, "next": cursor}
 
 
 def print_answer(answer: Json, *, as_json: bool, table: Callable[[Console, Json], None]) -> None:

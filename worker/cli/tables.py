@@ -43,7 +43,7 @@ def _reminder(console: Console, answer: Json) -> None:
 
 def _more(console: Console, answer: Json) -> None:
     if answer.get("more"):
-        console.print(f"More: --page {answer['page'] + 1}")
+        console.print(f"More: --next {answer['next']}", soft_wrap=True)
 
 
 def message(console: Console, answer: Json) -> None:
@@ -68,6 +68,26 @@ def purchase(console: Console, answer: Json) -> None:
     )
 
 
+def reversal(console: Console, answer: Json) -> None:
+    """Print a reversal."""
+    taken = f"{_counts(answer['credits'])} of order {answer['order_id']}"
+    console.print(f"{answer['reversal_id']}: {taken} taken back from {answer['owner']}.")
+    if any(answer["debt"].values()):
+        console.print(f"{_counts(answer['debt'])} were spent already: the next purchases pay them first.")
+
+
+def adjustment(console: Console, answer: Json) -> None:
+    """Print an adjustment."""
+    console.print(f"{answer['adjustment_id']}: {_counts(answer['credits'], sign='+')} for {answer['owner']}.")
+
+
+def _counts(credits_: Json, sign: str = "") -> str:
+    """Return credits of both kinds in words, without a kind of which there are none."""
+    counts = ("email", credits_["email"]), ("SMS", credits_["sms"])
+    words = [f"{count:{sign}} {kind}" for kind, count in counts if count]
+    return f"{' and '.join(words)} credits" if words else "no credits"
+
+
 def change(console: Console, answer: Json) -> None:
     """Print a change of credit owner."""
     console.print(f"{answer['change_id']}: {answer['user']} now spends the credits of {answer['owner']}.")
@@ -80,6 +100,9 @@ def overview(console: Console, answer: Json) -> None:
     for kind, remaining in answer["remaining"].items():
         credits_left.add_row(kind, str(remaining))
     console.print(credits_left)
+    if any(answer["debt"].values()):
+        owed = f"Owed: {_counts(answer['debt'])} of purchases that were paid back. The next purchases pay them first."
+        console.print(Text(owed, style="yellow"))
     if answer["plans"]:
         plans = table("Plans", "plan", "name", "orders", "last bought", numbers=("orders",))
         for plan in answer["plans"]:
@@ -108,13 +131,74 @@ def usage(console: Console, answer: Json) -> None:
 def orders(console: Console, answer: Json) -> None:
     """Print orders."""
     _reminder(console, answer)
-    columns = ("at", "order", "buyer", "credited to", "email", "sms", "minor units", "currency")
+    columns = ["at", "order", "buyer", "credited to", "email", "sms", "minor units", "currency"]
+    if any(row["reversals"] for row in answer["rows"]):
+        columns.append("reversed")
     rows = table(f"Orders of {answer['owner']}", *columns, numbers=("email", "sms", "minor units"))
     for row in answer["rows"]:
-        rows.add_row(moment(row["at"]), row["order_id"], row["buyer"], row["owner"], str(row["credits"]["email"]),
-                     str(row["credits"]["sms"]), str(row["amount"]), row["currency"])  # fmt: skip
+        cells = (moment(row["at"]), row["order_id"], row["buyer"], row["owner"], str(row["credits"]["email"]),
+                 str(row["credits"]["sms"]), str(row["amount"]), row["currency"], _reversed(row))  # fmt: skip
+        rows.add_row(*cells[: len(columns)])
     console.print(rows)
     _more(console, answer)
+
+
+def _reversed(order: Json) -> str:
+    """Return what was reversed of an order, a line for each time."""
+    return "\n".join(f"{made['kind']}: {_counts(made['credits'])}" for made in order["reversals"])
+
+
+def statement(console: Console, answer: Json) -> None:
+    """Print the entries of both accounts."""
+    _reminder(console, answer)
+    for account in answer["accounts"]:
+        title = f"{account['kind']} of {account['owner']}: {account['balance']} credits"
+        title += f", {account['debt']} owed" if account["debt"] else ""
+        rows = table(title, "entry", "at", "cause", "credits", "balance", "debt",
+                     numbers=("credits", "balance", "debt"))  # fmt: skip
+        for row in account["entries"]:
+            name, amount = f"{account['kind']}/{row['seq']}", _signed(row["amount"])
+            left = str(row["balance_after"]), str(row["debt_after"] or "")
+            rows.add_row(name, moment(row["at"]), Text(_cause(row)), amount, *left)
+        console.print(rows)
+    _more(console, answer)
+
+
+def _signed(amount: int) -> str:
+    return f"{amount:+}" if amount else "0"
+
+
+def _cause(entry: Json) -> str:
+    """Return why an entry was made. The ids of batches say nothing to people."""
+    if entry["cause_kind"] in ("purchase", "reversal", "adjustment"):
+        return f"{entry['cause_kind']} {entry['cause_id']}"
+    return str(entry["cause_kind"])
+
+
+def entry(console: Console, answer: Json) -> None:
+    """Print one entry, and what is behind it."""
+    _reminder(console, answer)
+    made = answer["entry"]
+    name = f"{made['kind']}/{made['seq']} of {made['owner']}"
+    amount = _signed(made["amount"])
+    left = f"{made['balance_after']}" + (f" and a debt of {made['debt_after']}" if made["debt_after"] else "")
+    console.print(f"{name}, {moment(made['at'])}: {_cause(made)}, {amount} credits, which left {left}.")
+    if answer["messages"]:
+        rows = table("Messages", "job", "user", "credits", "status", "at", numbers=("credits",))
+        for row in answer["messages"]:
+            rows.add_row(row["job_id"], row["user"], str(row["credits"]), coloured(row["status"]), moment(row["at"]))
+        console.print(rows)
+    if answer["reversal"]:
+        _correction(console, f"{answer['reversal']['kind'].capitalize()} of order {answer['reversal']['order_id']}",
+                    answer["reversal"])  # fmt: skip
+    if answer["adjustment"]:
+        _correction(console, f"Adjusted by {answer['adjustment']['actor']}", answer["adjustment"])
+    if answer["order"]:
+        orders(console, {"owner": made["owner"], "rows": [answer["order"]]})
+
+
+def _correction(console: Console, who: str, made: Json) -> None:
+    console.print(Text(f"{who}, {_counts(made['credits'])}: {made['reason']}"))
 
 
 def billing(console: Console, answer: Json) -> None:
@@ -136,6 +220,24 @@ def users(console: Console, answer: Json) -> None:
         rows.add_row(row["user_id"], Text(row["name"]), Text(row["email"]), row["role"], owner)
     console.print(rows)
     _more(console, answer)
+
+
+def changes(console: Console, answer: Json) -> None:
+    """Print who changed what."""
+    rows = table("Changes", "at", "by", "what", "of", "before", "now")
+    for row in answer["rows"]:
+        rows.add_row(moment(row["at"]), row["actor"] or "-", row["kind"], row["subject"], _fields(row["old"]),
+                     _fields(row["new"]))  # fmt: skip
+    console.print(rows)
+    _more(console, answer)
+
+
+def _fields(values: Json | None) -> Text:
+    """Return what a change has set, field by field."""
+    if values is None:
+        return Text("-")
+    shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Text("\n".join(f"{name}: {value}" for name, value in shown.items() if value is not None))
 
 
 def status(console: Console, answer: Json) -> None:

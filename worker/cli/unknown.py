@@ -9,7 +9,7 @@ from models.sends import unknown as unknown_jobs
 from models.sends.unknown import Decision
 from tasks.operating import decide
 from worker.cli import tables
-from worker.cli.output import json_option, print_answer
+from worker.cli.output import json_option, list_answer, next_option, print_answer
 from worker.cli.session import Need, current_session, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,14 +30,12 @@ def unknown() -> None:
 
 
 @unknown.command("list")
-@click.option("--page", type=click.IntRange(1), default=1, show_default=True, help="Which page of a long list.")
+@next_option
 @json_option
 @needs(Need.DATABASE)
-def list_unknown(*, page: int, as_json: bool) -> None:
+def list_unknown(*, cursor: str | None, as_json: bool) -> None:
     """List messages whose outcome is unknown, oldest first."""
-    database = current_session().context.database
-    rows, more = database.read(lambda connection: unknown_jobs.list_unknown(connection, page))
-    answer = {"status": "done", "rows": rows, "page": page, "more": more}
+    answer = list_answer(lambda connection: unknown_jobs.list_unknown(connection, cursor))
     print_answer(answer, as_json=as_json, table=tables.unknown)
 
 

@@ -6,14 +6,23 @@ from typing import Any, Final
 from sqlalchemy import Connection, inspect, text
 
 from models.database.engine import Database
-from models.errors import DatabaseBehindError
+from models.errors import DatabaseAheadError, DatabaseBehindError
 
 NEWEST: Final = "0006"
 """The revision of the newest migration in `versions/`, which this code was written for."""
+KNOWN: Final = frozenset(f"{number:04}" for number in range(1, int(NEWEST) + 1))
+"""The revisions of all migrations in `versions/`, which are numbered without a gap."""
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Migrate the database at `url` to the newest schema. Safe at any time, and for several processes at once."""
+    """Migrate the database at `url` to the newest schema. Safe at any time, and for several processes at once.
+
+    Raises
+    ------
+    DatabaseAheadError
+        If a newer release has migrated it. Nothing is changed then.
+
+    """
     database = Database(url, pool_size=1)
     try:
         with database.engine.connect() as connection:
@@ -34,6 +43,7 @@ def _upgrade(connection: Connection, revision: str) -> None:
     if not is_sqlite:
         # Processes that migrate at the same time take turns. The number only has to be ours.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7057461)")
+    _require_known(_current_revision(connection))
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
@@ -57,15 +67,25 @@ def check_migrated(database: Database) -> None:
 
     Raises
     ------
-    DatabaseBehindError
-        Naming both versions and the command to run.
+    DatabaseBehindError, DatabaseAheadError
+        Naming both versions and what to do.
 
     """
     with database.snapshot() as connection:
         current = _current_revision(connection)
+    _require_known(current)
     if current != NEWEST:
         sentence = f"The database is at migration {current or 'none'}, this code needs {NEWEST}: run `postage migrate`."
         raise DatabaseBehindError(sentence)
+
+
+def _require_known(current: str | None) -> None:
+    if current is not None and current not in KNOWN:
+        sentence = (
+            f"The database is at migration {current}, and this code knows migrations up to {NEWEST} only: upgrade it "
+            "to the release that migrated the database, or restore the backup from before that migration."
+        )
+        raise DatabaseAheadError(sentence)
 
 
 def _current_revision(connection: Connection) -> str | None:
