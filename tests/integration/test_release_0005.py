@@ -123,7 +123,16 @@ def test_jobs_of_the_old_release_get_their_first_answers(migrated: Database) -> 
 def test_views_show_what_they_showed(migrated: Database) -> None:
     context = context_of(migrated)
 
-    assert [(task, given, answer(context, task, given)) for task, given, _ in VIEWS] == [tuple(view) for view in VIEWS]
+    assert [(task, given) for task, given, before in VIEWS if not shows(answer(context, task, given), before)] == []
+
+
+def shows(shown: Any, before: Any) -> bool:
+    """Whether a view shows everything that it showed before; it may have new fields."""
+    if isinstance(before, dict):
+        return before.keys() <= shown.keys() and all(shows(shown[name], value) for name, value in before.items())
+    if isinstance(before, list):
+        return len(shown) == len(before) and all(map(shows, shown, before))
+    return bool(shown == before)
 
 
 def test_the_hashes_of_each_account_make_a_chain(migrated: Database) -> None:

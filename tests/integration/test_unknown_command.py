@@ -40,7 +40,8 @@ def test_a_page_has_a_hundred_rows_and_says_whether_more_follow(run: Run, stocke
     buy(stocked, "john", email=100)
     leave_unknown(stocked, *(f"job-{number:03}" for number in range(101)))
 
-    first, second = printed(run("list", "--json")), printed(run("list", "--page", "2", "--json"))
+    first = printed(run("list", "--json"))
+    second = printed(run("list", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
     assert ([row["job_id"] for row in second["rows"]], second["more"]) == (["job-100"], False)
