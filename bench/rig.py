@@ -16,13 +16,13 @@ from sqlalchemy import create_engine, text
 
 from bench.history import DAYS, SAMPLE, fill, warm
 from bench.workers import Json, SideError
-from models.database.engine import Database
+from models.database.engine import Database, utc_now
 from models.database.migrations import migrate
 from models.messages.sends import SendEmail
 from models.messages.wire import parse
 from models.sends.answers import send_answer
 from tasks import billing, sending
-from tasks.context import Context, utc_now
+from tasks.context import Context
 from tests.audits import audit_everything
 from tests.chains import broken_hashes
 from tests.servers import PostgresServer, ValkeyServer, _postgres_bin
@@ -229,7 +229,7 @@ def make_people(database: Database, owners: int = OWNERS) -> None:
     """An owner whose credits many use, other owners who use their own, and one message, sent long ago."""
     long_ago = datetime.now(UTC) - timedelta(days=DAYS + 1)
     context = Context(database=database, carriers={"email": NullCarrier()}, enqueue=lambda _task, _given: None,
-                      now=lambda: long_ago)  # fmt: skip
+                      now=lambda _: long_ago)  # fmt: skip
 
     def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:
         answer = use_case(context, parse(task, given, job_id=SAMPLE))

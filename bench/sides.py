@@ -21,11 +21,11 @@ import psutil
 from bench import figures
 from bench.rig import ROOT, Bench, Place, emails
 from bench.workers import Json, SideError, publish, time_through, wait_until_done, workers
+from models.database.engine import utc_now
 from models.messages.wire import parse
 from models.sends.charges import SendJob
 from models.sends.charging import charge_jobs
 from tasks import sending
-from tasks.context import utc_now
 from tests.chaos.outside import Outside
 from worker.broker import fair_queue
 

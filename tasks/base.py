@@ -159,7 +159,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
             return
 
         def store(connection: Connection) -> None:
-            now = context.now()
+            now = context.now(connection)
             record_refusals(connection, unrecorded, now)
             keep_letters(connection, letters, now)
 
@@ -207,7 +207,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
         detail = f"{type(fault).__name__}, {retries + 1} times: the log says more."
         letters = self._letter(context, arrival, "fault", None, detail)
         try:
-            context.database.write(lambda connection: keep_letters(connection, letters, context.now()))
+            context.database.write(lambda connection: keep_letters(connection, letters, context.now(connection)))
         except Exception:
             log.exception("job not given up: its dead letter could not be stored", retries=retries)
             return self._retry(fault, retries, retries + 1)

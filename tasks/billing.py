@@ -19,7 +19,7 @@ from tasks.context import Context
 
 def purchase(context: Context, order: Purchase) -> Json:
     """Credit an order to the buyer's credit owner, with the buyer's own billing information on it."""
-    placed = context.database.write(lambda connection: place_order(connection, order, context.now()))
+    placed = context.database.write(lambda connection: place_order(connection, order, context.now(connection)))
     return {"order_id": order.order_id} | _done(
         buyer=placed.buyer_id,
         paid_by=placed.buyer_id,
@@ -32,7 +32,7 @@ def purchase(context: Context, order: Purchase) -> Json:
 
 def reverse(context: Context, reversal: Reversal) -> Json:
     """Take back the credits of an order that was paid back."""
-    taken = context.database.write(lambda connection: reverse_order(connection, reversal, context.now()))
+    taken = context.database.write(lambda connection: reverse_order(connection, reversal, context.now(connection)))
     return {"reversal_id": reversal.reversal_id} | _done(
         order_id=taken.order_id,
         kind=taken.kind,
@@ -45,7 +45,7 @@ def reverse(context: Context, reversal: Reversal) -> Json:
 
 def adjust(context: Context, adjustment: Adjustment) -> Json:
     """Correct by hand what a credit owner holds."""
-    made = context.database.write(lambda connection: adjust_credits(connection, adjustment, context.now()))
+    made = context.database.write(lambda connection: adjust_credits(connection, adjustment, context.now(connection)))
     return {"adjustment_id": adjustment.adjustment_id} | _done(
         actor=made.actor_id, owner=made.owner_id, credits={"email": made.email, "sms": made.sms}
     )
@@ -53,7 +53,7 @@ def adjust(context: Context, adjustment: Adjustment) -> Json:
 
 def set_owner(context: Context, change: SetOwner) -> Json:
     """Let a user spend another's credits from now on, or their own again."""
-    context.database.write(lambda connection: set_credit_owner(connection, change, context.now()))
+    context.database.write(lambda connection: set_credit_owner(connection, change, context.now(connection)))
     return {"change_id": change.change_id} | _done(user=change.user, owner=change.owner)
 
 
@@ -61,7 +61,7 @@ def save_user(context: Context, user: SaveUser) -> Json:
     """Make a user with empty accounts, or change one."""
 
     def save(connection: Connection) -> None:
-        now = context.now()
+        now = context.now(connection)
         org_id = upsert_user(connection, user, now)
         if org_id is not None:
             take_user_locks(connection, [user.user_id], to_change=True)  # charges that have not seen them end before
@@ -74,13 +74,13 @@ def save_user(context: Context, user: SaveUser) -> Json:
 
 def save_role(context: Context, role: SaveRole) -> Json:
     """Make or change a role."""
-    context.database.write(lambda connection: upsert_role(connection, role, context.now()))
+    context.database.write(lambda connection: upsert_role(connection, role, context.now(connection)))
     return _done(organization=role.organization, role=role.role)
 
 
 def save_plan(context: Context, plan: SavePlan) -> Json:
     """Make or change a plan."""
-    context.database.write(lambda connection: upsert_plan(connection, plan, context.now()))
+    context.database.write(lambda connection: upsert_plan(connection, plan, context.now(connection)))
     return _done(plan=plan.plan)
 
 

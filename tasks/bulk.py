@@ -5,11 +5,12 @@ those workers could not be told, the sweeper tells them.
 """
 
 from celery import shared_task
+from sqlalchemy import Connection
 
 from models.messages.base import Json
 from models.messages.bulk import SendMany, SendManyEmails, SendManySms
 from models.sends.answers import answer_to, bulk_answer
-from models.sends.charges import SendJob, State, bulk_message_id
+from models.sends.charges import Charge, SendJob, State, bulk_message_id
 from models.sends.charging import charge_bulk_job
 from tasks.base import PostageTask
 from tasks.context import Context
@@ -37,10 +38,12 @@ def send_many(context: Context, bulk: SendMany) -> Json:
         digest=digest,
         content={},
     )
-    now = context.now()
-    charge = context.database.write(
-        lambda connection: charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
-    )
+
+    def charge_together(connection: Connection) -> Charge:
+        now = context.now(connection)
+        return charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
+
+    charge = context.database.write(charge_together)
     refusal = conflict(charge, bulk, digest)
     if refusal is not None:
         raise refusal

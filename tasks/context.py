@@ -1,10 +1,13 @@
 """Everything that a task may reach: one object, given by the app."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from models.database.engine import Database
+from sqlalchemy import Connection
+
+from models.database.engine import Database, transaction_time
 from models.messages.base import Json
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
@@ -15,17 +18,14 @@ from tasks.concurrency import DeliveryPool, GroupCommit
 DELIVERY_THREADS = 16
 
 
-def utc_now() -> datetime:
-    """Return the time."""
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The database, the carrier of each kind, a function that enqueues a task with its object, and the clock.
+    """The database, the carrier of each kind, a function that enqueues a task with its object, and the clocks.
 
-    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `delivery_pool` has the threads that
-    call carriers. `handovers` notes in one transaction all messages that are being handed over at the same moment.
+    `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
+    this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
+    kept for a replay. `delivery_pool` has the threads that call carriers. `handovers` notes in one transaction all
+    messages that are being handed over at the same moment.
     """
 
     database: Database
@@ -33,7 +33,8 @@ class Context:
     enqueue: Callable[[str, Json], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[Connection], datetime] = transaction_time
+    monotonic: Callable[[], float] = time.monotonic
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
     handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
 

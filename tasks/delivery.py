@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from datetime import datetime
 
 import structlog
+from sqlalchemy import Connection
 
 from models.messages.base import Json
 from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Sms
@@ -30,16 +31,17 @@ class TooLateError(Exception):
     """The lease leaves no time to start this attempt."""
 
 
-def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
+def deliver(context: Context, held: Sequence[Charge], begun_at: float) -> Iterator[list[Charge]]:
     """Make one attempt for each charge that the caller holds, and settle it; yields the settled charges as they come.
 
-    All are of one kind. Jobs for which the lease, or a worker that is shutting down, leaves no time are released. A bug
-    in one attempt is raised after all others are settled.
+    All are of one kind. `begun_at` is a time before the lease began, by the context's monotonic clock: a slow commit,
+    or a clock that is set, leaves less time for attempts and never more. Jobs for which the lease, or a worker that is
+    shutting down, leaves no time are released. A bug in one attempt is raised after all others are settled.
     """
     if not held:
         return
     carrier = context.carriers[held[0].kind]
-    start_until = context.now() + context.retry_policy.start_window
+    start_until = begun_at + context.retry_policy.start_window.total_seconds()
     attempt = functools.partial(_attempt, context, carrier, held[0], start_until)
     membership = nullcontext if carrier.is_idempotent else context.handovers.member  # only these note their handovers
     settled_before: Counter[LeaseKey] = Counter()
@@ -57,7 +59,7 @@ def deliver(context: Context, held: Sequence[Charge]) -> Iterator[list[Charge]]:
             raise error
 
 
-def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: datetime, charge: Charge) -> Settlement:
+def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: float, charge: Charge) -> Settlement:
     """Hand one message over, and return what the carrier's answer means for its charge.
 
     Raises
@@ -68,7 +70,7 @@ def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: dat
         If another worker has the job now; nothing was handed over.
 
     """
-    if charge is not first and (context.now() > start_until or context.database.closing.is_set()):
+    if charge is not first and (context.monotonic() > start_until or context.database.closing.is_set()):
         raise TooLateError
     structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
     before_handover = functools.partial(_note_handover, context, charge)
@@ -77,9 +79,7 @@ def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: dat
     except LeaseLostError:
         log.warning("lease expired before the handover; attempt abandoned")
         raise
-    settlement = settlement_for(
-        charge, receipt, policy=context.retry_policy, is_idempotent=carrier.is_idempotent, now=context.now()
-    )
+    settlement = settlement_for(charge, receipt, policy=context.retry_policy, is_idempotent=carrier.is_idempotent)
     log_attempt = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
     log_attempt("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)
     return settlement
@@ -92,8 +92,9 @@ def _note_handover(context: Context, charge: Charge) -> None:
     """
 
     def note(handed_over: Sequence[Charge]) -> set[JobKey]:
-        now = context.now()
-        return context.database.write(lambda connection: mark_handover(connection, handed_over, now))
+        return context.database.write(
+            lambda connection: mark_handover(connection, handed_over, context.now(connection))
+        )
 
     if charge.key not in context.handovers.submit(charge, note):
         raise LeaseLostError
@@ -105,12 +106,12 @@ def _settle(
     """Settle attempts, after others of the same lease, in one transaction. Returns the charges as they stand then."""
     if not settlements:
         return []
-    now = context.now()
-    counted = context.database.write(
-        lambda connection: settle(
-            connection, settlements, now, keep_dead=context.keeps_dead, settled_before=settled_before
-        )
-    )
+
+    def work(connection: Connection) -> tuple[list[Settlement], datetime]:
+        now = context.now(connection)
+        return settle(connection, settlements, now, keep_dead=context.keeps_dead, settled_before=settled_before), now
+
+    counted, now = context.database.write(work)
     uncounted = {one.charge.key for one in settlements} - {one.charge.key for one in counted}
     for key in uncounted:
         log.warning("lease expired before the attempt ended; outcome ignored", job=key.job_id)
@@ -121,7 +122,7 @@ def _release(context: Context, held: Sequence[Charge]) -> list[Charge]:
     """Release jobs that were not attempted. Returns the charges as they stand then."""
     if not held:
         return []
-    context.database.write(lambda connection: release_jobs(connection, held, context.now()))
+    context.database.write(lambda connection: release_jobs(connection, held, context.now(connection)))
     return _find(context, [charge.key for charge in held])
 
 

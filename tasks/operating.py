@@ -81,7 +81,7 @@ def _decide_batch(
     context: Context, decision: Decision, jobs: Sequence[JobKey], *, operator: str, note: str | None
 ) -> list[Charge]:
     def work(connection: Connection) -> list[Charge]:
-        now = context.now()
+        now = context.now(connection)
         if decision == "resend":
             return resend_unknown(connection, jobs, operator=operator, note=note, now=now)
         return refund_unknown(connection, jobs, operator=operator, note=note, now=now, keep_dead=context.keeps_dead)
@@ -119,7 +119,7 @@ def replay_letter(context: Context, letter_id: int) -> Json:
     key, job = replay_of(letter)
     # Enqueued first, noted second: after a crash in between it is enqueued once more, which is harmless.
     context.enqueue(task, job)
-    context.database.write(lambda connection: mark_replayed(connection, letter, key, context.now()))
+    context.database.write(lambda connection: mark_replayed(connection, letter, key, context.now(connection)))
     return replay_result(str(letter_id), task=task, replayed_as=key)
 
 

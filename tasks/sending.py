@@ -11,6 +11,7 @@ from itertools import chain
 from typing import cast
 
 from celery import shared_task
+from sqlalchemy import Connection
 
 from models.errors import Reason, Refused
 from models.ids import new_id
@@ -38,27 +39,33 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     Yields the places of the jobs and their charges as they stand for now, first those that are not to be sent (any
     more). The jobs are of one task; those that share an id are yielded together.
     """
-    now = context.now()
-    lease_id, lease_until = new_id(), now + context.retry_policy.lease
-    charges = context.database.write(
-        lambda connection: charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
-    )
+    begun_at, lease_id = context.monotonic(), new_id()
+
+    def charge_all(connection: Connection) -> list[Charge]:
+        now = context.now(connection)
+        lease_until = now + context.retry_policy.lease
+        return charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
+
+    charges = context.database.write(charge_all)
     new = {charge.key: charge for charge in charges if charge.is_new}
     places: defaultdict[JobKey, list[int]] = defaultdict(list)
     for place, charge in enumerate(charges):
         places[charge.key].append(place)
     yield [(place, charge) for place, charge in enumerate(charges) if charge.key not in new]
-    for delivered in deliver(context, list(new.values())):
+    for delivered in deliver(context, list(new.values()), begun_at):
         yield [(place, charge) for charge in delivered for place in places[charge.key]]
 
 
 def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[Charge]:
     """Make the next attempt of an organization's waiting jobs, given how many each has had; others are left alone."""
-    lease_id, lease_until = new_id(), context.now() + context.retry_policy.lease
-    held = context.database.write(
-        lambda connection: claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
-    )
-    return list(chain.from_iterable(deliver(context, held)))
+    begun_at, lease_id = context.monotonic(), new_id()
+
+    def claim(connection: Connection) -> list[Charge]:
+        lease_until = context.now(connection) + context.retry_policy.lease
+        return claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
+
+    held = context.database.write(claim)
+    return list(chain.from_iterable(deliver(context, held, begun_at)))
 
 
 def as_send_job(message: SendOne) -> SendJob:

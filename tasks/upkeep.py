@@ -1,8 +1,9 @@
 """What beat asks for: due attempts, attempts whose worker crashed, old dead letters, usage, and audits."""
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 import structlog
 from celery import shared_task
@@ -15,13 +16,14 @@ from models.reports.rollup import roll_up_usage
 from models.sends.charges import State, keys_with_crashes
 from models.sends.dead_letters import erase_letters
 from models.sends.due import DueJob, claim_due, claim_due_bulks
-from models.sends.leases import delete_idle, lock_expired, lock_orphaned
+from models.sends.leases import LeaseKey, delete_idle, lock_expired, lock_orphaned
 from models.sends.outcomes import Settlement, settlement_after_crash
 from models.sends.settling import settle
 from tasks.base import InternalTask
 from tasks.context import Context
 from tasks.sending import REDISPATCH_AFTER, enqueue_resume
 
+Claim = Callable[[Connection, datetime, datetime, int], list[DueJob]]
 log = structlog.get_logger(__name__)
 
 SWEEP_BATCH = 500
@@ -37,15 +39,19 @@ ROLL_UP_MAX = 100_000
 def sweep(context: Context) -> Json:
     """End orphaned attempts, enqueue what is due, and erase dead letters whose time is over."""
     ended = end_orphaned_attempts(context)
-    now = context.now()
-    next_due_at = now + REDISPATCH_AFTER
-    due = context.database.write(lambda connection: claim_due(connection, now, next_due_at, SWEEP_BATCH))
+    due = context.database.write(functools.partial(_claim, context, claim_due, SWEEP_BATCH))
     enqueue_due(context, due)
-    messages = context.database.write(lambda connection: claim_due_bulks(connection, now, next_due_at, BULK_BATCH))
+    messages = context.database.write(functools.partial(_claim, context, claim_due_bulks, BULK_BATCH))
     _enqueue(context, messages)  # no worker can have crashed over a message that was never begun
-    erase_before = now - context.keep_dead
-    erased = context.database.write(lambda connection: erase_letters(connection, erase_before, ERASE_BATCH))
+    erased = context.database.write(
+        lambda connection: erase_letters(connection, context.now(connection) - context.keep_dead, ERASE_BATCH)
+    )
     return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
+
+
+def _claim(context: Context, claim: Claim, limit: int, connection: Connection) -> list[DueJob]:
+    now = context.now(connection)
+    return claim(connection, now, now + REDISPATCH_AFTER, limit)
 
 
 def enqueue_due(context: Context, due: Sequence[DueJob]) -> None:
@@ -74,7 +80,7 @@ def end_orphaned_attempts(context: Context) -> list[Settlement]:
     ended: list[Settlement] = []
     leases_ended = LEASE_BATCH
     while leases_ended == LEASE_BATCH:  # there may be more
-        settlements, leases_ended = context.database.write(lambda connection: _end_orphaned(context, connection))
+        settlements, leases_ended = _end_some(context)
         ended += settlements
     for one in ended:
         log_crash = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning
@@ -88,28 +94,34 @@ def end_orphaned_attempts(context: Context) -> list[Settlement]:
     return ended
 
 
-def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settlement], int]:
-    now = context.now()
+def _end_some(context: Context) -> tuple[list[Settlement], int]:
+    """End the attempts of some expired leases. Returns how they ended, and how many leases are over."""
+    settlements, expired = context.database.write(functools.partial(_end_orphaned, context))
+    # In a transaction of its own, because settling has locked the accounts that get something back.
+    over = context.database.write(lambda connection: delete_idle(connection, expired)) if expired else 0
+    return settlements, over
+
+
+def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settlement], list[LeaseKey]]:
+    """End the attempts of some expired leases. Returns how they ended, and those leases."""
+    now = context.now(connection)
     expired = lock_expired(connection, now, LEASE_BATCH)
     if not expired:
-        return [], 0
+        return [], []
     settlements = [
         settlement_after_crash(
-            charge,
-            policy=context.retry_policy,
-            is_idempotent=context.carriers[charge.kind].is_idempotent,
-            now=now,
+            charge, policy=context.retry_policy, is_idempotent=context.carriers[charge.kind].is_idempotent
         )
         for charge in lock_orphaned(connection, expired)
     ]
-    counted = settle(connection, settlements, now, keep_dead=context.keeps_dead)
-    return counted, delete_idle(connection, expired)
+    return settle(connection, settlements, now, keep_dead=context.keeps_dead), expired
 
 
 def audit(context: Context) -> Json:
     """Check the invariants of the money on what is new; each finding is logged as an error."""
     retried_for = timedelta(seconds=context.database.wait_s)
-    report = run_audit(context.database, context.now(), retried_for=retried_for)
+    now = context.database.read(context.now)
+    report = run_audit(context.database, now, retried_for=retried_for)
     for finding in report.findings:
         log.error("audit finding", invariant=finding.invariant, subject=finding.subject, difference=finding.difference)
     return report.as_json()

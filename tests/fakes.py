@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from celery import Celery
+from sqlalchemy import Connection
 
 from models.database.engine import Database
 from models.messages.sends import SendOne
@@ -36,13 +37,17 @@ Scripted = Receipt | Exception | Callable[[OutboundMessage], Receipt]
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that stands still until it is set. It tells the time of every transaction, and how long things take."""
 
     def __init__(self, now: datetime = NOON) -> None:
         self.now = now
 
-    def __call__(self) -> datetime:
+    def __call__(self, _: Connection | None = None) -> datetime:
         return self.now
+
+    def monotonic(self) -> float:
+        """Give the time in seconds."""
+        return self.now.timestamp()
 
     def forward(self, by: timedelta) -> None:
         """Let time pass."""
@@ -105,13 +110,15 @@ def make_context(
     clock: Clock | None = None,
     policy: RetryPolicy | None = None,
 ) -> Context:
-    """Give a context whose `enqueue` is a FakeBroker and whose `now` is a Clock."""
+    """Give a context whose `enqueue` is a FakeBroker and whose clocks are a Clock."""
+    clock = clock or Clock()
     return Context(
         database=database,
         carriers={"email": email or FakeCarrier(), "sms": sms or FakeCarrier()},
         enqueue=FakeBroker(),
         retry_policy=policy or RetryPolicy(),
-        now=clock or Clock(),
+        now=clock,
+        monotonic=clock.monotonic,
     )
 
 

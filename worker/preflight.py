@@ -21,11 +21,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from models.database.engine import Database
+from models.database.engine import Database, utc_now
 from models.database.migrations import check_migrated
 from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
-from tasks.context import utc_now
 from worker.broker.transport import redis_client
 from worker.settings import Settings
 

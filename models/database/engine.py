@@ -1,6 +1,8 @@
 """Connections and transactions. A transaction that failed for a passing reason is run again as a whole.
 
 A statement that takes too long is not run again: it would take as long, and load a busy database once more.
+
+The time of a transaction that writes is told by the database, in the answer to its BEGIN (decision 0027).
 """
 
 import functools
@@ -9,11 +11,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import structlog
 import tenacity
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -52,6 +55,9 @@ BY_A_PERSON = "due to user request"
 """What PostgreSQL says of a statement that a person canceled, and not a timeout. Nothing else tells them apart. Servers
 that speak another language than English say it differently; there it counts as a timeout."""
 
+_TIME = "transaction_time"
+"""Under which a connection holds when its transaction began."""
+
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -74,15 +80,18 @@ class Database:
         else:
             parsed = parsed.set(drivername="postgresql+psycopg")
             options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10}
+            options["isolation_level"] = "AUTOCOMMIT"  # the driver must not begin transactions: _begin_postgres does
         self.engine: Engine = create_engine(parsed, **options)
-        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._snapshots = self.engine.execution_options(postage_reads=True, **snapshot)
+        isolated = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        read_only = {} if self.is_sqlite else {"postgresql_readonly": True}
+        self._isolated = self.engine.execution_options(**isolated)
+        self._snapshots = self._isolated.execution_options(postage_reads=True, **read_only)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             event.listen(self.engine, "handle_error", _leave_standby)
-            event.listen(self.engine, "checkin", _forget_access_mode)
+            event.listen(self.engine, "begin", _begin_postgres)
 
     @property
     def is_sqlite(self) -> bool:
@@ -96,6 +105,10 @@ class Database:
         again after it did.
         """
         return self._retrying(functools.partial(_run_once, self.engine, work))
+
+    def write_isolated(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` like `write`, in a transaction that sees one state of the data."""
+        return self._retrying(functools.partial(_run_once, self._isolated, work))
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that only reads and sees one state of the data; retried like `write`."""
@@ -128,6 +141,22 @@ class Database:
 def _run_once(engine: Engine, work: Callable[[Connection], T]) -> T:
     with engine.begin() as connection:
         return work(connection)
+
+
+def utc_now() -> datetime:
+    """Return the time by the clock of this machine."""
+    return datetime.now(UTC)
+
+
+def transaction_time(connection: Connection) -> datetime:
+    """Return when the transaction began, by the clock of the database: PostgreSQL's, or for SQLite this machine's.
+
+    It stays the same until the transaction ends. Transactions that write know it without another round trip.
+    """
+    began_at: datetime | None = connection.info.get(_TIME)
+    if began_at is None:
+        began_at = connection.execute(select(func.now())).scalar_one()
+    return began_at.astimezone(UTC)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -163,15 +192,6 @@ def _leave_standby(context: ExceptionContext) -> None:
     """Drop the pooled connections to a server that takes no writes: the next ones may lead to the new primary."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
-
-
-def _forget_access_mode(connection: Any, _record: object) -> None:  # noqa: ANN401  a raw DBAPI connection
-    """Let the next transaction begin as the server likes.
-
-    After a snapshot SQLAlchemy would begin it with READ WRITE, which a standby refuses with an error of its own.
-    """
-    if connection is not None and not connection.closed:
-        connection.read_only = None
 
 
 def _is_locked(error: BaseException) -> bool:
@@ -217,3 +237,18 @@ def _begin_sqlite(connection: Connection) -> None:
     # no longer be true by the time it becomes a writer.
     reads = connection.get_execution_options().get("postage_reads")
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    connection.info[_TIME] = utc_now()
+
+
+def _begin_postgres(connection: Connection) -> None:
+    # The driver begins what sees one state of the data, because no statement may come before such a BEGIN. For all else
+    # it would spend a round trip on BEGIN alone. PostgreSQL makes one transaction of both statements.
+    driver: Any = connection.connection.driver_connection
+    connection.info[_TIME] = _tell_time_and_begin(connection) if driver.autocommit else None
+
+
+def _tell_time_and_begin(connection: Connection) -> datetime:
+    # Without parameters the driver sends both in one message.
+    told = connection.exec_driver_sql("SELECT now(); BEGIN", execution_options={"no_parameters": True})
+    time: datetime = told.scalar_one()
+    return time

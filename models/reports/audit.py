@@ -8,11 +8,10 @@ leaves no gap:
   visible in that order: an entry that is not committed yet has a higher number than the mark. For each new entry its
   charge, refund or order is looked up, and the new entries must add up to the difference of the balance.
 * **Charges and orders** are found by time, for the opposite direction: a charge without an entry moves no account. They
-  are read from the time of the last audit on, with an overlap. `created_at`, `refunded_at` and `at` come from a
-  worker's clock, read before the transaction that writes them, so a row may appear later than its time says: by as long
-  as the transaction is retried (`POSTAGE_DATABASE_WAIT_S`), and by `MARGIN` for its last try and for clocks that
-  differ. A worker that stood still for longer between its clock and its commit may be late with a charge. That is
-  looked up with its entry only, as above, until an audit of the whole history.
+  are read from the time of the last audit on, with an overlap. `created_at`, `refunded_at` and `at` are when the
+  transaction that writes them began, by the database's clock, so a row may appear later than its time says: by as long
+  as that transaction takes. A worker that stood still for longer within it may be late with a charge. That is looked up
+  with its entry only, as above, until an audit of the whole history.
 * **Usage** is checked for accounts of which more was rolled up since the mark: the days add up to what was spent, and
   that, with what was added, to the balance there. Each single day is checked by an audit of the whole history.
 * **A change to something marked** is seen by an audit of the whole history only.
@@ -80,15 +79,13 @@ def run_audit(database: Database, now: datetime, *, retried_for: timedelta, whol
     `retried_for` is how long workers retry a transaction. An audit of the whole history that finds something removes
     the marks, so that the next audit starts from nothing.
     """
-    return database.write(lambda connection: _audit(connection, now, retried_for, whole=whole))
+    return database.write_isolated(lambda connection: _audit(connection, now, retried_for, whole=whole))
 
 
 def _audit(connection: Connection, now: datetime, retried_for: timedelta, *, whole: bool) -> AuditReport:
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")  # one state of everything
-        if whole:
-            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes its time
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = on")  # and is read fastest in its own order
+    if whole and connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes its time
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = on")  # and is read fastest in its own order
     scope = WHOLE_HISTORY if whole else scope_since_marks(connection, retried_for)
     findings = list(find_violations(connection, state_invariants(now)))
     if not whole:

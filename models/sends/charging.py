@@ -76,10 +76,10 @@ def charge_jobs(
         first.setdefault(draft.key, draft)
     new = _insert(connection, first, payers, cause=lease_id, now=now, lease_id=lease_id, lease_until=lease_until)
     inserted = [charge for key, charge in first.items() if charge.is_new and key in new]
+    known = _find_known(connection, first.keys() - new, lease_id)
     refused = _debit(connection, inserted, payers, cause=lease_id, now=now)
     if len(inserted) == len(drafts) and not refused:
         return drafts
-    known = _find_known(connection, first.keys() - new, lease_id)
     return [_answer_to(draft, first[draft.key], refused, known) for draft in drafts]
 
 

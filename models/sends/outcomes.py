@@ -17,7 +17,7 @@
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import timedelta
 
 from models.errors import Reason
 from models.messages.base import Json
@@ -32,7 +32,7 @@ CRASHES_MAX = 3
 # Not frozen, because making a frozen one takes three times as long. Nothing changes it.
 @dataclass(slots=True, kw_only=True)
 class Settlement:
-    """How one attempt ended. `refund` credits go back to the payer; `due_at` and `content` are for another attempt."""
+    """How one attempt ended. `refund` credits go back to the payer. `content` and `retry_after` are for another one."""
 
     charge: Charge
     state: State
@@ -41,7 +41,7 @@ class Settlement:
     refund: int = 0
     recipients_refused: dict[str, str] | None = None
     carrier_reference: str | None = None
-    due_at: datetime | None = None
+    retry_after: timedelta | None = None
     content: Json | None = None
     in_doubt: bool = False
     """Whether the carrier may have the message all the same."""
@@ -50,7 +50,7 @@ class Settlement:
 
 
 def settlement_for(  # noqa: PLR0911  one return for each row of the table
-    charge: Charge, receipt: Receipt, *, policy: RetryPolicy, is_idempotent: bool, now: datetime
+    charge: Charge, receipt: Receipt, *, policy: RetryPolicy, is_idempotent: bool
 ) -> Settlement:
     """Return how the attempt that brought `receipt` ends. `is_idempotent` is the carrier's.
 
@@ -60,23 +60,23 @@ def settlement_for(  # noqa: PLR0911  one return for each row of the table
     attempts_left = not policy.is_exhausted(charge.attempts)
     match receipt.outcome:
         case Outcome.ACCEPTED if receipt.deferred and attempts_left:
-            return _wait(charge, receipt, refused, policy, now, pending=list(receipt.deferred))
+            return _wait(charge, receipt, refused, policy, pending=list(receipt.deferred))
         case Outcome.ACCEPTED:
             return _sent(charge, receipt, {**refused, **receipt.deferred})
         case Outcome.NEVER:
             reason = Reason.RECIPIENT_REFUSED if receipt.recipients_refused else Reason.CARRIER_REFUSED
             return _failed(charge, receipt, refused, reason)
         case Outcome.NOT_NOW if attempts_left:
-            return _wait(charge, receipt, refused, policy, now, pending=_remaining(charge, refused))
+            return _wait(charge, receipt, refused, policy, pending=_remaining(charge, refused))
         case Outcome.UNSURE if is_idempotent and attempts_left:
-            return _wait(charge, receipt, refused, policy, now, pending=_remaining(charge, refused), in_doubt=True)
+            return _wait(charge, receipt, refused, policy, pending=_remaining(charge, refused), in_doubt=True)
         case Outcome.NOT_NOW if charge.handover_started_at is None:
             return _failed(charge, receipt, refused, Reason.CARRIER_UNAVAILABLE)
         case _:
             return _unknown(charge, receipt, refused)
 
 
-def settlement_after_crash(charge: Charge, *, policy: RetryPolicy, is_idempotent: bool, now: datetime) -> Settlement:
+def settlement_after_crash(charge: Charge, *, policy: RetryPolicy, is_idempotent: bool) -> Settlement:
     """Return how an attempt ends whose lease expired: its worker crashed, or was without its database for too long.
 
     If nothing was handed over, or the carrier is idempotent, the job is tried again, up to `CRASHES_MAX` crashes.
@@ -88,7 +88,7 @@ def settlement_after_crash(charge: Charge, *, policy: RetryPolicy, is_idempotent
     tries_left = charge.crashes + 1 < CRASHES_MAX and not policy.is_exhausted(charge.attempts)
     if tries_left and (is_idempotent or not handed_over):
         receipt = Receipt(Outcome.NOT_NOW, "The worker crashed, or lost its database, before the outcome was known.")
-        retry = _wait(charge, receipt, refused, policy, now, pending=_pending(charge), in_doubt=in_doubt)
+        retry = _wait(charge, receipt, refused, policy, pending=_pending(charge), in_doubt=in_doubt)
         return replace(retry, reason=None, crashed=True)
     if in_doubt:
         words = "The worker crashed, or lost its database, while the carrier may have taken the message."
@@ -141,7 +141,6 @@ def _wait(
     receipt: Receipt,
     refused: dict[str, str],
     policy: RetryPolicy,
-    now: datetime,
     *,
     pending: list[str],
     in_doubt: bool = False,
@@ -152,7 +151,7 @@ def _wait(
         reason=Reason.CARRIER_UNAVAILABLE,
         detail=receipt.detail,
         recipients_refused=refused or None,
-        due_at=now + policy.delay(charge.attempts),
+        retry_after=policy.delay(charge.attempts),
         content={**(charge.content or {}), "recipients": pending} if charge.kind == "email" else None,
         in_doubt=charge.handover_started_at is not None or in_doubt,
     )

@@ -44,9 +44,9 @@ def settle(
     cause = new_id()
     ended = _end_attempts(connection, settlements, cause, now, state_before=state_before, settled_before=settled_before)
     counted = [one for one in settlements if one.charge.key in ended]
-    ledger.post(connection, _refunds(counted, ended, cause), now)
     if keep_dead:
         keep_failed(connection, counted, now)
+    ledger.post(connection, _refunds(counted, ended, cause), now)  # last, because it locks accounts
     return counted
 
 
@@ -77,7 +77,7 @@ def settled_charge(settlement: Settlement, now: datetime) -> Charge:
     charge.reason = settlement.reason
     charge.detail = settlement.detail
     charge.refunded = settlement.refund
-    charge.due_at = settlement.due_at
+    charge.due_at = _due_at(settlement, now)
     charge.recipients_refused = settlement.recipients_refused
     charge.carrier_reference = settlement.carrier_reference
     charge.crashes += settlement.crashed
@@ -86,6 +86,10 @@ def settled_charge(settlement: Settlement, now: datetime) -> Charge:
     charge.content = None if is_final else settlement.content or charge.content
     charge.is_new = False
     return charge
+
+
+def _due_at(settlement: Settlement, now: datetime) -> datetime | None:
+    return None if settlement.retry_after is None else now + settlement.retry_after
 
 
 def _end_attempts(
@@ -107,7 +111,7 @@ def _end_attempts(
             "job_id": one.charge.job_id,
             "attempts": one.charge.attempts,
             "lease_id": one.charge.lease_id,
-            **_changes(one),
+            **_changes(one, now),
         }
         for one in settlements
     ]
@@ -130,14 +134,14 @@ _CHANGED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refus
             "content", "in_doubt")  # fmt: skip
 
 
-def _changes(settlement: Settlement) -> Json:
+def _changes(settlement: Settlement, now: datetime) -> Json:
     """Return the columns that a settlement sets. Empty ones are left out to keep the JSON short."""
     values = {
         "state": settlement.state,
         "reason": settlement.reason,
         "detail": settlement.detail,
         "refunded": settlement.refund,
-        "due_at": settlement.due_at,
+        "due_at": _due_at(settlement, now),
         "recipients_refused": settlement.recipients_refused,
         "carrier_reference": settlement.carrier_reference,
         "crashes": settlement.charge.crashes + settlement.crashed,

@@ -14,7 +14,7 @@ from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.sends.charges import Charge, JobKey, State, find_charges, lock_unknown, restart
 from models.sends.outcomes import content_for_resend, settlement_of_refund
-from models.sends.settling import settle
+from models.sends.settling import settle, settled_charge
 
 Decision = Literal["refund", "resend"]
 
@@ -89,10 +89,11 @@ def refund_unknown(
     not unknown (any more) are left alone, so this may be run twice, and by several people at once. `keep_dead` says
     whether a letter is kept of jobs that failed.
     """
-    settlements = [settlement_of_refund(charge) for charge in lock_unknown(connection, jobs)]
+    unknown = lock_unknown(connection, jobs)
+    _record_decision(connection, "refund", unknown, operator=operator, note=note, now=now)
+    settlements = [settlement_of_refund(charge) for charge in unknown]
     counted = settle(connection, settlements, now, keep_dead=keep_dead, state_before=State.UNKNOWN)
-    settled = [settlement.charge.key for settlement in counted]
-    return _record_decision(connection, "refund", settled, operator=operator, note=note, now=now)
+    return [settled_charge(settlement, now) for settlement in counted]
 
 
 def resend_unknown(
@@ -105,22 +106,21 @@ def resend_unknown(
     unknown = lock_unknown(connection, jobs)
     for charge in unknown:
         restart(connection, charge, content_for_resend(charge), now)
-    restarted = [charge.key for charge in unknown]
-    return _record_decision(connection, "resend", restarted, operator=operator, note=note, now=now)
+    _record_decision(connection, "resend", unknown, operator=operator, note=note, now=now)
+    return list(find_charges(connection, [charge.key for charge in unknown]).values())
 
 
 def _record_decision(
     connection: Connection,
     decision: Decision,
-    jobs: Sequence[JobKey],
+    unknown: Sequence[Charge],
     *,
     operator: str,
     note: str | None,
     now: datetime,
-) -> list[Charge]:
-    """Store who decided what, and return the jobs as they stand now."""
-    if not jobs:
-        return []
+) -> None:
+    """Store who decided what about these jobs."""
     made = {"decision": decision, "operator": operator, "note": note, "at": now}
-    connection.execute(insert(connection, decisions), [{"id": new_id(), **job._asdict(), **made} for job in jobs])
-    return list(find_charges(connection, jobs).values())
+    rows = [{"id": new_id(), **charge.key._asdict(), **made} for charge in unknown]
+    if rows:
+        connection.execute(insert(connection, decisions), rows)

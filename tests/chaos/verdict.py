@@ -9,11 +9,10 @@ from typing import Any
 
 from sqlalchemy import select
 
-from models.database.engine import Database
+from models.database.engine import Database, utc_now
 from models.database.schema import accounts, charges, entries
 from models.reports.invariants import STALE_AFTER
 from models.sends.charges import State
-from tasks.context import utc_now
 from tests.audits import audit_everything
 from tests.chains import broken_hashes, parts_of_charges
 from tests.chaos.rig import Rig

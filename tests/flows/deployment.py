@@ -15,11 +15,10 @@ from typing import Any, Final, Self, TypeVar
 from redis import Redis
 from sqlalchemy import Row, select
 
-from models.database.engine import Database
+from models.database.engine import Database, utc_now
 from models.database.schema import refusals
 from models.reports.audit import Finding
 from models.sends.charges import OPEN, Charge, JobKey, State, count_bulk_states, find_everywhere
-from tasks.context import utc_now
 from tests.audits import audit_everything
 from tests.entries import entries_of
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from models.database.engine import Database
+from models.database.engine import Database, utc_now
 from models.messages.views import View, ViewUsage
 from models.reports.views import show_orders, show_overview, show_usage
-from tasks.context import Json, utc_now
+from tasks.context import Json
 from tests.audits import audit_everything
 from tests.flows.deployment import DEADLINE_S, CommandResult, Program, run, wait_until
 

@@ -16,6 +16,7 @@ from tests.factories import ACME, email_job, ledger_job
 from tests.fakes import NOON
 
 LEASE_END = NOON + timedelta(minutes=5)
+AT_ONCE = timedelta(0)
 
 
 def email(job_id: str = "job-1", credits_: int = 1, **fields: Any) -> SendJob:
@@ -33,7 +34,7 @@ def charge(database: Database, *jobs: SendJob, lease_id: str = "first") -> list[
 def charge_waiting(database: Database, *job_ids: str) -> None:
     """Charge emails that wait after their first attempt."""
     for charged in charge(database, *map(email, job_ids)):
-        settle(database, Settlement(charge=charged, state=State.WAITING, due_at=NOON))
+        settle(database, Settlement(charge=charged, state=State.WAITING, retry_after=AT_ONCE))
 
 
 def bulk_email(

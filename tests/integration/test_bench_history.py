@@ -6,8 +6,7 @@ from sqlalchemy import inspect, text
 
 from bench.history import fill
 from bench.rig import make_people
-from models.database.engine import Database
-from tasks.context import utc_now
+from models.database.engine import Database, utc_now
 from tests.integration.stored import findings
 
 

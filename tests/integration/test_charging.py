@@ -14,7 +14,7 @@ from models.sends.outcomes import Settlement
 from models.users.organizations import NOBODYS
 from tests.factories import acme, balance, buy, ledger_job, sms_job
 from tests.fakes import NOON, make_context, send
-from tests.integration.ledger_steps import LEASE_END, charge, claim, email, settle
+from tests.integration.ledger_steps import AT_ONCE, LEASE_END, charge, claim, email, settle
 from tests.integration.stored import charge_of, entries_of, findings
 
 
@@ -141,7 +141,7 @@ def test_charging_again_does_not_begin_jobs_that_have_moved_on(stocked: Database
     sent, swept, waits = charge(stocked, email("sent"), email("swept"), email("waits"))
     settle(stocked, Settlement(charge=sent, state=State.SENT))
     for charged in (swept, waits):
-        settle(stocked, Settlement(charge=charged, state=State.WAITING, due_at=NOON, crashed=True))
+        settle(stocked, Settlement(charge=charged, state=State.WAITING, retry_after=AT_ONCE, crashed=True))
     claim(stocked, {"swept": 1})
 
     again = charge(stocked, email("sent"), email("swept"), email("waits"))

@@ -73,14 +73,13 @@ def test_a_serialization_failure_is_run_again(database: Database) -> None:
     seen: list[int] = []
 
     def work(connection: Connection) -> None:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         seen.append(connection.execute(text("SELECT value FROM counters WHERE id = 1")).scalar_one())
         if len(seen) == 1:
             with database.engine.begin() as other:
                 add(other, 1)
         add(connection, 1)
 
-    database.write(work)
+    database.write_isolated(work)
 
     assert seen == [0, 1]
     assert counted(database) == [2, 0]

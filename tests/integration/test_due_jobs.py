@@ -19,8 +19,8 @@ from tests.integration.sending import CRASH, LATER, bulk_job, pass_time, scripte
 
 def test_the_longest_due_jobs_are_claimed_first(stocked: Database) -> None:
     held = charge(stocked, *(email(name) for name in ("a", "b", "c")))
-    due = {"a": NOON + timedelta(minutes=3), "b": NOON + timedelta(minutes=1), "c": NOON + timedelta(minutes=9)}
-    settle(stocked, *(Settlement(charge=charged, state=State.WAITING, due_at=due[charged.job_id]) for charged in held))
+    delays = {name: timedelta(minutes=minutes) for name, minutes in (("a", 3), ("b", 1), ("c", 9))}
+    settle(stocked, *(Settlement(charge=one, state=State.WAITING, retry_after=delays[one.job_id]) for one in held))
     next_due_at = NOON + timedelta(minutes=8)
 
     with stocked.engine.begin() as connection:
@@ -42,7 +42,7 @@ def test_a_bulk_job_is_due_while_one_of_its_messages_was_never_begun(stocked: Da
     first = due(later)
     at_once_again = due(later)
     held = claim(stocked, {"bulk/0": 0, "bulk/2": 0})
-    settle(stocked, Settlement(charge=held[0], state=State.WAITING, due_at=next_due_at))
+    settle(stocked, Settlement(charge=held[0], state=State.WAITING, retry_after=next_due_at - NOON))
     rest = due(next_due_at)
     claim(stocked, {"bulk/1": 0}, lease_id="third")
     nothing = due(next_due_at + timedelta(hours=1))

@@ -12,6 +12,7 @@ from models.sends.outcomes import Settlement
 from tests.factories import ACME, acme, balance
 from tests.fakes import NOON
 from tests.integration.ledger_steps import (
+    AT_ONCE,
     LEASE_END,
     charge,
     charge_waiting,
@@ -58,7 +59,7 @@ def test_a_job_that_was_enqueued_twice_is_claimed_once(stocked: Database) -> Non
     """The second message was enqueued before the first one had led to its attempt."""
     charge_waiting(stocked, "a")
     [held] = claim(stocked, {"a": 1})
-    settle(stocked, Settlement(charge=held, state=State.WAITING, due_at=NOON))
+    settle(stocked, Settlement(charge=held, state=State.WAITING, retry_after=AT_ONCE))
 
     assert claim(stocked, {"a": 1}, "third") == []
 
@@ -134,7 +135,7 @@ def test_a_handover_keeps_the_time_at_which_it_was_first_noted(stocked: Database
 
 def test_a_handover_is_not_noted_for_a_settled_attempt(stocked: Database) -> None:
     [held] = charge(stocked, email())
-    settle(stocked, Settlement(charge=held, state=State.WAITING, due_at=NOON))
+    settle(stocked, Settlement(charge=held, state=State.WAITING, retry_after=AT_ONCE))
 
     assert not mark_handover(stocked, held)
     assert charge_of(stocked).handover_started_at is None
@@ -167,7 +168,7 @@ def test_a_job_that_was_claimed_again_is_not_orphaned(stocked: Database) -> None
 def test_jobs_with_crashes_are_found_among_others(stocked: Database) -> None:
     charge_waiting(stocked, "a", "b", "c")
     for charged in claim(stocked, {"a": 1, "c": 1}):
-        settle(stocked, Settlement(charge=charged, state=State.WAITING, due_at=NOON, crashed=True))
+        settle(stocked, Settlement(charge=charged, state=State.WAITING, retry_after=AT_ONCE, crashed=True))
 
     with stocked.snapshot() as connection:
         assert keys_with_crashes(connection, acme("a", "b", "nobody")) == set(acme("a"))

@@ -9,7 +9,7 @@ from models.sends.charges import State
 from models.sends.outcomes import Settlement
 from tests.factories import balance, buy, ledger_job, share, sms_job
 from tests.fakes import NOON
-from tests.integration.ledger_steps import charge, claim, email, mark_handover, settle
+from tests.integration.ledger_steps import AT_ONCE, charge, claim, email, mark_handover, settle
 from tests.integration.stored import charge_of, entries_of, findings
 
 
@@ -58,7 +58,7 @@ def test_an_attempt_is_settled_once(stocked: Database) -> None:
 
 def test_an_old_attempt_cannot_settle_a_later_one(stocked: Database) -> None:
     [first] = charge(stocked, ledger_job(sms_job()))
-    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON))
+    settle(stocked, Settlement(charge=first, state=State.WAITING, retry_after=AT_ONCE))
     [second] = claim(stocked, {"job-1": 1})
 
     stale = settle(stocked, Settlement(charge=first, state=State.FAILED, refund=1))
@@ -90,15 +90,15 @@ def test_a_settlement_without_doubt_clears_the_handover(stocked: Database, state
     mark_handover(stocked, held)
 
     refund = 1 if state is State.FAILED else 0
-    due_at = NOON if state is State.WAITING else None
-    settle(stocked, Settlement(charge=held, state=state, refund=refund, due_at=due_at))
+    retry_after = AT_ONCE if state is State.WAITING else None
+    settle(stocked, Settlement(charge=held, state=state, refund=refund, retry_after=retry_after))
 
     assert (charge_of(stocked).state, charge_of(stocked).handover_started_at) == (state, None)
 
 
 def test_a_doubt_dates_from_the_first_attempt_that_left_it(stocked: Database) -> None:
     [first] = charge(stocked, ledger_job(sms_job()))
-    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, in_doubt=True))
+    settle(stocked, Settlement(charge=first, state=State.WAITING, retry_after=AT_ONCE, in_doubt=True))
     [second] = claim(stocked, {"job-1": 1})
 
     settle(stocked, Settlement(charge=second, state=State.UNKNOWN, in_doubt=True), now=NOON + timedelta(minutes=1))
@@ -108,9 +108,9 @@ def test_a_doubt_dates_from_the_first_attempt_that_left_it(stocked: Database) ->
 
 def test_crashes_are_counted_apart_from_attempts(stocked: Database) -> None:
     [first] = charge(stocked, email())
-    settle(stocked, Settlement(charge=first, state=State.WAITING, due_at=NOON, crashed=True))
+    settle(stocked, Settlement(charge=first, state=State.WAITING, retry_after=AT_ONCE, crashed=True))
     [second] = claim(stocked, {"job-1": 1})
-    settle(stocked, Settlement(charge=second, state=State.WAITING, due_at=NOON))
+    settle(stocked, Settlement(charge=second, state=State.WAITING, retry_after=AT_ONCE))
     [third] = claim(stocked, {"job-1": 2})
 
     settle(stocked, Settlement(charge=third, state=State.FAILED, refund=1, crashed=True))

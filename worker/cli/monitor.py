@@ -43,7 +43,7 @@ def wait_for_answer(context: Context, task_id: str, job_id: str, *, until: float
 
 def overall(app: PostageApp) -> Json:
     """Return how workers, queues and jobs stand: the jobs that are open, and those of the last day that have ended."""
-    since = app.context.now() - RECENT
+    since = app.context.database.read(app.context.now) - RECENT
     queues, quarantined = _queues(app)
     return {
         "status": "done",
