@@ -37,10 +37,8 @@ def broken_hashes(connection: Connection) -> list[str]:
         if (entry.hash, entry.content) != (hashed, content):
             broken.append(f"{entry.cause_kind} {entry.cause_id}, entry {entry.seq} of account {account}")
         before[account] = entry.hash
-    for row in connection.execute(select(accounts)):
-        if row.hash != before[row.org_id, row.id]:
-            broken.append(f"account {(row.org_id, row.id)}")
-    return broken
+    last = {(row.org_id, row.id): row.hash for row in connection.execute(select(accounts))}
+    return [*broken, *(f"account {account}" for account in last if last[account] != before[account])]
 
 
 def _contents_of_charges(connection: Connection) -> dict[Cause, str]:
