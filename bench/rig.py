@@ -24,7 +24,7 @@ from models.sends.answers import send_answer
 from tasks import billing, sending
 from tasks.context import Context
 from tests.audits import audit_everything
-from tests.chains import broken_links
+from tests.chains import broken_hashes
 from tests.servers import PostgresServer, ValkeyServer, _postgres_bin
 from worker.carriers.null import NullCarrier
 
@@ -194,7 +194,7 @@ class Place:
             for finding in audit_everything(connection, utc_now()):
                 msg = f"the audit found: {finding.invariant}, {finding.subject}, {finding.difference}"
                 raise SideError(msg)
-            for entry in broken_links(connection):
+            for entry in broken_hashes(connection):
                 msg = f"the hash chain is broken: {entry}"
                 raise SideError(msg)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, Row, select
 
-from models.database.schema import charges, entries, orders
+from models.database.schema import accounts, charges, entries, orders
 from models.money.chain import GENESIS, Paid, content_of, entry_hash
 from models.money.orders import order_content
 
@@ -15,8 +15,11 @@ Cause = tuple[int, int | None, str, str]
 """What an entry was made for: organization, account, and the kind and id of the cause."""
 
 
-def broken_links(connection: Connection) -> list[str]:
-    """Give the entries whose hash does not follow from the one before, or that were not made for what they say."""
+def broken_hashes(connection: Connection) -> list[str]:
+    """Give entries whose hash is not that of the one before and their own fields, or that name what they were not for.
+
+    An account whose hash is not that of its last entry is given too.
+    """
     contents = _contents_of_charges(connection)
     purchases = {(order.org_id, order.order_id): order_content(order) for order in connection.execute(select(orders))}
     before: defaultdict[tuple[int, int], str] = defaultdict(lambda: GENESIS)
@@ -34,7 +37,8 @@ def broken_links(connection: Connection) -> list[str]:
         if (entry.hash, entry.content) != (hashed, content):
             broken.append(f"{entry.cause_kind} {entry.cause_id}, entry {entry.seq} of account {account}")
         before[account] = entry.hash
-    return broken
+    last = {(row.org_id, row.id): row.hash for row in connection.execute(select(accounts))}
+    return [*broken, *(f"account {account}" for account in last if last[account] != before[account])]
 
 
 def _contents_of_charges(connection: Connection) -> dict[Cause, str]:

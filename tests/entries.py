@@ -4,9 +4,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
 
-from models.database.schema import accounts, charges, entries, orders
-from models.money.chain import GENESIS, Paid, content_of, entry_hash
-from models.money.orders import order_content
+from models.database.schema import accounts, charges, entries
 from models.reports.rollup import is_charged_by, is_refunded_by, same_account
 
 BY_CHARGES = {"charge": is_charged_by, "refund": is_refunded_by}
@@ -47,31 +45,3 @@ def _charges_behind(connection: Connection, entry: Row[Any]) -> list[Row[Any]]:
     this_one = entries.c.org_id == entry.org_id, entries.c.account_id == entry.account_id, entries.c.seq == entry.seq
     joined = select(charges).join_from(entries, charges, BY_CHARGES[entry.cause_kind](entries))
     return list(connection.execute(joined.where(*this_one).order_by(charges.c.job_id)))
-
-
-def broken_hashes(connection: Connection) -> list[tuple[str, str, int]]:
-    """Give each entry whose hash or content is not what chain.py says, as (owner, kind, number)."""
-    broken = []
-    for account in connection.execute(select(accounts)).all():
-        of_it = entries.c.org_id == account.org_id, entries.c.account_id == account.id
-        last = GENESIS
-        for entry in connection.execute(select(entries).where(*of_it).order_by(entries.c.seq)).all():
-            fields = {name: value for name, value in entry._mapping.items() if name != "hash"}
-            last = entry_hash(last, **fields)
-            if entry.hash != last or entry.content != _content(connection, entry):
-                broken.append((account.owner_id, account.kind, entry.seq))
-        if account.hash != last:
-            broken.append((account.owner_id, account.kind, account.seq))
-    return broken
-
-
-def _content(connection: Connection, entry: Row[Any]) -> str:
-    """Give the digest of what an entry was made for, from the charges or the order that name it."""
-    if entry.cause_kind == "opening":
-        return ""
-    if entry.cause_kind == "purchase":
-        bought = orders.c.org_id == entry.org_id, orders.c.order_id == entry.cause_id
-        return order_content(connection.execute(select(orders).where(*bought)).one())
-    part = "credits" if entry.cause_kind == "charge" else "refunded"
-    behind = _charges_behind(connection, entry)
-    return content_of(Paid(row.job_id, row.digest, row.sender, row._mapping[part]) for row in behind)

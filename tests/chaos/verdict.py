@@ -14,14 +14,14 @@ from models.database.schema import accounts, charges, entries
 from models.reports.invariants import STALE_AFTER
 from models.sends.charges import State
 from tests.audits import audit_everything
-from tests.chains import broken_links, parts_of_charges
+from tests.chains import broken_hashes, parts_of_charges
 from tests.chaos.rig import Rig
 
 Json = dict[str, Any]
 SHOWN_MAX = 5
 
 ENDED = ("sent", "failed", "refused", "unknown")
-ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "broken_links", "not_received", "free",
+ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "broken_hashes", "not_received", "free",
         "unacked", "waiting", "quarantine_wrong", "ended_by_itself")  # fmt: skip
 """Counts of a verdict that must be zero."""
 
@@ -42,8 +42,8 @@ class Verdict:
     drift: int = 0
     unmatched_refunds: int = 0
     """Entries that gave back anything but what their charges got back."""
-    broken_links: int = 0
-    """Entries that break the hash chain of their account."""
+    broken_hashes: int = 0
+    """Entries and accounts that break a hash chain."""
     unknown: int = 0
     unknown_least: int = 0
     unknown_most: int = 0
@@ -91,7 +91,7 @@ class Evidence:
     why: dict[str, str]
     charged_twice: list[str]
     unmatched_refunds: list[str]
-    broken_links: list[str]
+    broken_hashes: list[str]
     drift: int
 
 
@@ -101,7 +101,7 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
         rows = connection.execute(select(charges)).all()
         written = connection.execute(select(entries).where(entries.c.cause_kind.in_(["charge", "refund"]))).all()
         balances = connection.execute(select(accounts)).all()
-        broken = broken_links(connection)
+        broken = broken_hashes(connection)
     parts = parts_of_charges(rows)
     spent = Counter[tuple[int, int]]()
     for row in rows:
@@ -120,7 +120,7 @@ def collect(database: Database, bought: dict[str, int]) -> Evidence:
         why={row.job_id: f"{row.state}: {row.detail or row.reason}" for row in rows},
         charged_twice=charged,
         unmatched_refunds=given_back,
-        broken_links=broken,
+        broken_hashes=broken,
         drift=sum(abs(row.available - bought.get(row.owner_id, 0) + spent[row.org_id, row.id]) for row in balances),
     )
 
@@ -136,7 +136,7 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
         "sent_twice": [job for job in states if taken[job] > 1],
         "charged_twice": evidence.charged_twice,
         "unmatched_refunds": evidence.unmatched_refunds,
-        "broken_links": evidence.broken_links,
+        "broken_hashes": evidence.broken_hashes,
         "unknown": [job for job, state in states.items() if state == State.UNKNOWN],
         "not_received": [job for job, state in states.items() if state == State.SENT and not accepted[job]],
         "free": [job for job, state in states.items() if state in (State.FAILED, State.REFUSED) and taken[job]],

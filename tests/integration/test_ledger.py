@@ -11,7 +11,7 @@ from models.money import ledger
 from models.money.accounts import AccountKey, accounts_of
 from models.money.chain import GENESIS, entry_hash
 from models.money.ledger import Move
-from tests.entries import broken_hashes
+from tests.chains import broken_hashes
 from tests.factories import ACME, OTHER
 from tests.fakes import NOON
 from tests.integration.audited import damage

@@ -22,7 +22,7 @@ from models.sends.charges import State
 from models.sends.retry_policy import RetryPolicy
 from tasks import operating, upkeep
 from tasks.context import Context
-from tests.entries import broken_hashes
+from tests.chains import broken_hashes
 from tests.factories import email_job, purchase_order
 from tests.fakes import Clock, FakeCarrier, answer, make_context, run_enqueued
 from tests.integration.audited import audit

@@ -283,12 +283,14 @@ class Model:
         return True
 
     def stands(self, message: Message) -> Message:
-        """What stands under the id of a message that was to be charged. A stranger is told nothing of it."""
+        """What stands under the id of a message that was to be charged. Each stranger is refused, whatever stands."""
         return self.messages[message.key] if message.org_id else message
 
     def knows(self, jobs: Mapping[JobKey, Message], sender: str, job_id: str | None) -> bool:
-        """Whether an id is that of a job in its sender's organization."""
-        return sender in self.people and JobKey(self.people[sender].org_id, job_id or "") in jobs
+        """Whether a job stands under an id for a sender: in their organization, or their own if they are a stranger."""
+        person = self.people.get(sender)
+        known = jobs.get(JobKey(person.org_id if person else NOBODYS, job_id or ""))
+        return known is not None and (person is not None or known.sender == sender)
 
     def bulk_answer(self, job: Message) -> dict[str, Any]:
         """The answer to a bulk job, which sums up its messages."""

@@ -27,7 +27,7 @@ from models.sends.leases import claim_jobs
 from models.sends.unknown import refund_unknown, resend_unknown
 from tasks import billing, bulk, upkeep
 from tests.audits import audit_everything
-from tests.chains import broken_links, parts_of_charges
+from tests.chains import broken_hashes, parts_of_charges
 from tests.factories import messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.properties.inputs import PEOPLE, CarrierAnswer, in_model, kind_of, recipients_of, send_job
@@ -126,7 +126,7 @@ class MoneyMachine(RuleBasedStateMachine):
         if next(self.audits) % 3 == 0:
             with self.database.snapshot() as connection:
                 assert audit_everything(connection, self.swept_at) == []
-                assert broken_links(connection) == []
+                assert broken_hashes(connection) == []
 
     @invariant()
     def a_viewer_sees_what_is_charged_now(self) -> None:
