@@ -260,14 +260,14 @@ class Money(MoneyMachine):
         has_lease, began = message.is_leased_to(charge.lease_id), self.clock.now
         if has_lease and then == "answer":
             self._script(message.kind, [answer])
-            list(delivery.deliver(self.context, [charge]))
+            list(delivery.deliver(self.context, [charge], self.clock.monotonic()))
             self._deliver_in_model([message], [answer], began)
             return
         may_hand_over = has_lease or self.model.is_idempotent[message.kind]
         scripted = partial(self._lose_the_answer, message, answer, then) if may_hand_over else _fail_on_handover
         self.carriers[message.kind].script = [scripted]
         with suppress(CrashError):
-            list(delivery.deliver(self.context, [charge]))
+            list(delivery.deliver(self.context, [charge], self.clock.monotonic()))
         self._compare_outbound([(charge.job_id, recipients_of(delivery.outbound_message(charge)))])
 
     def _lose_the_answer(
