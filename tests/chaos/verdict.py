@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from models.database.engine import Database, utc_now
 from models.database.schema import accounts, charges, entries
-from models.reports.invariants import STALE_AFTER
+from models.reports.state_invariants import STALE_AFTER
 from models.sends.charges import State
 from tests.audits import audit_everything
 from tests.chains import broken_hashes, parts_of_charges
