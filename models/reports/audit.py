@@ -37,7 +37,7 @@ FINDINGS_MAX = 100
 """Findings that are reported for each invariant; more would say nothing new."""
 MARGIN = timedelta(minutes=20)
 """Twice the longest that one transaction of the ledger can take (fewer than ten statements, each ended by the database
-after a minute). The 5 s by which clocks may differ (worker/preflight.py) are small beside it."""
+after a minute)."""
 
 
 @dataclass(frozen=True, slots=True)
