@@ -31,8 +31,9 @@ from worker.settings import Settings
 log = structlog.get_logger(__name__)
 
 CLOCKS_APART_MAX = timedelta(seconds=5)
-"""Leases, due times and Redis' index of deliveries are written by one machine's clock and read by another's. A clock
-that follows a time server is right to well below a second, so this much is a fault, and still small beside a lease."""
+"""Redis' index of deliveries is written by one machine's clock and read by another's; leases and all that is stored run
+by the database's (decision 0027). A clock that follows a time server is right to well below a second, so this much is a
+fault, and still small beside a visibility timeout."""
 ANSWER_S = 5
 """How long a broker may take to answer, in seconds."""
 ASK_AGAIN_S = 1
@@ -350,7 +351,7 @@ def _clocks_differ(whose: str, before: datetime, theirs: datetime, after: dateti
         return None
     apart = f"{ahead.total_seconds():.0f} s ahead of" if ahead > behind else f"{behind.total_seconds():.0f} s behind"
     return (
-        f"The clock of {whose} is {apart} this machine's; leases and retries can bear "
+        f"The clock of {whose} is {apart} this machine's; redelivery can bear "
         f"{CLOCKS_APART_MAX.total_seconds():g} s. Let both follow the same time server (NTP)."
     )
 

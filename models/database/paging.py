@@ -2,17 +2,18 @@
 
 A page continues where the one before it ended: after the last row that was shown, by the values that the list is
 ordered by. So rows that come or go between two pages make no row appear twice and none be skipped, and a late page
-costs what the first one does. A cursor is those values, written so that nobody needs to look into it.
+costs what the first one does. A cursor is those values under the names of their columns, so that one list does not take
+the cursor of another, written so that nobody needs to look into it.
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, false, or_
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, and_, false, or_
+from sqlalchemy.types import TypeEngine
 
 from models.errors import Reason, Refused
 
@@ -57,7 +58,7 @@ def fetch_page(
     if len(rows) <= PAGE_SIZE:
         return Page(rows, None)
     last = rows[PAGE_SIZE - 1]._mapping  # noqa: SLF001  its public name
-    return Page(rows[:PAGE_SIZE], _encode([last[name] for name in order]))
+    return Page(rows[:PAGE_SIZE], _encode({name: last[name] for name in order}))
 
 
 def is_after(order: Mapping[str, SortKey], cursor: str) -> ColumnElement[bool]:
@@ -69,40 +70,51 @@ def is_after(order: Mapping[str, SortKey], cursor: str) -> ColumnElement[bool]:
         `invalid_job` for a cursor that no such list gave.
 
     """
-    values = _decode(cursor, order)
+    values = list(zip(order.values(), _decode(cursor, order), strict=True))
     after: ColumnElement[bool] = false()
-    for each, value in reversed(list(zip(order.values(), values, strict=True))):
+    for each, value in reversed(values):
         beyond = each.column < value if each.descending else each.column > value
         after = or_(beyond, and_(each.column == value, after))
-    return after
+    first, value = values[0]
+    # It follows from the rest, but is what an index can begin at: of an OR planners make no such use.
+    begins = first.column <= value if first.descending else first.column >= value
+    return and_(begins, after)
 
 
-def _encode(values: Sequence[Any]) -> str:
-    plain = [value.isoformat() if isinstance(value, date) else value for value in values]
+def refused_cursor() -> Refused:
+    """Return the refusal of a cursor that no such list gave."""
+    return Refused(Reason.INVALID_JOB, "`next`: must be what `next` was in an answer to the same question.")
+
+
+def _encode(values: Mapping[str, Any]) -> str:
+    plain = {name: value.isoformat() if isinstance(value, date) else value for name, value in values.items()}
     return base64.urlsafe_b64encode(json.dumps(plain).encode()).rstrip(b"=").decode()
 
 
 def _decode(cursor: str, order: Mapping[str, SortKey]) -> list[Any]:
     try:
         plain = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not isinstance(plain, list):
+        if not isinstance(plain, dict) or plain.keys() != order.keys():
             raise TypeError  # noqa: TRY301  all that is wrong with a cursor is refused in one place
-        return [_typed(value, each.column) for value, each in zip(plain, order.values(), strict=True)]
-    except (ValueError, TypeError, binascii.Error, RecursionError):
-        sentence = "`next`: must be what `next` was in an answer to the same question."
-        raise Refused(Reason.INVALID_JOB, sentence) from None
+        return [_typed(plain[name], each.column.type) for name, each in order.items()]
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise refused_cursor() from None
 
 
-def _typed(value: Any, column: ColumnElement[Any]) -> Any:  # noqa: ANN401  what JSON holds
-    """Return a value of a cursor as its column has it."""
-    kind = column.type.python_type
+def _typed(value: Any, type_: TypeEngine[Any]) -> Any:  # noqa: ANN401  what JSON holds
+    """Return a value of a cursor as its column has it. What is raised for anything else, `_decode` refuses."""
+    kind = type_.python_type
     if kind is datetime:
         at = datetime.fromisoformat(value)
         if at.tzinfo is None:
             raise ValueError(value)
-        return at
+        return at.astimezone(UTC)
     if kind is date:
         return date.fromisoformat(value)
-    if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63) or "\0" in str(value):
+    if type(value) is not kind:
         raise TypeError(value)
+    if kind is int:
+        value.to_bytes(8 if isinstance(type_, BigInteger) else 4, signed=True)  # more is no such number
+    elif "\0" in value.encode().decode():  # no database stores it, nor what UTF-8 does not know
+        raise ValueError(value)
     return value

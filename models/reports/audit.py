@@ -55,7 +55,7 @@ FINDINGS_MAX = 100
 """Findings that are read for each invariant; more would say nothing new. Nothing moves on then."""
 MARGIN = timedelta(minutes=20)
 """Twice the longest that one transaction of the ledger can take (fewer than ten statements, each ended by the database
-after a minute). The 5 s by which clocks may differ (worker/preflight.py) are small beside it."""
+after a minute)."""
 NO_PARAMETERS: Mapping[str, Any] = {}
 GUARDS = "The database has its constraints and triggers"
 """The invariant that is checked by the database's catalogue (database/guards.py)."""

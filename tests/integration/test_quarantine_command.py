@@ -13,6 +13,7 @@ from tasks.context import Json
 from tests.factories import email_job
 from tests.integration.commands import Run, open_app, printed, runner_of
 from worker.broker.fair_queue import QUARANTINE
+from worker.broker.quarantine import QuarantinedItem
 from worker.cli.dead import PRIVATE, dead
 
 
@@ -43,7 +44,7 @@ def quarantine(redis: Redis, valkey_url: str) -> Callable[..., bytes]:
 
 
 def list_items(run: Run) -> list[Json]:
-    """Give what is in the quarantine as it is listed, newest first."""
+    """Give what is in the quarantine as it is listed."""
     rows: list[Json] = printed(run("list", "--kind", "quarantined", "--json"))["rows"]
     return rows
 
@@ -54,7 +55,7 @@ def test_items_are_listed_without_their_contents(run: Run, redis: Redis, quarant
 
     listed, shown = run("list", "--json"), run("list")
 
-    garbage, message = printed(listed)["rows"]
+    garbage, message = sorted(printed(listed)["rows"], key=lambda row: row["bytes"])
     assert (message["task"], message["queue"], message["bytes"]) == ("email.fly", "email", len(item))
     assert (garbage["task"], garbage["queue"]) == (None, None)
     assert "cannot be read" in garbage["detail"]
@@ -76,7 +77,7 @@ def test_an_item_is_shown_without_control_characters(run: Run, redis: Redis) -> 
 
 def test_an_item_goes_back_unchanged_to_its_queue(run: Run, redis: Redis, quarantine: Callable[..., bytes]) -> None:
     other, item = quarantine(queue="sms"), quarantine()
-    [row, _] = list_items(run)
+    [row] = [row for row in list_items(run) if row["queue"] == "email"]
 
     replayed, again = run("replay", row["id"]), run("replay", row["id"])
 
@@ -123,12 +124,25 @@ def test_all_items_go_back_except_those_that_cannot(run: Run, redis: Redis, quar
     assert [redis.llen(queue) for queue in ("email", "sms", "billing")] == [1, 1, 1]
 
 
-def test_a_long_quarantine_has_pages(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, *(f"item {number}" for number in range(150)))
+def raw_of(run: Run, item_id: str) -> str:
+    """Give the bytes of an item, as it is shown."""
+    return str(printed(run("show", item_id, "--json"))["raw"])
+
+
+def test_a_long_quarantine_has_pages_that_neither_skip_nor_repeat(run: Run, redis: Redis) -> None:
+    """All items of the first page go, and another one comes, before the second."""
+    items = [f"item {number}".encode() for number in range(150)]
+    redis.lpush(QUARANTINE, *items)
 
     first = printed(run("list", "--kind", "quarantined", "--json"))
-    second = printed(run("list", "--kind", "quarantined", "--page", "2", "--json"))
+    for row in first["rows"]:
+        redis.lrem(QUARANTINE, 1, raw_of(run, row["id"]))
+    redis.lpush(QUARANTINE, "another")
+    second = printed(run("list", "--kind", "quarantined", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
-    assert (len(second["rows"]), second["more"]) == (50, False)
+    assert second["more"] is False
+    shown = [row["id"] for page in (first, second) for row in page["rows"]]
+    assert len(shown) == len(set(shown))
+    assert set(shown) - {QuarantinedItem(b"another").id} == {QuarantinedItem(item).id for item in items}
     assert run("show", second["rows"][-1]["id"]).exit_code == 0

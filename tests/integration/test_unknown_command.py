@@ -44,7 +44,27 @@ def test_a_page_has_a_hundred_rows_and_says_whether_more_follow(run: Run, stocke
     second = printed(run("list", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
-    assert ([row["job_id"] for row in second["rows"]], second["more"]) == (["job-100"], False)
+    assert ([row["job_id"] for row in second["rows"]], second["more"], second["next"]) == (["job-100"], False, None)
+
+
+def test_150_unknown_messages_are_settled_page_by_page(run: Run, stocked: Database) -> None:
+    """Each page is settled before the next one is asked for."""
+    buy(stocked, "john", email=150)
+    names = [f"job-{number:03}" for number in range(150)]
+    leave_unknown(stocked, *names)
+
+    settled, cursor = [], []
+    while not settled or cursor:
+        listed = printed(run("list", *cursor, "--json"))
+        page = [row["job_id"] for row in listed["rows"]]
+        assert run("refund", *page).exit_code == 0
+        settled += page
+        cursor = ["--next", listed["next"]] if listed["next"] else []
+
+    assert settled == names
+    assert balance(stocked, "john") == 160
+    assert printed(run("list", "--json"))["rows"] == []
+    assert findings(stocked) == []
 
 
 def test_a_refund_is_recorded_with_who_decided(run: Run, stocked: Database) -> None:

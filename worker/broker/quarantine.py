@@ -4,6 +4,7 @@ They may contain anything, so only their origin and size are shown by themselves
 """
 
 import hashlib
+import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,27 +71,19 @@ def count_items(redis: Redis) -> int:
 
 
 def list_items(redis: Redis, after: str | None = None) -> tuple[list[QuarantinedItem], str | None]:
-    """Return one page of items, newest first, from the one that follows `after` on, and after which the next begins.
+    """Return one page of items, from the one that follows the id `after` on, and after which id the next begins.
 
-    If the item `after` is no longer there, the list begins anew.
+    Items have no time, so they come in the order of their ids, which holds while others come and go.
     """
-    items = list(all_items(redis))
-    ids = [item.id for item in items]
-    first = ids.index(after) + 1 if after in ids else 0
-    page = items[first : first + PAGE_SIZE]
-    return page, page[-1].id if first + PAGE_SIZE < len(items) else None
+    following = (item for item in all_items(redis) if after is None or item.id > after)
+    page = heapq.nsmallest(PAGE_SIZE + 1, following, key=lambda item: item.id)
+    return page[:PAGE_SIZE], page[PAGE_SIZE - 1].id if len(page) > PAGE_SIZE else None
 
 
 def all_items(redis: Redis) -> Iterator[QuarantinedItem]:
-    """Yield all items, newest first, each once, also if others arrive meanwhile."""
-    seen: set[str] = set()
-    first = 0
-    while found := cast("list[bytes]", redis.lrange(QUARANTINE, first, first + PAGE_SIZE - 1)):
-        for item in map(QuarantinedItem, found):
-            if item.id not in seen:
-                seen.add(item.id)
-                yield item
-        first += PAGE_SIZE
+    """Yield all items, newest first, each once, as they are at one moment."""
+    found = cast("list[bytes]", redis.lrange(QUARANTINE, 0, -1))
+    yield from {item.id: item for item in map(QuarantinedItem, found)}.values()
 
 
 def find_item(redis: Redis, item_id: str) -> QuarantinedItem | None:

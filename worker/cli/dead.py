@@ -1,5 +1,6 @@
 """Commands that list, show and replay dead jobs: dead letters in the database, and the quarantine in the broker."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,9 +10,11 @@ import click
 from pydantic import TypeAdapter, ValidationError
 from redis import Redis
 
+from models.database.paging import refused_cursor
+from models.messages.answer import refused_answer
 from models.messages.base import Json
 from models.messages.fields import Instant
-from models.sends.dead_letters import find_letter, list_letters
+from models.sends.dead_letters import Status, find_letter, list_letters
 from tasks.context import Context
 from tasks.operating import replay_letter, replay_letters, replay_result
 from worker.app import PostageApp
@@ -58,21 +61,34 @@ def _filter_options(command: F) -> F:
 @next_option
 @needs(Need.BROKER | Need.DATABASE)
 def list_dead(*, kind: DeadKind | None, since: datetime | None, cursor: str | None, as_json: bool) -> None:
-    """List dead jobs, newest first, without their contents. Quarantined items have no time: --since leaves them out."""
-    answer: Json = {"status": "done", "detail": None, "rows": [], "more": False, "next": None}
+    """List dead jobs, newest first, without their contents.
+
+    Quarantined items come last, by their ids: they have no time, and --since leaves them out.
+    """
+    status: Status | None = None if kind == "quarantined" else kind
+    with_letters, with_items = kind != "quarantined", kind in (None, "quarantined") and since is None
     after_item = cursor if cursor and _is_item(cursor) else None
-    if kind != "quarantined" and after_item is None:
-        answer |= list_answer(lambda connection: list_letters(connection, status=kind, since=since, cursor=cursor))
-    if kind in (None, "quarantined") and since is None and not answer["more"]:  # they come after all letters
-        try:
-            items, following = _list_items(current_session().app, after_item)
-        except click.ClickException as error:
-            if kind is not None:
-                raise
-            answer["detail"] = f"Without what is in the quarantine. {error.message}"
-        else:
-            answer |= {"rows": answer["rows"] + items, "more": following is not None, "next": following}
+    answer: Json = {"status": "done", "detail": None, "rows": [], "more": False, "next": None}
+    if cursor and not (with_items if after_item else with_letters):
+        why = refused_cursor()
+        answer = refused_answer(why.reason, why.detail)
+    elif with_letters and after_item is None:
+        answer |= list_answer(lambda connection: list_letters(connection, status=status, since=since, cursor=cursor))
+    if with_items and answer["status"] == "done" and not answer["more"]:
+        _add_items(answer, after_item, needed=not with_letters)
     print_answer(answer, as_json=as_json, table=tables.dead)
+
+
+def _add_items(answer: Json, after: str | None, *, needed: bool) -> None:
+    """Add a page of quarantined items to the end of all letters, or say why not; if they are `needed`, raise it."""
+    try:
+        items, following = _list_items(current_session().app, after)
+    except click.ClickException as error:
+        if needed:
+            raise
+        answer["detail"] = f"Without what is in the quarantine. {error.message}"
+    else:
+        answer |= {"rows": answer["rows"] + items, "more": following is not None, "next": following}
 
 
 @dead.command("show")
@@ -153,7 +169,7 @@ def _replay_one(app: PostageApp, dead_id: str) -> Json:
 
 
 def _is_item(dead_id: str) -> bool:
-    return dead_id.startswith("q")
+    return re.fullmatch("q[0-9a-f]{16}", dead_id) is not None
 
 
 @contextmanager
