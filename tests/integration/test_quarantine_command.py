@@ -127,7 +127,7 @@ def test_a_long_quarantine_has_pages(run: Run, redis: Redis) -> None:
     redis.lpush(QUARANTINE, *(f"item {number}" for number in range(150)))
 
     first = printed(run("list", "--kind", "quarantined", "--json"))
-    second = printed(run("list", "--kind", "quarantined", "--page", "2", "--json"))
+    second = printed(run("list", "--kind", "quarantined", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
     assert (len(second["rows"]), second["more"]) == (50, False)
