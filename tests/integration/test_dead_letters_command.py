@@ -59,6 +59,7 @@ def test_dead_letters_are_listed_newest_first_without_their_contents(run: Run, t
 def test_the_list_can_be_narrowed_by_kind_and_time(run: Run, three_letters: Database) -> None:
     assert [row[2] for row in rows(run("list", "--kind", "failed", "--json"))] == ["text"]
     assert [row[2] for row in rows(run("list", "--since", "2026-01-05T13:00:00Z", "--json"))] == ["order-1", "text"]
+    assert printed(run("list", "--json"))["next"] is None
     assert run("list", "--since", "yesterday").exit_code == 2
 
 
