@@ -52,11 +52,6 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
     python_type = datetime
 
-    @property
-    def python_type(self) -> type[datetime]:
-        """What a stored time is in Python: SQLAlchemy 2.1 does not ask `impl` (paging.py reads cursors by it)."""
-        return datetime
-
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Return the time as the database stores it."""
         if value is None:
