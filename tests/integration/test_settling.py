@@ -76,7 +76,7 @@ def test_many_attempts_are_settled_together(stocked: Database) -> None:
         stocked,
         Settlement(charge=held[0], state=State.SENT),
         Settlement(charge=held[1], state=State.FAILED, refund=2),
-        Settlement(charge=held[2], state=State.SENT, refund=1),
+        Settlement(charge=held[2], state=State.SENT, refund=1, recipients_refused={"a@b.test": "550"}),
     )
 
     assert [entry[1] for entry in entries_of(stocked, "john")] == [10, -6, 3]
