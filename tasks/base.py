@@ -65,6 +65,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
     typing = False  # a job with any arguments at all must get as far as its refusal
     max_retries = FAULT_RETRIES
     log_level = logging.INFO
+    records_refusals = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Answer:  # noqa: ANN401  whatever was on the wire
         """Answer one job. After a fault it is tried again."""
@@ -148,6 +149,8 @@ class PostageTask(Task):  # type: ignore[type-arg]
 
     def _record_refused(self, context: Context, results: Sequence[tuple[Arrival, Result]]) -> None:
         """Store what was refused, in one transaction: a dead letter, and the refusal if no charge records it."""
+        if not self.records_refusals:
+            return
         refused = [(arrival, result) for arrival, result in results if _is_refused(result)]
         letters = [
             letter

@@ -42,43 +42,53 @@ def read_view(context: Context, show: Callable[[Connection, V], Json], view: V) 
         raise Refused(Reason.TOO_LARGE, TOO_LARGE) from error
 
 
-@shared_task(name="views.overview", base=PostageTask)
+class ViewTask(PostageTask):
+    """The base of all views. A refused one writes nothing, so that nobody can fill the disk by asking again and again.
+
+    Whoever asked gets the reason with the answer, and the log has it.
+    """
+
+    abstract = True
+    records_refusals = False
+
+
+@shared_task(name="views.overview", base=ViewTask)
 def views_overview(context: Context, message: View) -> Json:
     """Remaining credits and plans."""
     return read_view(context, show_overview, message)
 
 
-@shared_task(name="views.usage", base=PostageTask)
+@shared_task(name="views.usage", base=ViewTask)
 def views_usage(context: Context, message: ViewUsage) -> Json:
     """Credits spent."""
     return read_view(context, show_usage, message)
 
 
-@shared_task(name="views.orders", base=PostageTask)
+@shared_task(name="views.orders", base=ViewTask)
 def views_orders(context: Context, message: View) -> Json:
     """Orders."""
     return read_view(context, show_orders, message)
 
 
-@shared_task(name="views.billing", base=PostageTask)
+@shared_task(name="views.billing", base=ViewTask)
 def views_billing(context: Context, message: View) -> Json:
     """The viewer's own billing information."""
     return read_view(context, show_billing, message)
 
 
-@shared_task(name="views.users", base=PostageTask)
+@shared_task(name="views.users", base=ViewTask)
 def views_users(context: Context, message: View) -> Json:
     """The users of the viewer's organization."""
     return read_view(context, show_users, message)
 
 
-@shared_task(name="views.changes", base=PostageTask)
+@shared_task(name="views.changes", base=ViewTask)
 def views_changes(context: Context, message: ViewChanges) -> Json:
     """Who changed what."""
     return read_view(context, show_changes, message)
 
 
-@shared_task(name="views.message", base=PostageTask)
+@shared_task(name="views.message", base=ViewTask)
 def views_message(context: Context, message: ViewMessage) -> Json:
     """The answer to one send job."""
     return read_view(context, show_message, message)

@@ -1,7 +1,8 @@
 """Hundreds of jobs that must be refused, on every task: each is refused with its reason, and the worker goes on."""
 
+import json
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_every_bad_job_is_refused_and_every_good_one_is_done(deployment: Deploym
         unknown.append(_send_good(deployment, "nobody", f"unknown-{start}", start))
         good.append(_send_good(deployment, member, f"good-{start}", start))
     deployment.wait_until_final(*good, *unknown)
-    waiting = {job.task_id: job.description for job in bad}
+    waiting = {job.task_id: job.description for job in bad if not _is_view(job.task)}
     wait_until(
         lambda: not _without_refused(deployment, waiting),
         lambda: f"{len(waiting)} bad jobs are refused: {list(waiting.values())[:40]}",
@@ -44,10 +45,10 @@ def test_every_bad_job_is_refused_and_every_good_one_is_done(deployment: Deploym
 
     refusals = deployment.refusals([job.task_id for job in bad])
     reasons = {row.task_id: row.reason for row in refusals}
+    reasons |= {job.task_id: _view_answer(deployment, job.task_id)["reason"] for job in bad if _is_view(job.task)}
     wrong = [(job.description, reasons.get(job.task_id)) for job in bad if reasons.get(job.task_id) != job.reason]
     assert wrong == []
-    assert len(refusals) == len(bad)
-    assert Counter(row.task for row in refusals) == Counter(job.task for job in bad)
+    assert Counter(row.task for row in refusals) == Counter(job.task for job in bad if not _is_view(job.task))
     assert all(row.detail for row in refusals)
 
     charges = deployment.charges([*good, *unknown])
@@ -65,6 +66,16 @@ def test_every_bad_job_is_refused_and_every_good_one_is_done(deployment: Deploym
     }
     assert [mail for mail in deployment.mail_server.mails if "bad" in " ".join(mail.recipients)] == []
     assert deployment.findings() == []
+
+
+def _is_view(task: str) -> bool:
+    """Whether a task is a view, whose refusals are written nowhere but in its answer."""
+    return task.startswith("views.")
+
+
+def _view_answer(deployment: Deployment, task_id: str) -> Any:
+    """Give the answer of a view, as Celery keeps it for whoever asked."""
+    return json.loads(deployment.redis.get(f"celery-task-meta-{task_id}"))["result"]
 
 
 def _without_refused(deployment: Deployment, waiting: dict[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ SOURCES = [
     if "versions" not in path.parts
 ]
 TERMS = re.findall(r"^(\*\*.+)$", GLOSSARY, re.MULTILINE)
-LEFT_OUT = ("Error", "PostageTask", "InternalTask", "SendTask", "UtcDateTime")
+LEFT_OUT = ("Error", "PostageTask", "InternalTask", "SendTask", "ViewTask", "UtcDateTime")
 """Errors explain themselves, and the bases of tasks and columns are no words of the field."""
 RETIRED = {
     *("behold", "conversation", "death", "door", "fence", "hands", "holder", "house", "judge", "judging"),

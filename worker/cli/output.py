@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def ask(task: str, given: Json) -> Json:
-    """Return the answer of a task's use case, run here and now. Refusals are recorded as by a worker."""
+    """Return the answer of a task's use case, run here and now. What is refused is recorded as by a worker."""
     answer = cast("Callable[[Json], Answer]", current_session().app.tasks[task])
     return answer(given).fields
 
