@@ -12,6 +12,7 @@ from redis import Redis
 from tasks.context import Json
 from tests.factories import email_job
 from tests.integration.commands import Run, open_app, printed, runner_of
+from tests.integration.queued import put_in_quarantine
 from worker.broker.fair_queue import QUARANTINE
 from worker.cli.dead import PRIVATE, dead
 
@@ -36,7 +37,7 @@ def quarantine(redis: Redis, valkey_url: str) -> Callable[..., bytes]:
             message = json.loads(item)
             message["properties"]["delivery_info"]["routing_key"] = key
             item = json.dumps(message).encode()
-        redis.lpush(QUARANTINE, item)
+        put_in_quarantine(redis, item)
         return item
 
     return quarantine
@@ -50,7 +51,7 @@ def list_items(run: Run) -> list[Json]:
 
 def test_items_are_listed_without_their_contents(run: Run, redis: Redis, quarantine: Callable[..., bytes]) -> None:
     item = quarantine()
-    redis.lpush(QUARANTINE, b"\xff\x00 no message of ada@example.test")
+    put_in_quarantine(redis, b"\xff\x00 no message of ada@example.test")
 
     listed, shown = run("list", "--json"), run("list")
 
@@ -64,7 +65,7 @@ def test_items_are_listed_without_their_contents(run: Run, redis: Redis, quarant
 
 
 def test_an_item_is_shown_without_control_characters(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, b"\xff \x1b[31m red \xd8")
+    put_in_quarantine(redis, b"\xff \x1b[31m red \xd8")
     [row] = list_items(run)
 
     shown = run("show", row["id"])
@@ -84,19 +85,19 @@ def test_an_item_goes_back_unchanged_to_its_queue(run: Run, redis: Redis, quaran
     assert "as email." in replayed.stdout
     assert "There is no item" in again.stdout
     assert redis.lrange("email", 0, -1) == [item]
-    assert redis.lrange(QUARANTINE, 0, -1) == [other]
+    assert redis.zrange(QUARANTINE, 0, -1) == [other]
 
 
 @pytest.mark.parametrize("raw", [b"garbage", b"[]", b'{"properties": 7}', b"[" * 100_000])
 def test_an_item_that_names_no_queue_stays(run: Run, redis: Redis, raw: bytes) -> None:
-    redis.lpush(QUARANTINE, raw)
+    put_in_quarantine(redis, raw)
     [row] = list_items(run)
 
     replayed = run("replay", row["id"])
 
     assert replayed.exit_code == 1
     assert "does not say for which of our queues" in replayed.stdout
-    assert redis.lrange(QUARANTINE, 0, -1) == [raw]
+    assert redis.zrange(QUARANTINE, 0, -1) == [raw]
 
 
 @pytest.mark.parametrize("key", ["unacked", "nonsense", QUARANTINE, "celery"])
@@ -107,27 +108,27 @@ def test_an_item_for_a_queue_that_does_not_exist_stays(
     [row] = list_items(run)
 
     assert run("replay", row["id"]).exit_code == 1
-    assert redis.llen(QUARANTINE) == 1
+    assert redis.zcard(QUARANTINE) == 1
 
 
 def test_all_items_go_back_except_those_that_cannot(run: Run, redis: Redis, quarantine: Callable[..., bytes]) -> None:
     for queue in ("email", "sms", "billing"):
         quarantine(queue=queue)
-    redis.lpush(QUARANTINE, b"garbage")
+    put_in_quarantine(redis, b"garbage")
 
     replayed = run("replay", "--all", "--json")
 
     assert replayed.exit_code == 1
     assert [row["replayed_as"] for row in printed(replayed)["rows"]] == [None, "billing", "sms", "email"]
-    assert redis.lrange(QUARANTINE, 0, -1) == [b"garbage"]
+    assert redis.zrange(QUARANTINE, 0, -1) == [b"garbage"]
     assert [redis.llen(queue) for queue in ("email", "sms", "billing")] == [1, 1, 1]
 
 
 def test_a_long_quarantine_has_pages(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, *(f"item {number}" for number in range(150)))
+    put_in_quarantine(redis, *(f"item {number}".encode() for number in range(150)))
 
     first = printed(run("list", "--kind", "quarantined", "--json"))
-    second = printed(run("list", "--kind", "quarantined", "--page", "2", "--json"))
+    second = printed(run("list", "--kind", "quarantined", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
     assert (len(second["rows"]), second["more"]) == (50, False)

@@ -1,33 +1,46 @@
 """The quarantine: items that were on a queue and can never be a job, or not for this version.
 
-They may contain anything, so only their origin and size are shown by themselves.
+They may contain anything, so only their origin and size are shown by themselves. Each has the time at which it came,
+and is erased when the time is over for which data that names people is kept.
 """
 
+import base64
 import hashlib
 import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import cast
 
+from celery import Celery
 from redis import Redis
 
 from models.database.paging import PAGE_SIZE
+from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.text import sanitize
+from tasks.job_ids import names_user
 from tasks.queues import Queue
 from worker.broker.fair_queue import QUARANTINE, lua
+from worker.broker.transport import redis_client
 
 ID_LENGTH = 17
 TASK_NAME_MAX = 64
 """Characters of the name of a task that are shown."""
+ERASE_BATCH = 500
+LIST_BEFORE = "postage.quarantine"
+"""The list where workers of earlier releases put such items, without their times."""
 KNOWN_QUEUES = frozenset(str(queue) for queue in Queue)
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedItem:
-    """An item as it was found, byte for byte."""
+    """An item as it was found, byte for byte, and when."""
 
     raw: bytes
+    at: datetime
 
     @property
     def id(self) -> str:
@@ -46,6 +59,7 @@ class QuarantinedItem:
             "queue": self.queue(),
             "bytes": len(self.raw),
             "detail": "A message." if message else "No message: this cannot be read.",
+            "at": iso_time(self.at),
         }
 
     def queue(self) -> str | None:
@@ -55,6 +69,19 @@ class QuarantinedItem:
         except (KeyError, TypeError):
             return None
         return queue if isinstance(queue, str) and queue in KNOWN_QUEUES else None
+
+    def names(self, user: str) -> bool:
+        """Whether the item is a message about a job of this user, as far as it can be read."""
+        return names_user(self._given(), user)
+
+    def _given(self) -> object:
+        """Return the object that a task was to get, by either of Celery's protocols; None if there is none."""
+        try:
+            body = json.loads(base64.b64decode(self._message()["body"]))
+            args = body["args"] if isinstance(body, dict) else body[0]
+            return args[0]
+        except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+            return None
 
     def _message(self) -> Json:
         try:
@@ -66,31 +93,40 @@ class QuarantinedItem:
 
 def count_items(redis: Redis) -> int:
     """Return how many items there are."""
-    return int(redis.llen(QUARANTINE))
+    return int(redis.zcard(QUARANTINE))
 
 
-def list_items(redis: Redis, after: str | None = None) -> tuple[list[QuarantinedItem], str | None]:
+def list_items(
+    redis: Redis, after: str | None = None, since: datetime | None = None
+) -> tuple[list[QuarantinedItem], str | None]:
     """Return one page of items, newest first, from the one that follows `after` on, and after which the next begins.
 
     If the item `after` is no longer there, the list begins anew.
     """
-    items = list(all_items(redis))
+    items = list(all_items(redis, since))
     ids = [item.id for item in items]
     first = ids.index(after) + 1 if after in ids else 0
     page = items[first : first + PAGE_SIZE]
     return page, page[-1].id if first + PAGE_SIZE < len(items) else None
 
 
-def all_items(redis: Redis) -> Iterator[QuarantinedItem]:
-    """Yield all items, newest first, each once, also if others arrive meanwhile."""
+def all_items(redis: Redis, since: datetime | None = None) -> Iterator[QuarantinedItem]:
+    """Yield all items that came since then, newest first, each once, also if others arrive meanwhile."""
     seen: set[str] = set()
     first = 0
-    while found := cast("list[bytes]", redis.lrange(QUARANTINE, first, first + PAGE_SIZE - 1)):
-        for item in map(QuarantinedItem, found):
+    oldest = "-inf" if since is None else since.timestamp()
+    while found := _newest(redis, oldest, first):
+        for raw, at_s in found:
+            item = QuarantinedItem(raw, datetime.fromtimestamp(at_s, UTC))
             if item.id not in seen:
                 seen.add(item.id)
                 yield item
         first += PAGE_SIZE
+
+
+def _newest(redis: Redis, oldest: str | float, first: int) -> list[tuple[bytes, float]]:
+    found = redis.zrevrangebyscore(QUARANTINE, "+inf", oldest, start=first, num=PAGE_SIZE, withscores=True)
+    return cast("list[tuple[bytes, float]]", found)
 
 
 def find_item(redis: Redis, item_id: str) -> QuarantinedItem | None:
@@ -106,3 +142,31 @@ def put_back(redis: Redis, item: QuarantinedItem) -> str | None:
     if not redis.register_script(lua("put_back.lua"))(keys=[QUARANTINE, queue], args=[item.raw]):
         return "It is not in the quarantine any more."
     return None
+
+
+class RedisQuarantine:
+    """The quarantine as upkeep sees it, which erases what is in it. Each call takes a connection of the app's pool."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def erase_before(self, before: datetime) -> int:
+        """Erase items that came before then, at most `ERASE_BATCH`. Returns how many."""
+        with self._redis() as redis:
+            erase = redis.register_script(lua("erase.lua"))
+            limits = (before.timestamp(), ERASE_BATCH, time.time())
+            return int(erase(keys=[QUARANTINE, LIST_BEFORE], args=limits))
+
+    def erase_of(self, user: str) -> int:
+        """Erase the messages about jobs of a user. Returns how many. What cannot be read stays until its time is over.
+
+        Items from earlier releases that have no time yet are there once a sweep has given them one.
+        """
+        with self._redis() as redis:
+            named = [item.raw for item in all_items(redis) if item.names(user)]
+            return sum(int(redis.zrem(QUARANTINE, raw)) for raw in named)
+
+    @contextmanager
+    def _redis(self) -> Iterator[Redis]:
+        with self._app.connection_or_acquire() as connection:
+            yield redis_client(connection.default_channel)

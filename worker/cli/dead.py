@@ -33,7 +33,7 @@ def dead() -> None:
     """List, show and replay dead jobs.
 
     Those are jobs that were refused, failed, or given up after faults, which are kept for POSTAGE_KEEP_DEAD_S, and
-    quarantined items, which the broker keeps until they are replayed.
+    quarantined items, which the broker keeps for POSTAGE_KEEP_PERSONAL_S.
     """
 
 
@@ -58,14 +58,14 @@ def _filter_options(command: F) -> F:
 @next_option
 @needs(Need.BROKER | Need.DATABASE)
 def list_dead(*, kind: DeadKind | None, since: datetime | None, cursor: str | None, as_json: bool) -> None:
-    """List dead jobs, newest first, without their contents. Quarantined items have no time: --since leaves them out."""
+    """List dead jobs, newest first, without their contents."""
     answer: Json = {"status": "done", "detail": None, "rows": [], "more": False, "next": None}
     after_item = cursor if cursor and _is_item(cursor) else None
     if kind != "quarantined" and after_item is None:
         answer |= list_answer(lambda connection: list_letters(connection, status=kind, since=since, cursor=cursor))
-    if kind in (None, "quarantined") and since is None and not answer["more"]:  # they come after all letters
+    if kind in (None, "quarantined") and not answer["more"]:  # they come after all letters
         try:
-            items, following = _list_items(current_session().app, after_item)
+            items, following = _list_items(current_session().app, after_item, since)
         except click.ClickException as error:
             if kind is not None:
                 raise
@@ -134,9 +134,9 @@ def _show_letter(context: Context, dead_id: str) -> Json | None:
 
 def _replay_all(app: PostageApp, kind: DeadKind | None, since: datetime | None) -> list[Json]:
     results = [] if kind == "quarantined" else replay_letters(app.context, kind, since)
-    if kind in (None, "quarantined") and since is None:
+    if kind in (None, "quarantined"):
         with _redis_of(app) as redis:
-            results += [_put_back(redis, item) for item in list(quarantine.all_items(redis))]
+            results += [_put_back(redis, item) for item in list(quarantine.all_items(redis, since))]
     return results
 
 
@@ -162,9 +162,9 @@ def _redis_of(app: PostageApp) -> Iterator[Redis]:
         yield redis_client(connection.default_channel)
 
 
-def _list_items(app: PostageApp, after: str | None) -> tuple[list[Json], str | None]:
+def _list_items(app: PostageApp, after: str | None, since: datetime | None) -> tuple[list[Json], str | None]:
     with _redis_of(app) as redis:
-        items, following = quarantine.list_items(redis, after)
+        items, following = quarantine.list_items(redis, after, since)
     return [item.row() for item in items], following
 
 
