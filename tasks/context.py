@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from models.database.engine import Database
 from models.messages.base import Json
@@ -20,11 +21,34 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class Quarantine(Protocol):
+    """What the broker keeps that can never be a job, as those see it who erase."""
+
+    def erase_before(self, before: datetime) -> int:
+        """Erase some of the items that came before then. Returns how many."""
+
+    def erase_of(self, user: str) -> int:
+        """Erase the items about jobs of a user. Returns how many."""
+
+
+class NoQuarantine:
+    """The quarantine of a broker that has none."""
+
+    def erase_before(self, before: datetime) -> int:  # noqa: ARG002
+        """Erase nothing."""
+        return 0
+
+    def erase_of(self, user: str) -> int:  # noqa: ARG002
+        """Erase nothing."""
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The database, the carrier of each kind, a function that enqueues a task with its object, and the clock.
 
-    `keep_dead` is how long jobs that were refused or failed are kept for a replay. `delivery_pool` has the threads that
+    `keep_dead` is how long jobs that were refused or failed are kept for a replay, `keep_personal` how long anything is
+    kept that names people beside the money, such jobs included. `delivery_pool` has the threads that
     call carriers. `handovers` notes in one transaction all messages that are being handed over at the same moment.
     """
 
@@ -33,6 +57,8 @@ class Context:
     enqueue: Callable[[str, Json], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
+    keep_personal: timedelta = timedelta(days=90)
+    quarantine: Quarantine = field(default_factory=NoQuarantine)
     now: Callable[[], datetime] = utc_now
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
     handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
@@ -40,7 +66,7 @@ class Context:
     @property
     def keeps_dead(self) -> bool:
         """Whether jobs that were refused or failed are kept at all."""
-        return self.keep_dead > timedelta(0)
+        return min(self.keep_dead, self.keep_personal) > timedelta(0)
 
     def close(self) -> None:
         """Close every connection."""

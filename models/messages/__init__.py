@@ -3,7 +3,7 @@
 Producers in Python import messages from this package; inside, each is imported from its own module.
 """
 
-from models.messages.billing import Credits, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import Credits, EraseUser, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
 from models.messages.views import View, ViewMessage, ViewUsage
@@ -11,6 +11,7 @@ from models.messages.views import View, ViewMessage, ViewUsage
 __all__ = [
     "Credits",
     "EmailRecipient",
+    "EraseUser",
     "Purchase",
     "SavePlan",
     "SaveRole",

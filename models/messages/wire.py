@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage, explain
-from models.messages.billing import Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import EraseUser, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
 from models.messages.views import View, ViewChanges, ViewMessage, ViewUsage
@@ -19,6 +19,7 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "users.save": SaveUser,
     "roles.save": SaveRole,
     "plans.save": SavePlan,
+    "users.erase": EraseUser,
     "views.overview": View,
     "views.usage": ViewUsage,
     "views.orders": View,

@@ -10,7 +10,7 @@ from models.errors import Reason, Refused
 from models.messages.billing import SetOwner
 from models.users.changes import record_change
 from models.users.roles import role_holds
-from models.users.users import User, lock_users, unknown_user
+from models.users.users import User, erased_user, lock_users, unknown_user
 
 
 def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) -> None:
@@ -39,6 +39,7 @@ def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) ->
     user, owner = (_require_known(named, one) for one in (change.user, change.owner))
     _require_one_organization(actor, user, owner)
     if owner.id != user.id:
+        _require_not_erased(user, owner)
         _require_eligible(connection, user, owner)
     version = user.owner_version + 1
     connection.execute(
@@ -85,6 +86,7 @@ def _require_one_organization(actor: User, user: User, owner: User) -> None:
 
 
 def _require_rights(connection: Connection, actor: User) -> None:
+    _require_not_erased(actor)
     if not role_holds(connection, actor.org_id, actor.role, "view_user_list", "edit_user"):
         sentence = (
             f"The role {actor.role} of {actor.id} does not hold both rights view_user_list and edit_user, "
@@ -93,11 +95,29 @@ def _require_rights(connection: Connection, actor: User) -> None:
         raise Refused(Reason.NOT_PERMITTED, sentence)
 
 
+def _require_not_erased(*named: User) -> None:
+    for user in named:
+        if user.is_erased:
+            raise erased_user(user.id)
+
+
 def _require_eligible(connection: Connection, user: User, owner: User) -> None:
     """Make sure that sharing stays one level deep."""
     if owner.is_credit_user:
         sentence = f"{owner.id} uses the credits of {owner.owner} and has none to share: choose {owner.owner} instead."
         raise Refused(Reason.OWNER_IS_CREDIT_USER, sentence)
+    require_no_credit_users(connection, user)
+
+
+def require_no_credit_users(connection: Connection, user: User) -> None:
+    """Make sure that nobody else spends the credits of a user who is fenced.
+
+    Raises
+    ------
+    Refused
+        `user_has_credit_users`.
+
+    """
     credit_users = connection.execute(
         select(func.count()).where(users.c.credit_owner_id == user.id, users.c.id != user.id)
     ).scalar_one()

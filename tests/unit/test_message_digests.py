@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from models.errors import Refused
 from models.messages.base import TaskMessage
-from models.messages.billing import Credits, Purchase, SetOwner
+from models.messages.billing import Credits, EraseUser, Purchase, SetOwner
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
 from models.messages.wire import MESSAGES, parse
@@ -103,6 +103,7 @@ LATER = {
     "sms.send_many": later(SendManySms, recipients=list[later(SmsRecipient)]),
     "credits.purchase": later(Purchase, credits=(later(Credits) | None, None)),
     "credits.set_owner": later(SetOwner),
+    "users.erase": later(EraseUser),
 }
 
 
@@ -171,6 +172,7 @@ JOBS: dict[str, st.SearchStrategy[Json]] = {
         optional=PURCHASES,
     ),
     "credits.set_owner": st.fixed_dictionaries({"actor": IDS, "user": IDS, "owner": IDS}),
+    "users.erase": st.fixed_dictionaries({"actor": IDS, "user": IDS}),
 }
 """Jobs without their id, of few values, so that two of them are often the same but for one."""
 
