@@ -1,13 +1,15 @@
 """Users who are erased: nothing names them or those they wrote to but what invoices keep, and the money is whole."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from models.database.engine import Database
-from models.database.schema import decisions, entries, erasures, metadata, orders, refusals, users
+from models.database.schema import charges, decisions, entries, erasures, metadata, orders, refusals, users
 from models.errors import Reason
 from models.sends.carrier import Outcome, Receipt
 from models.sends.erasure import WORDS_ERASED
@@ -329,6 +331,33 @@ def test_a_bulk_job_that_was_not_begun_is_open_and_the_erasure_may_come_again(st
     run_enqueued(context)
 
     assert erase(context)["status"] == "done"
+
+
+def test_a_message_is_charged_before_the_erasure_or_not_at_all(stocked: Database) -> None:
+    """Nothing is charged to a user whom an erasure has found without open messages."""
+    buy(stocked, "mary", email=10_000)
+    context = make_context(stocked)
+    numbers = count()
+
+    def send_until_erased(_: int) -> None:
+        for number in numbers:
+            if answer(context, "email.send", email_job(f"job-{number}", "mary"))["reason"] == "unknown_user":
+                return
+
+    def erase_at_last() -> int:
+        return next(tries for tries in range(1, 10_000) if erase(context)["status"] == "done")
+
+    with ThreadPoolExecutor(5) as threads:
+        sending = [threads.submit(send_until_erased, thread) for thread in range(4)]
+        assert threads.submit(erase_at_last).result(60) >= 1
+        for each in sending:
+            each.result(60)
+
+    found = [row for row in rows_of(stocked, charges) if row.sender == "mary"]
+    assert {(row.state, row.reason) for row in found} <= {("sent", None), ("refused", "unknown_user")}
+    assert sum(row.state == "refused" for row in found) == 4
+    assert balance(stocked, "mary") == 10_000 - sum(row.state == "sent" for row in found)
+    assert findings(stocked, context.now()) == []
 
 
 def test_an_erased_credit_user_can_be_set_back_so_that_the_owner_is_free(stocked: Database) -> None:

@@ -14,6 +14,7 @@ from models.errors import PostageError
 from worker.cli.credits import buy, share
 from worker.cli.dead import dead
 from worker.cli.enqueue import enqueue
+from worker.cli.erase import erase
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
 from worker.cli.send import send_email, send_sms
 from worker.cli.session import Session
@@ -26,7 +27,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
-    *(buy, share),
+    *(buy, share, erase),
     *(overview, usage, orders, billing, users, changes),
     *(status, audit, unknown, dead, inspect, control),
 )
