@@ -266,6 +266,7 @@ class MoneyMachine(RuleBasedStateMachine):
                 not_reached = [*receipt.refused, *receipt.deferred]
                 self._note_handover(message, [recipient for recipient in pending if recipient not in not_reached])
             self.model.settle(message, receipt)
+        for message in claimed[: len(attempted)]:  # they are settled together, after the last attempt
             if message.state == "waiting":
                 message.due_at = self._drawn_due_at(message, now)
         self.model.give_back(claimed)

@@ -83,11 +83,14 @@ class Spending(RuleBasedStateMachine):
     @precondition(lambda self: self.unsettled)
     @rule(place=st.integers(0, 9), refunded_share=st.sampled_from([0, 0.5, 1]))
     def settle(self, place: int, refunded_share: float) -> None:
-        """A message is sent to all recipients, to some, or to none."""
+        """A message is sent to all recipients, to some, or to none. A text message has one."""
         charge = self.unsettled.pop(place % len(self.unsettled))
-        refund = int(charge.credits * refunded_share)
+        refund = int(charge.credits * (refunded_share if charge.kind == "email" else int(refunded_share)))
         state = State.FAILED if refund == charge.credits else State.SENT
-        settlement = Settlement(charge=charge, state=state, refund=refund)
+        refused = (
+            {f"refused-{number}@example.org": "550" for number in range(refund)} if charge.kind == "email" else None
+        )
+        settlement = Settlement(charge=charge, state=state, refund=refund, recipients_refused=refused or None)
         self.database.write(lambda connection: settle(connection, [settlement], self.clock.now, keep_dead=False))
 
     @rule(user=people, owner=people)
