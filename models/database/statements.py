@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -20,15 +20,19 @@ from sqlalchemy import (
     Update,
     and_,
     false,
+    func,
     literal_column,
     or_,
     select,
+    true,
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
+
+T = TypeVar("T")
 
 
 class sha256_hex(GenericFunction[str]):  # noqa: N801  a function of SQL
@@ -74,16 +78,21 @@ def _any(element: in_subquery, compiler: SQLCompiler, **options: Any) -> str:  #
     return f"{column} = ANY (ARRAY {subquery})"
 
 
-def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[Any, Any]]) -> ColumnElement[bool]:
+def by_organization(keys: Iterable[tuple[int, T]]) -> dict[int, list[T]]:
+    """Return the ids of keys by their organization, both in order."""
+    found: defaultdict[int, list[T]] = defaultdict(list)
+    for org_id, its_id in sorted(keys):
+        found[org_id].append(its_id)
+    return found
+
+
+def is_among(key: Sequence[ColumnElement[Any]], keys: Iterable[tuple[int, Any]]) -> ColumnElement[bool]:
     """Whether a key of an organization and an id is one of `keys`.
 
     It is written organization by organization, since SQLite searches no index for pairs of values.
     """
     org_id, its_id = key
-    by_organization: defaultdict[Any, list[Any]] = defaultdict(list)
-    for organization, one in sorted(keys):
-        by_organization[organization].append(one)
-    return or_(false(), *((org_id == each) & its_id.in_(ids) for each, ids in by_organization.items()))
+    return or_(false(), *((org_id == each) & its_id.in_(ids) for each, ids in by_organization(keys).items()))
 
 
 def is_selected(key: Sequence[ColumnElement[Any]], keys: Select[*tuple[Any, ...]]) -> ColumnElement[bool]:
@@ -124,12 +133,9 @@ class microseconds_of(GenericFunction[int]):  # noqa: N801  a function of SQL
 
 
 @compiles(microseconds_of, "postgresql")
-def _microseconds_on_postgresql(
-    element: microseconds_of,
-    compiler: SQLCompiler,
-    **options: Any,  # noqa: ANN401
-) -> str:
-    return f"CAST(extract(epoch FROM {compiler.process(element.clauses, **options)}) * 1000000 AS BIGINT)"
+def _microseconds_on_postgresql(element: microseconds_of, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
+    at = compiler.process(element.clauses, **options)
+    return f"CAST(extract(epoch FROM {at}) * 1000000 AS BIGINT)"
 
 
 @compiles(microseconds_of, "sqlite")
@@ -215,13 +221,18 @@ def lock_overdue(
     return [tuple(row) for row in connection.execute(overdue)]
 
 
+_FEW_ROWS = {
+    **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin"), "off"),
+    "cpu_tuple_cost": "1",  # a hundred times as much as usual: a plan that reads fewer rows is the better one
+    "jit": "off",  # it would begin at costs that few rows now reach
+}
+
+
 def search_by_index(connection: Connection) -> None:
     """Make PostgreSQL search by index until the transaction ends, because few rows lie behind a mark.
 
     The planner has no statistics on how far an entry's number exceeds its account's mark. It guesses a third of all
     entries, and would read every one of them.
     """
-    if connection.dialect.name != "postgresql":
-        return
-    for plan in ("seqscan", "hashjoin", "mergejoin"):
-        connection.exec_driver_sql(f"SET LOCAL enable_{plan} = off")
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(*(func.set_config(name, value, true()) for name, value in _FEW_ROWS.items())))

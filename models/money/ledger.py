@@ -19,7 +19,7 @@ from sqlalchemy import cast as sql_cast
 
 from models.database.json_rows import rows_from, rows_param
 from models.database.schema import UtcDateTime, accounts, entries, organizations
-from models.database.statements import execute_chain, insert, insert_for, sha256_hex, sql_literal
+from models.database.statements import execute_chain, insert, insert_for, is_among, sha256_hex, sql_literal
 from models.messages.fields import KINDS
 from models.money.accounts import AccountKey
 from models.money.chain import GENESIS, entry_hash, microseconds
@@ -74,18 +74,14 @@ def open_accounts(connection: Connection, org_id: int, owner: str, now: datetime
 
 def lock_accounts(connection: Connection, keys: Collection[AccountKey]) -> dict[AccountKey, Balance]:
     """Lock accounts, in the order of their keys, until the transaction ends, and return their balances."""
-    found = {}
-    for org_id in sorted({key.org_id for key in keys}):
-        ids = [key.account_id for key in keys if key.org_id == org_id]
-        locked = (
-            select(accounts.c.id, accounts.c.available, accounts.c.debt)
-            .where(accounts.c.org_id == org_id, accounts.c.id.in_(ids))
-            .order_by(accounts.c.id)
-            .with_for_update(key_share=True)
-        )
-        for row in connection.execute(locked):
-            found[AccountKey(org_id, row.id)] = Balance(row.available, row.debt)
-    return found
+    its_key = (accounts.c.org_id, accounts.c.id)
+    found = connection.execute(
+        select(*its_key, accounts.c.available, accounts.c.debt)
+        .where(is_among(its_key, keys))
+        .order_by(*its_key)
+        .with_for_update(key_share=True)
+    )
+    return {AccountKey(row.org_id, row.id): Balance(row.available, row.debt) for row in found}
 
 
 def post(connection: Connection, moves: Sequence[Move], now: datetime) -> set[AccountKey]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, select
 
 from models.database.schema import orders, plans, users
 from models.database.statements import insert
@@ -15,7 +15,7 @@ from models.money import ledger
 from models.money.accounts import accounts_of
 from models.money.chain import content_of_fields
 from models.money.ledger import Move
-from models.users.changes import record_change, refuse_stale
+from models.users.changes import record_change, save_row
 from models.users.organizations import NOBODYS
 from models.users.users import User, lock_users, unknown_user
 
@@ -29,26 +29,21 @@ def upsert_plan(connection: Connection, plan: SavePlan, now: datetime) -> None:
         `stale` for an older version than the one that stands.
 
     """
-    given: Json = {
+    terms: Json = {
         "name": plan.name,
         "email": plan.credits.email,
         "sms": plan.credits.sms,
         "price": plan.price,
         "currency": plan.currency,
     }
-    given |= {} if plan.version is None else {"version": plan.version}
-    made = connection.execute(
-        insert(connection, plans).values(id=plan.plan, **given).on_conflict_do_nothing().returning(plans.c.id)
-    ).one_or_none()
-    old = None
-    if made is None:
-        its_own = plans.c.id == plan.plan
-        before = connection.execute(select(plans).where(its_own).with_for_update(key_share=True)).one()
-        refuse_stale(f"Plan {plan.plan}", plan.version, before.version)
-        connection.execute(update(plans).where(its_own).values(**given))
-        old = {name: value for name, value in before._asdict().items() if name != "id"}
-    new = {"version": old["version"] if old else None, **given}
+    key = {"id": plan.plan}
+    before, after = save_row(connection, plans, key, terms, what=f"Plan {plan.plan}", version=plan.version)
+    old, new = before and _as_changed(before), _as_changed(after)
     record_change(connection, "plan", plan.plan, org_id=NOBODYS, actor=plan.actor, old=old, new=new, now=now)
+
+
+def _as_changed(plan: Json) -> Json:
+    return {name: value for name, value in plan.items() if name != "id"}
 
 
 def place_order(connection: Connection, purchase: Purchase, now: datetime) -> Row[Any]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Subquery, func, select, true, union_all
 
 from models.database.paging import PAGE_SIZE, Page, SortKey, fetch_page, is_after
 from models.database.schema import accounts, charges, orders, plans, reversals, users
-from models.database.statements import search_by_index
+from models.database.statements import is_among, search_by_index
 from models.errors import Reason, Refused
 from models.messages.answer import iso_time
 from models.messages.base import Json
@@ -219,7 +219,7 @@ OrderKey = tuple[int, str]
 def reversals_of(connection: Connection, found: Sequence[Row[Any]]) -> dict[OrderKey, list[Row[Any]]]:
     """Return the reversals of these orders, by organization and order id, the oldest first."""
     key = reversals.c.org_id, reversals.c.order_id
-    query = select(reversals).where(tuple_(*key).in_([(row.org_id, row.order_id) for row in found]))
+    query = select(reversals).where(is_among(key, [(row.org_id, row.order_id) for row in found]))
     made: dict[OrderKey, list[Row[Any]]] = {}
     for row in connection.execute(query.order_by(reversals.c.at, reversals.c.reversal_id)):
         made.setdefault((row.org_id, row.order_id), []).append(row)

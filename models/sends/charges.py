@@ -9,8 +9,7 @@ Which attempt holds a job is in leases.py, which job waits and is due in due.py.
 """
 
 import enum
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tuple_, update
 
 from models.database.schema import accounts, charges, organizations, users
+from models.database.statements import is_among
 from models.messages.base import Json
 from models.messages.fields import Kind
 from models.users.organizations import NOBODYS
@@ -53,14 +53,6 @@ class JobKey(NamedTuple):
 
     org_id: int
     job_id: str
-
-
-def by_organization(keys: Iterable[JobKey]) -> Iterator[tuple[int, list[str]]]:
-    """Yield organizations in order, each with the ids of its jobs in order."""
-    found: defaultdict[int, list[str]] = defaultdict(list)
-    for org_id, job_id in sorted(keys):
-        found[org_id].append(job_id)
-    yield from found.items()
 
 
 # SendJob and Charge are not frozen, because making a frozen one takes three times as long. Nothing changes a job, and
@@ -128,6 +120,8 @@ _COLUMNS = (
     users.c.name.label("sender_name"),
     users.c.email.label("sender_address"),
 )  # fmt: skip
+KEY = (charges.c.org_id, charges.c.job_id)
+"""The columns of a job's key."""
 _SELECT = select(*_COLUMNS).select_from(
     charges.outerjoin(
         accounts, (accounts.c.org_id == charges.c.org_id) & (accounts.c.id == charges.c.account_id)
@@ -141,12 +135,10 @@ def _from_row(row: Row[Any], *, is_new: bool) -> Charge:
 
 def find_charges(connection: Connection, keys: Iterable[JobKey], *, are_new: bool = False) -> dict[JobKey, Charge]:
     """Return the charges of jobs as they stand, by key and in the order of the keys; unknown ones are left out."""
-    found = {}
-    for org_id, job_ids in by_organization(set(keys)):
-        its_own = _SELECT.where(charges.c.org_id == org_id, charges.c.job_id.in_(job_ids)).order_by(charges.c.job_id)
-        for row in connection.execute(its_own):
-            found[JobKey(org_id, row.job_id)] = _from_row(row, is_new=are_new)
-    return found
+    if not (wanted := set(keys)):
+        return {}
+    found = connection.execute(_SELECT.where(is_among(KEY, wanted)).order_by(*KEY))
+    return {JobKey(row.org_id, row.job_id): _from_row(row, is_new=are_new) for row in found}
 
 
 def find_everywhere(connection: Connection, job_ids: Collection[str]) -> dict[JobKey, Charge]:
@@ -166,27 +158,15 @@ def charged_since(since: datetime) -> list[ColumnElement[bool]]:
 
 def keys_with_crashes(connection: Connection, keys: Iterable[JobKey]) -> set[JobKey]:
     """Return the jobs during whose attempts a worker crashed."""
-    crashed = set()
-    for org_id, job_ids in by_organization(keys):
-        query = select(charges.c.job_id).where(
-            charges.c.org_id == org_id, charges.c.job_id.in_(job_ids), charges.c.crashes > 0
-        )
-        crashed |= {JobKey(org_id, job_id) for job_id in connection.execute(query).scalars()}
-    return crashed
+    crashed = connection.execute(select(*KEY).where(is_among(KEY, keys), charges.c.crashes > 0))
+    return {JobKey(*row) for row in crashed}
 
 
 def lock_unknown(connection: Connection, keys: Iterable[JobKey]) -> list[Charge]:
     """Lock those jobs whose outcome is unknown, in the order of their keys, until the transaction ends."""
-    locked = []
-    for org_id, job_ids in by_organization(keys):
-        query = (
-            select(charges.c.job_id)
-            .where(charges.c.org_id == org_id, charges.c.job_id.in_(job_ids), charges.c.state == State.UNKNOWN)
-            .order_by(charges.c.job_id)
-            .with_for_update()
-        )
-        locked += [JobKey(org_id, job_id) for job_id in connection.execute(query).scalars()]
-    return list(find_charges(connection, locked).values())
+    unknown = is_among(KEY, keys) & (charges.c.state == State.UNKNOWN)
+    locked = connection.execute(select(*KEY).where(unknown).order_by(*KEY).with_for_update())
+    return list(find_charges(connection, [JobKey(*row) for row in locked]).values())
 
 
 def restart(connection: Connection, charge: Charge, content: Json, now: datetime) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from models.database.json_rows import array_param, in_array, rows_from, rows_param
 from models.database.schema import UtcDateTime, accounts, charges, users
-from models.database.statements import chained, execute_chain, insert_for, sql_literal
+from models.database.statements import by_organization, chained, execute_chain, insert_for, sql_literal
 from models.errors import Reason
 from models.ids import new_id
 from models.messages.base import Json
@@ -39,7 +39,7 @@ from models.money import ledger
 from models.money.accounts import AccountKey
 from models.money.chain import Paid, content_of
 from models.money.ledger import Move
-from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, by_organization, find_charges
+from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, find_charges
 from models.sends.leases import insert_leases
 from models.users.organizations import NOBODYS
 from models.users.users import take_user_locks, unknown_user
@@ -220,7 +220,7 @@ def _insert(
     if lease_id is not None:
         begun = [
             {"org_id": org_id, "job_ids": job_ids}
-            for org_id, job_ids in by_organization(key for key, draft in drafts.items() if draft.is_new)
+            for org_id, job_ids in by_organization(key for key, draft in drafts.items() if draft.is_new).items()
         ]
         parameters |= rows_param(connection, begun, "new_leases")
     inserted = execute_chain(

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, case, select, update
 from models.database.schema import charges
 from models.database.statements import is_among, is_selected, lock_overdue
 from models.messages.fields import Kind
-from models.sends.charges import JobKey, State
+from models.sends.charges import KEY, JobKey, State
 
 
 class DueJob(NamedTuple):
@@ -33,9 +33,9 @@ def claim_due(connection: Connection, now: datetime, next_due_at: datetime, limi
     due = _lock_due(connection, State.WAITING, now, limit)
     claimed = connection.execute(
         update(charges)
-        .where(is_among(_KEY, due))
+        .where(is_among(KEY, due))
         .values(due_at=next_due_at)
-        .returning(charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
+        .returning(charges.c.kind, *KEY, charges.c.attempts)
     )
     return sorted(DueJob(*row) for row in claimed)
 
@@ -49,25 +49,22 @@ def claim_due_bulks(connection: Connection, now: datetime, next_due_at: datetime
     never_begun = [
         (JobKey(row.org_id, row.bulk_id), DueJob(row.kind, row.org_id, row.job_id, row.attempts))
         for row in connection.execute(
-            select(charges.c.bulk_id, charges.c.kind, charges.c.org_id, charges.c.job_id, charges.c.attempts)
+            select(charges.c.bulk_id, charges.c.kind, *KEY, charges.c.attempts)
             .where(is_among((charges.c.org_id, charges.c.bulk_id), due), _was_never_begun)
-            .order_by(charges.c.org_id, charges.c.job_id)
+            .order_by(*KEY)
         )
     ]
     unfinished = {bulk for bulk, _ in never_begun}
     connection.execute(
         update(charges)
-        .where(is_among(_KEY, due))
-        .values(due_at=case((is_among(_KEY, unfinished), next_due_at), else_=None))
+        .where(is_among(KEY, due))
+        .values(due_at=case((is_among(KEY, unfinished), next_due_at), else_=None))
     )
     return [message for _, message in never_begun]
 
 
-_KEY = (charges.c.org_id, charges.c.job_id)
-
-
 def _lock_due(connection: Connection, state: State, now: datetime, limit: int) -> list[JobKey]:
-    found = lock_overdue(connection, _KEY, charges.c.due_at, now, limit, charges.c.state == state)
+    found = lock_overdue(connection, KEY, charges.c.due_at, now, limit, charges.c.state == state)
     return [JobKey(*row) for row in found]
 
 

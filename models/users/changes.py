@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table, and_, select, update
 
 from models.database.schema import changes
 from models.database.statements import insert
@@ -33,6 +33,32 @@ def record_change(
             org_id=org_id, id=new_id(), kind=kind, subject=subject, actor=actor, old=old, new=new, at=now
         )
     )
+
+
+def save_row(
+    connection: Connection, table: Table, key: Json, given: Json, *, what: str, version: int | None
+) -> tuple[Json | None, Json]:
+    """Make the row of `key` in a table with versions, or change it. Returns it as it stood before, and as it is now.
+
+    What is new stood as None. A row that is saved without a version keeps the one that it has.
+
+    Raises
+    ------
+    Refused
+        `stale` for an older version than the one that stands; `what` names the row.
+
+    """
+    given = given if version is None else {**given, "version": version}
+    made = connection.execute(
+        insert(connection, table).values(**key, **given).on_conflict_do_nothing().returning(*table.c)
+    ).one_or_none()
+    if made is not None:
+        return None, made._asdict()
+    its_own = and_(*(table.c[name] == value for name, value in key.items()))
+    before = connection.execute(select(table).where(its_own).with_for_update(key_share=True)).one()._asdict()
+    refuse_stale(what, version, before["version"])
+    connection.execute(update(table).where(its_own).values(**given))
+    return before, {**before, **given}
 
 
 def refuse_stale(what: str, given: int | None, standing: int | None) -> None:

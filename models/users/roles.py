@@ -3,14 +3,13 @@
 from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from models.database.schema import roles
-from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.billing import Right, SaveRole
-from models.users.changes import record_change, refuse_stale
+from models.users.changes import record_change, save_row
 from models.users.organizations import make_organization
 
 RIGHTS: tuple[Right, ...] = get_args(Right)
@@ -26,22 +25,10 @@ def upsert_role(connection: Connection, role: SaveRole, now: datetime) -> None:
 
     """
     org_id = make_organization(connection, role.organization)
-    given: Json = {right: right in role.rights for right in RIGHTS}
-    given |= {} if role.version is None else {"version": role.version}
-    made = connection.execute(
-        insert(connection, roles)
-        .values(org_id=org_id, role=role.role, **given)
-        .on_conflict_do_nothing()
-        .returning(roles.c.role)
-    ).one_or_none()
-    old = None
-    if made is None:
-        its_own = (roles.c.org_id == org_id) & (roles.c.role == role.role)
-        before = connection.execute(select(roles).where(its_own).with_for_update(key_share=True)).one()
-        refuse_stale(f"Role {role.role}", role.version, before.version)
-        connection.execute(update(roles).where(its_own).values(**given))
-        old = _as_changed(before._asdict())
-    new = _as_changed({"version": old["version"] if old else None, **given})
+    rights: Json = {right: right in role.rights for right in RIGHTS}
+    key = {"org_id": org_id, "role": role.role}
+    before, after = save_row(connection, roles, key, rights, what=f"Role {role.role}", version=role.version)
+    old, new = before and _as_changed(before), _as_changed(after)
     record_change(connection, "role", role.role, org_id=org_id, actor=role.actor, old=old, new=new, now=now)
 
 

@@ -15,8 +15,7 @@ from models.reports.rollup import is_usage_entry
 from tests.audits import all_invariants
 from tests.fakes import NOON
 from tests.integration.audited import EVENING, RULES, audit, unguarded
-from tests.integration.faults import BELOW_ZERO, FAULTS, GUARD_FAULTS, STAYED, Fault
-from tests.integration.test_corrections_audit import DEBTS, ORDERS
+from tests.integration.faults import BELOW_ZERO, DEBTS, FAULTS, GUARD_FAULTS, ORDERS, STAYED, Fault
 
 AGAIN = 25
 """How much each audit checks again here: so little that a circle takes several audits."""

@@ -9,14 +9,13 @@ from models.reports.findings import Finding
 from tests.factories import buy, email_job, save_people
 from tests.fakes import NOON, Clock, answer, make_context
 from tests.integration.audited import audit, damage
+from tests.integration.faults import DEBTS, ORDERS
 from tests.integration.stored import findings
 from tests.integration.templates import database_filled_by
 
-DEBTS = "A debt is what reversals found spent, less what purchases paid of it first"
 OWED = "An account holds what its last entry says"
 CORRECTIONS = "Each correction has its entries"
 CAUSES = "Each entry moves what it was made for, and has its content"
-ORDERS = "An order is reversed by no more than it brought"
 EVENING = NOON + timedelta(hours=9)
 
 
