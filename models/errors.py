@@ -33,6 +33,8 @@ class Reason(enum.StrEnum):
     """The chosen credit owner uses somebody else's credits."""
     USER_HAS_CREDIT_USERS = "user_has_credit_users"
     """Other users spend this user's credits."""
+    USER_HAS_OPEN_MESSAGES = "user_has_open_messages"
+    """Messages of a user who is to be erased have not ended yet."""
     PURCHASE_FOR_SELF_WHILE_SHARING = "purchase_for_self_while_sharing"
     """A credit user asked for credits of their own."""
     BILLING_INFORMATION_MISSING = "billing_information_missing"

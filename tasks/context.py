@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from sqlalchemy import Connection
 
@@ -18,15 +19,38 @@ from tasks.concurrency import DeliveryPool, GroupCommit
 DELIVERY_THREADS = 16
 
 
+class Quarantine(Protocol):
+    """What the broker keeps that can never be a job, as those see it who erase."""
+
+    def erase_before(self, before: datetime, limit: int) -> int:
+        """Erase items that came before then, at most `limit`. Returns how many."""
+
+    def erase_of(self, user: str) -> int:
+        """Erase the items about jobs of a user. Returns how many."""
+
+
+class NoQuarantine:
+    """The quarantine of a broker that has none."""
+
+    def erase_before(self, before: datetime, limit: int) -> int:  # noqa: ARG002
+        """Erase nothing."""
+        return 0
+
+    def erase_of(self, user: str) -> int:  # noqa: ARG002
+        """Erase nothing."""
+        return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The database, the carrier of each kind, a function that enqueues a task with its object, and the clocks.
 
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
     this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
-    kept for a replay. `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm`
-    how long a message may be unknown. `delivery_pool` has the threads that call carriers. `handovers` notes in one
-    transaction all messages that are being handed over at the same moment.
+    kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
+    `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm` how long a message
+    may be unknown. `delivery_pool` has the threads that call carriers. `handovers` notes in one transaction all
+    messages that are being handed over at the same moment.
     """
 
     database: Database
@@ -34,6 +58,8 @@ class Context:
     enqueue: Callable[[str, Json], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
+    keep_personal: timedelta = timedelta(days=90)
+    quarantine: Quarantine = field(default_factory=NoQuarantine)
     audit_again: int = 10_000
     unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time
@@ -42,9 +68,14 @@ class Context:
     handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
 
     @property
+    def keep_letters(self) -> timedelta:
+        """How long jobs that were refused or failed are kept: they name people, too."""
+        return min(self.keep_dead, self.keep_personal)
+
+    @property
     def keeps_dead(self) -> bool:
         """Whether jobs that were refused or failed are kept at all."""
-        return self.keep_dead > timedelta(0)
+        return self.keep_letters > timedelta(0)
 
     def close(self) -> None:
         """Close every connection."""

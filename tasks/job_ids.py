@@ -2,7 +2,7 @@
 
 from models.messages.fields import ID
 
-ID_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "user_id")
+ID_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "user_id")
 """In the order in which they are looked for: a reversal names its order too."""
 USER_FIELDS = ("sender", "buyer", "actor", "viewer")
 
@@ -16,6 +16,11 @@ def first_id(given: object, fields: tuple[str, ...]) -> str | None:
         if isinstance(value, str) and ID.fullmatch(value):
             return value
     return None
+
+
+def names_user(given: object, user: str) -> bool:
+    """Whether an object off the wire is a job of this user, or saves them."""
+    return isinstance(given, dict) and any(given.get(field) == user for field in (*USER_FIELDS, "user_id"))
 
 
 def redacted_args(args: object) -> str:

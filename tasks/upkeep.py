@@ -1,4 +1,4 @@
-"""What beat asks for: due attempts, attempts whose worker crashed, old dead letters, usage, and audits."""
+"""What beat asks for: due attempts, attempts whose worker crashed, what is to be erased, usage, and audits."""
 
 import functools
 from collections import defaultdict
@@ -14,13 +14,13 @@ from models.messages.fields import Kind
 from models.reports.audit import AuditRules, run_audit
 from models.reports.rollup import roll_up_usage
 from models.sends.charges import State, keys_with_crashes
-from models.sends.dead_letters import erase_letters
 from models.sends.due import DueJob, claim_due, claim_due_bulks
 from models.sends.leases import LeaseKey, delete_idle, lock_expired, lock_orphaned
 from models.sends.outcomes import Settlement, settlement_after_crash
 from models.sends.settling import settle
 from tasks.base import InternalTask
 from tasks.context import Context
+from tasks.erasing import erase_overdue
 from tasks.sending import REDISPATCH_AFTER, enqueue_resume
 
 Claim = Callable[[Connection, datetime, datetime, int], list[DueJob]]
@@ -31,21 +31,18 @@ BULK_BATCH = 20
 """Bulk jobs, each of up to 500 messages."""
 LEASE_BATCH = 10
 """Leases that are ended in one transaction, each with the jobs of a batch."""
-ERASE_BATCH = 500
 ROLL_UP_MAX = 100_000
 """Entries that one round rolls up, in several transactions."""
 
 
 def sweep(context: Context) -> Json:
-    """End orphaned attempts, enqueue what is due, and erase dead letters whose time is over."""
+    """End orphaned attempts, enqueue what is due, and erase what names people and whose time is over."""
     ended = end_orphaned_attempts(context)
     due = context.database.write(functools.partial(_claim, context, claim_due, SWEEP_BATCH))
     enqueue_due(context, due)
     messages = context.database.write(functools.partial(_claim, context, claim_due_bulks, BULK_BATCH))
     _enqueue(context, messages)  # no worker can have crashed over a message that was never begun
-    erased = context.database.write(
-        lambda connection: erase_letters(connection, context.now(connection) - context.keep_dead, ERASE_BATCH)
-    )
+    erased = erase_overdue(context)
     return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
 
 

@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     keep_dead_s: int = Field(
         default=604800, ge=0, le=31_622_400, description="How long refused and failed jobs are kept to be replayed."
     )
+    keep_personal_s: int = Field(
+        default=7_776_000,
+        ge=0,
+        le=315_360_000,
+        description="How long refusals, refused recipients and other data about people are kept.",
+    )
     sweep_s: float = Field(default=2.0, gt=0, le=3600, description="How often beat looks for due retries.")
     roll_up_s: float = Field(default=5.0, gt=0, le=3600, description="How often beat has usage rolled up.")
     audit_s: float = Field(default=60.0, gt=0, le=86400, description="How often beat asks for an audit.")

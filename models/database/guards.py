@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, Connection, ForeignKeyConstraint, PrimaryKeyConstraint, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
-from models.database.schema import APPEND_ONLY, NEVER_DELETED, metadata
+from models.database.schema import APPEND_ONLY, ERASABLE, NEVER_DELETED, metadata
 
 MISSING = "is missing"
 _PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -36,6 +36,14 @@ def _name(constraint: Any) -> str:  # noqa: ANN401  of any kind
     return str(name)
 
 
+def _update_of(table: str) -> str:
+    """Return which updates of an append-only table are refused, as a trigger says it: all but those of `ERASABLE`."""
+    if table not in ERASABLE:
+        return "UPDATE"
+    kept = [column.name for column in metadata.tables[table].columns if column.name != ERASABLE[table]]
+    return f"UPDATE OF {', '.join(kept)}"
+
+
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
@@ -43,8 +51,13 @@ def postgresql_triggers() -> dict[str, str]:
     """Return the definitions of the triggers as PostgreSQL writes them, by their names."""
     refuse = "EXECUTE FUNCTION refuse_change()"
     triggers = {
-        f"{table}_append_only": f"BEFORE DELETE OR UPDATE ON {table} FOR EACH ROW {refuse}" for table in APPEND_ONLY
+        f"{table}_append_only": f"BEFORE DELETE OR {_update_of(table)} ON {table} FOR EACH ROW {refuse}"
+        for table in APPEND_ONLY
     }
+    for table, column in ERASABLE.items():
+        triggers[f"{table}_{column}_only_erased"] = (
+            f"BEFORE UPDATE OF {column} ON {table} FOR EACH ROW WHEN (new.{column} IS NOT NULL) {refuse}"
+        )
     for table in NEVER_DELETED:
         columns = "UPDATE OF org_id, id, owner_id, kind"
         triggers[f"{table}_never_deleted"] = f"BEFORE DELETE OR {columns} ON {table} FOR EACH ROW {refuse}"
@@ -88,14 +101,21 @@ def _on_postgresql(connection: Connection) -> Iterator[tuple[str, str]]:
 
 def sqlite_triggers() -> dict[str, str]:
     """Return the statements that made the triggers on SQLite, by the triggers' names."""
-    verbs = [(table, verb, verb) for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
+    verbs = [(table, "DELETE", "DELETE") for table in APPEND_ONLY]
+    verbs += [(table, "UPDATE", _update_of(table)) for table in APPEND_ONLY]
     for table in NEVER_DELETED:
         verbs += [(table, "DELETE", "DELETE"), (table, "UPDATE", "UPDATE OF org_id, id, owner_id, kind")]
-    return {
-        f"{table}_no_{verb.lower()}": f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {when} ON {table} "
+    triggers = {
+        f"{table}_no_{verb.lower()}": f"BEFORE {when} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only: {verb} is refused'); END"
         for table, verb, when in verbs
     }
+    for table, column in ERASABLE.items():
+        triggers[f"{table}_{column}_only_erased"] = (
+            f"BEFORE UPDATE OF {column} ON {table} WHEN new.{column} IS NOT NULL "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only: UPDATE is refused'); END"
+        )
+    return {name: f"CREATE TRIGGER {name} {definition}" for name, definition in triggers.items()}
 
 
 def _on_sqlite(connection: Connection) -> Iterator[tuple[str, str]]:

@@ -253,6 +253,8 @@ charges = Table(
     _id("bulk_id"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("final_at", UtcDateTime),
+    # When the refused recipients and the carrier's words about them were erased.
+    Column("erased_at", UtcDateTime),
     CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
     CheckConstraint(
         "state IN ('waiting', 'sending', 'sent', 'failed', 'unknown', 'refused', 'bulk')", name="known_state"
@@ -310,6 +312,16 @@ _index_where_set(charges, "unknown_since")
 # those of one.
 _index_where_set(charges, "refunded_at")
 _index_where_set(charges, "bulk_id", prefix="org_id")
+
+
+def _index_unerased(name: str, *columns: str) -> None:
+    """Index the charges that may name recipients: what the carrier refused was refunded, and not erased yet."""
+    names_people = charges.c.refunded_at.is_not(None) & charges.c.erased_at.is_(None)
+    Index(name, *(charges.c[column] for column in columns), postgresql_where=names_people, sqlite_where=names_people)
+
+
+_index_unerased("ix_charges_unerased", "refunded_at")
+_index_unerased("ix_charges_unerased_of_sender", "org_id", "sender", "refunded_at")
 
 leases = Table(
     "leases",
@@ -406,6 +418,17 @@ owner_changes = Table(
     CheckConstraint("version > 0", name="counted_from_one"),
 )
 
+erasures = Table(
+    "erasures",
+    metadata,
+    _org(),
+    _id("erasure_id", primary_key=True),
+    Column("digest", String(72), nullable=False),
+    _id("actor_id", ForeignKey("users.id"), nullable=False),
+    _id("user_id", ForeignKey("users.id"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
 changes = Table(
     "changes",
     metadata,
@@ -438,6 +461,7 @@ refusals = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("ix_refusals_at", "at"),
     Index("ix_refusals_key", "key"),
+    Index("ix_refusals_person", "person"),
     Index("ix_refusals_task_id", "task_id"),
 )
 
@@ -480,6 +504,8 @@ dead_letters = Table(
     CheckConstraint("status IN ('refused', 'failed', 'fault')", name="known_status"),
     CheckConstraint("(replayed_as IS NULL) = (replayed_at IS NULL)", name="replayed_as_something"),
     Index("ix_dead_letters_at", "at"),
+    Index("ix_dead_letters_key", "key"),
+    Index("ix_dead_letters_person", "person"),
 )
 
 audit_marks = Table(
@@ -569,9 +595,11 @@ usage_marks = Table(
     CheckConstraint("seq >= 0", name="seq_not_negative"),
 )
 
-APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "changes", "decisions")
+APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "erasures", "changes", "decisions")
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
 LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
 """Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
+ERASABLE = {"decisions": "note"}
+"""The column of an append-only table that may name people. Triggers allow it to be set to NULL, and to nothing else."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -6,6 +6,7 @@ Producers in Python import messages from this package; inside, each is imported 
 from models.messages.billing import (
     Adjustment,
     Credits,
+    EraseUser,
     Purchase,
     Reversal,
     SavePlan,
@@ -22,6 +23,7 @@ __all__ = [
     "Adjustment",
     "Credits",
     "EmailRecipient",
+    "EraseUser",
     "Purchase",
     "Reversal",
     "SavePlan",

@@ -1,4 +1,4 @@
-"""The messages of `credits.*` and `*.save`."""
+"""The messages of `credits.*`, `*.save` and `users.erase`."""
 
 from typing import ClassVar, Literal, Self
 
@@ -116,6 +116,16 @@ class SetOwner(TaskMessage):
     actor: Id
     user: Id
     owner: Id
+
+
+class EraseUser(TaskMessage):
+    """`users.erase`: what names `user`, or those they wrote to, except what invoices keep."""
+
+    task: ClassVar[str] = "users.erase"
+    key: ClassVar[str | None] = "erasure_id"
+    erasure_id: Id
+    actor: Id
+    user: Id
 
 
 class Save(TaskMessage):

@@ -15,8 +15,7 @@ from models.money.accounts import accounts_of
 from models.money.chain import content_of_fields
 from models.money.ledger import Move
 from models.users.changes import record_change
-from models.users.roles import role_holds
-from models.users.users import User, lock_users, unknown_user
+from models.users.users import User, lock_users, require_rights, unknown_user
 
 
 def adjust_credits(connection: Connection, adjustment: Adjustment, now: datetime) -> Row[Any]:
@@ -39,7 +38,7 @@ def adjust_credits(connection: Connection, adjustment: Adjustment, now: datetime
     earlier = _find_adjustment(connection, actor, adjustment)
     if earlier is not None and adjustment.has_digest(earlier.digest):  # by the same actor
         return earlier
-    _require_right(connection, actor)
+    require_rights(connection, actor, "adjust_credits", what="adjusting a balance")
     if earlier is not None:
         sentence = (
             f"The adjustment_id {adjustment.adjustment_id} was used for another adjustment: give this one its own."
@@ -75,15 +74,6 @@ def _find_adjustment(connection: Connection, actor: User, adjustment: Adjustment
             adjustments.c.org_id == actor.org_id, adjustments.c.adjustment_id == adjustment.adjustment_id
         )
     ).one_or_none()
-
-
-def _require_right(connection: Connection, actor: User) -> None:
-    if not role_holds(connection, actor.org_id, actor.role, "adjust_credits"):
-        sentence = (
-            f"The role {actor.role} of {actor.id} does not hold the right adjust_credits, which adjusting a balance "
-            "needs: ask somebody whose role does."
-        )
-        raise Refused(Reason.NOT_PERMITTED, sentence)
 
 
 def _require_colleague(actor: User, owner: User | None, adjustment: Adjustment) -> None:

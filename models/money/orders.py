@@ -17,7 +17,7 @@ from models.money.chain import content_of_fields
 from models.money.ledger import Move
 from models.users.changes import record_change, save_row
 from models.users.organizations import NOBODYS
-from models.users.users import User, lock_users, unknown_user
+from models.users.users import User, erased_user, lock_users, unknown_user
 
 
 def upsert_plan(connection: Connection, plan: SavePlan, now: datetime) -> None:
@@ -64,6 +64,8 @@ def place_order(connection: Connection, purchase: Purchase, now: datetime) -> Ro
     placed = _find_order(connection, buyer.org_id, purchase)
     if placed is not None:
         return placed
+    if buyer.is_erased:
+        raise erased_user(buyer.id)
     _refuse_for_self_while_sharing(purchase, buyer)
     bought, amount, currency = _terms(connection, purchase)
     order = connection.execute(

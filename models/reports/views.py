@@ -282,7 +282,7 @@ def viewer_of_users(connection: Connection, view: View) -> User:
 
 
 def show_users(connection: Connection, view: View) -> Json:
-    """Return the users of the viewer's organization.
+    """Return the users of the viewer's organization, without those who were erased.
 
     Raises
     ------
@@ -291,7 +291,7 @@ def show_users(connection: Connection, view: View) -> Json:
 
     """
     viewer = viewer_of_users(connection, view)
-    query = select(users).where(users.c.org_id == viewer.org_id)
+    query = select(users).where(users.c.org_id == viewer.org_id, users.c.erased_at.is_(None))
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
     page = fetch_page(connection, query, {"id": SortKey(users.c.id)}, view.next, view.page)

@@ -42,7 +42,7 @@ from models.money.ledger import Move
 from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id, find_charges
 from models.sends.leases import insert_leases
 from models.users.organizations import NOBODYS
-from models.users.users import take_user_locks, unknown_user
+from models.users.users import erased_user, take_user_locks, unknown_user
 
 
 class Payer(NamedTuple):
@@ -54,6 +54,7 @@ class Payer(NamedTuple):
     address: str
     owner: str
     owner_version: int
+    is_erased: bool
     account: AccountKey
 
 
@@ -114,11 +115,12 @@ def charge_bulk_job(
 
 
 def _draft(job: SendJob, payer: Payer | None, state: State, now: datetime, lease_id: str | None = None) -> Charge:
-    """Return the charge of a new job: in `state`, or refused if the sender is unknown."""
-    if payer is None:
-        refusal = unknown_user(job.sender)
+    """Return the charge of a new job: in `state`, or refused if the sender is unknown or was erased."""
+    if payer is None or payer.is_erased:
+        refusal = unknown_user(job.sender) if payer is None else erased_user(job.sender)
+        org_id = NOBODYS if payer is None else payer.org_id
         return Charge(
-            org_id=NOBODYS, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
+            org_id=org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
             credits=job.credits, state=State.REFUSED, reason=refusal.reason, detail=refusal.detail, lease_id=lease_id,
             created_at=now, final_at=now,
         )  # fmt: skip
@@ -171,8 +173,8 @@ def _lock_payers(connection: Connection, senders: Collection[str], kind: str) ->
     parameters = {"senders": array_param(connection, senders), "kind": kind}
     found = connection.execute(_select_payers(connection.dialect.name), parameters)
     return {
-        sender: Payer(sender, org_id, name, address, owner, owner_version, AccountKey(org_id, account_id))
-        for sender, org_id, name, address, owner, owner_version, account_id in found
+        sender: Payer(sender, org_id, name, address, owner, owner_version, is_erased, AccountKey(org_id, account_id))
+        for sender, org_id, name, address, owner, owner_version, is_erased, account_id in found
     }
 
 
@@ -184,7 +186,7 @@ def _select_payers(dialect: str) -> Executable:
         accounts.c.kind == bindparam("kind", type_=String),
     )
     columns = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.credit_owner_id, users.c.owner_version,
-               accounts.c.id.label("account_id"))  # fmt: skip
+               users.c.erased_at.is_not(None).label("is_erased"), accounts.c.id.label("account_id"))  # fmt: skip
     return select(*columns).join_from(users, accounts, of_owner).where(in_array(dialect, users.c.id, "senders"))
 
 
@@ -238,7 +240,7 @@ def _row(draft: Charge, payer: Payer | None, cause: str | None) -> Json:
         "digest": draft.digest,
         "credits": draft.credits,
     }
-    if payer is None:
+    if payer is None or payer.is_erased:
         return {**row, "reason": draft.reason, "detail": draft.detail}
     if cause is None:
         return row

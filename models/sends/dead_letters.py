@@ -21,10 +21,9 @@ from sqlalchemy import (
     Select,
     Text,
     bindparam,
+    case,
     cast,
-    delete,
     select,
-    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
@@ -32,7 +31,7 @@ from sqlalchemy.dialects.postgresql import JSON as POSTGRES_JSON
 from models.database.json_rows import rows_from, rows_param
 from models.database.paging import SortKey, fetch_page
 from models.database.schema import UtcDateTime, dead_letters
-from models.database.statements import insert_for, lock_overdue
+from models.database.statements import insert_for
 from models.errors import Reason
 from models.messages.answer import iso_time
 from models.messages.base import Json
@@ -40,7 +39,7 @@ from models.messages.fields import ID, ID_CHARACTERS, ID_MAX
 from models.messages.wire import MESSAGES, SEND_TASKS
 from models.sends.charges import Charge, State
 from models.sends.outcomes import Settlement
-from models.users.users import organization_of
+from models.users.users import is_erased, organization_of
 
 Status = Literal["refused", "failed", "fault"]
 
@@ -108,7 +107,10 @@ def _depth_exceeds(value: object, most: int) -> bool:
 
 
 def keep_letters(connection: Connection, letters: Sequence[DeadLetter], now: datetime) -> None:
-    """Store letters. One that is stored already gets its new end, and counts as not replayed."""
+    """Store letters, but none about a user who was erased.
+
+    One that is stored already gets its new end, and counts as not replayed.
+    """
     by_digest = {letter.digest: letter for letter in letters}
     rows = [_stored_row(letter, digest) for digest, letter in sorted(by_digest.items())]
     for group in _groups(rows):
@@ -155,9 +157,13 @@ def _upsert_letters(dialect: str) -> Executable:
         "job": cast(letters.c.job, POSTGRES_JSON) if dialect == "postgresql" else letters.c.job,
         "at": bindparam("at", type_=UtcDateTime),
     }
-    # In the order of digests, so that two batches with the same letters do not lock each other out. SQLite takes ON
-    # CONFLICT for a part of the SELECT unless that has a WHERE.
-    rows = select(*(value.label(name) for name, value in values.items())).where(true()).order_by(letters.c.digest)
+    saved_user = case((letters.c.task == "users.save", letters.c.key))
+    # In the order of digests, so that two batches with the same letters do not lock each other out.
+    rows = (
+        select(*(value.label(name) for name, value in values.items()))
+        .where(~is_erased(letters.c.person, saved_user))
+        .order_by(letters.c.digest)
+    )
     insert_letters = insert_for(dialect, dead_letters).from_select(list(values), rows)
     new_end = {name: insert_letters.excluded[name] for name in ("task_id", "status", "reason", "detail", "at")}
     return insert_letters.on_conflict_do_update(
@@ -271,11 +277,3 @@ def mark_replayed(connection: Connection, letter: StoredLetter, key: str, now: d
         .where(dead_letters.c.id == letter.id, dead_letters.c.at == letter.at)
         .values(replayed_as=key, replayed_at=now)
     )
-
-
-def erase_letters(connection: Connection, before: datetime, limit: int) -> int:
-    """Delete letters that are older than `before`, at most `limit`. Returns how many."""
-    ids = [row_id for (row_id,) in lock_overdue(connection, [dead_letters.c.id], dead_letters.c.at, before, limit)]
-    if ids:
-        connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(ids)))
-    return len(ids)

@@ -9,8 +9,7 @@ from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.billing import SetOwner
 from models.users.changes import record_change
-from models.users.roles import role_holds
-from models.users.users import User, lock_users, unknown_user
+from models.users.users import User, erased_user, lock_users, require_rights, unknown_user
 
 
 def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) -> None:
@@ -32,7 +31,7 @@ def set_credit_owner(connection: Connection, change: SetOwner, now: datetime) ->
     earlier = _digest_before(connection, actor, change)
     if earlier is not None and change.has_digest(earlier):  # the very same change, by the same actor
         return
-    _require_rights(connection, actor)
+    require_rights(connection, actor, "view_user_list", "edit_user", what="setting a credit owner")
     if earlier is not None:
         sentence = f"The change_id {change.change_id} was used for another change: give this one an id of its own."
         raise Refused(Reason.CONFLICTING_JOB, sentence)
@@ -84,20 +83,26 @@ def _require_one_organization(actor: User, user: User, owner: User) -> None:
         raise Refused(Reason.OTHER_ORGANIZATION, sentence)
 
 
-def _require_rights(connection: Connection, actor: User) -> None:
-    if not role_holds(connection, actor.org_id, actor.role, "view_user_list", "edit_user"):
-        sentence = (
-            f"The role {actor.role} of {actor.id} does not hold both rights view_user_list and edit_user, "
-            "which setting a credit owner needs: ask somebody whose role does."
-        )
-        raise Refused(Reason.NOT_PERMITTED, sentence)
-
-
 def _require_eligible(connection: Connection, user: User, owner: User) -> None:
-    """Make sure that sharing stays one level deep."""
+    """Make sure that sharing stays one level deep, and that neither was erased."""
+    for named in (user, owner):
+        if named.is_erased:
+            raise erased_user(named.id)
     if owner.is_credit_user:
         sentence = f"{owner.id} uses the credits of {owner.owner} and has none to share: choose {owner.owner} instead."
         raise Refused(Reason.OWNER_IS_CREDIT_USER, sentence)
+    require_no_credit_users(connection, user)
+
+
+def require_no_credit_users(connection: Connection, user: User) -> None:
+    """Make sure that nobody else spends the credits of a user who is locked.
+
+    Raises
+    ------
+    Refused
+        `user_has_credit_users`.
+
+    """
     credit_users = connection.execute(
         select(func.count()).where(users.c.credit_owner_id == user.id, users.c.id != user.id)
     ).scalar_one()

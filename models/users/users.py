@@ -6,22 +6,36 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Executable, bindparam, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Executable,
+    bindparam,
+    exists,
+    func,
+    select,
+    update,
+)
 
 from models.database.json_rows import array_param, in_array
 from models.database.schema import users
 from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.base import Json
-from models.messages.billing import SaveUser
+from models.messages.billing import Right, SaveUser
 from models.users.changes import record_change, refuse_stale
 from models.users.organizations import NOBODYS, find_organization
-from models.users.roles import lock_role, unknown_role
+from models.users.roles import lock_role, role_holds, unknown_role
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user as the rules need them. `owner` is their credit owner, since the `owner_version`th change."""
+    """A user as the rules need them. `owner` is their credit owner, since the `owner_version`th change.
+
+    One who `is_erased` keeps id and balance, and can do nothing any more.
+    """
 
     id: str
     org_id: int
@@ -30,6 +44,7 @@ class User:
     role: str
     owner: str
     owner_version: int
+    is_erased: bool
 
     @property
     def is_credit_user(self) -> bool:
@@ -38,7 +53,7 @@ class User:
 
 
 _COLUMNS = (users.c.id, users.c.org_id, users.c.name, users.c.email, users.c.role, users.c.credit_owner_id,
-            users.c.owner_version)  # fmt: skip
+            users.c.owner_version, users.c.erased_at.is_not(None).label("is_erased"))  # fmt: skip
 
 USER_LOCKS = 1024
 """Advisory locks that all users share: more would fill PostgreSQL's lock table (max_locks_per_transaction)."""
@@ -89,13 +104,16 @@ def get_user(connection: Connection, user_id: str) -> User:
     Raises
     ------
     Refused
-        `unknown_user`.
+        `unknown_user`, also for a user who was erased.
 
     """
     row = connection.execute(select(*_COLUMNS).where(users.c.id == user_id)).one_or_none()
     if row is None:
         raise unknown_user(user_id)
-    return User(*row)
+    user = User(*row)
+    if user.is_erased:
+        raise erased_user(user_id)
+    return user
 
 
 def organization_of(user_id: ColumnElement[str]) -> ColumnElement[int]:
@@ -104,9 +122,39 @@ def organization_of(user_id: ColumnElement[str]) -> ColumnElement[int]:
     return func.coalesce(known, NOBODYS)
 
 
+def is_erased(*user_ids: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether one of these is the id of a user who was erased."""
+    return exists().where(users.c.id.in_(user_ids), users.c.erased_at.is_not(None))
+
+
 def unknown_user(user_id: str) -> Refused:
     """Return the refusal for a user who was never saved."""
     return Refused(Reason.UNKNOWN_USER, f"There is no user {user_id}: save them with users.save first.")
+
+
+def erased_user(user_id: str) -> Refused:
+    """Return the refusal for a user who was erased."""
+    return Refused(Reason.UNKNOWN_USER, f"User {user_id} was erased, and can do nothing any more.")
+
+
+def require_rights(connection: Connection, actor: User, *rights: Right, what: str) -> None:
+    """Make sure that an actor may do `what`: their role holds all of these rights, and they were not erased.
+
+    Raises
+    ------
+    Refused
+        `unknown_user` for an actor who was erased, or `not_permitted`.
+
+    """
+    if actor.is_erased:
+        raise erased_user(actor.id)
+    if not role_holds(connection, actor.org_id, actor.role, *rights):
+        needed = f"the right {rights[0]}" if len(rights) == 1 else f"both rights {' and '.join(rights)}"
+        sentence = (
+            f"The role {actor.role} of {actor.id} does not hold {needed}, which {what} needs: ask somebody whose role "
+            "does."
+        )
+        raise Refused(Reason.NOT_PERMITTED, sentence)
 
 
 def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | None:
@@ -118,7 +166,7 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | 
     ------
     Refused
         `not_found` for a role that was never saved, `other_organization` for a user of another organization, `stale`
-        for an older version than the one that stands.
+        for an older version than the one that stands, and for a user who was erased.
 
     """
     org_id = find_organization(connection, user.organization)
@@ -152,13 +200,16 @@ def upsert_user(connection: Connection, user: SaveUser, now: datetime) -> int | 
 def _change_user(connection: Connection, org_id: int, user: SaveUser, given: Json) -> Json:
     """Change a user who is there. Returns the role and the version that stood before."""
     before = connection.execute(
-        select(users.c.role, users.c.version)
+        select(users.c.role, users.c.version, users.c.erased_at)
         .where(users.c.id == user.user_id, users.c.org_id == org_id)
         .with_for_update(key_share=True)
     ).one_or_none()
     if before is None:
         sentence = f"User {user.user_id} belongs to another organization, and nobody can be moved between them."
         raise Refused(Reason.OTHER_ORGANIZATION, sentence)
+    if before.erased_at is not None:  # this save may be older, and would bring back what was erased
+        sentence = f"User {user.user_id} was erased, which nothing undoes: save whoever comes back under another id."
+        raise Refused(Reason.STALE, sentence)
     refuse_stale(f"User {user.user_id}", user.version, before.version)
     connection.execute(update(users).where(users.c.id == user.user_id).values(**given))
     return {"role": before.role, "version": before.version}

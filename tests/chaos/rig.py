@@ -317,7 +317,7 @@ class Rig:
     def quarantine(self) -> list[bytes]:
         """The messages in the quarantine."""
         redis: Any = self.redis
-        items: list[bytes] = redis.lrange("postage.quarantine", 0, -1)
+        items: list[bytes] = redis.zrange("postage.quarantined", 0, -1)
         return items
 
     def ended_jobs(self, prefix: str) -> int:

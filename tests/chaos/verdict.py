@@ -175,10 +175,10 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
 
 def different(garbage: Iterable[bytes], quarantined: Sequence[bytes]) -> list[tuple[str, bytes]]:
     """Give the items that the quarantine lacks, and those that should not be there."""
-    wanted, found = Counter(map(plain, garbage)), Counter(map(plain, quarantined))
+    wanted, found = set(map(plain, garbage)), set(map(plain, quarantined))
     return [
-        *(("lacks", item) for item in (wanted - found).elements()),
-        *(("should not have", item) for item in (found - wanted).elements()),
+        *(("lacks", item) for item in sorted(wanted - found)),
+        *(("should not have", item) for item in sorted(found - wanted)),
     ]
 
 

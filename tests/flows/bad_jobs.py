@@ -84,6 +84,7 @@ def good_jobs(owner: str, member: str) -> dict[str, Json]:
         },
         "roles.save": {"organization": "never-org", "role": "member", "rights": ["edit_user"]},
         "plans.save": {**plan, "plan": "never-plan"},
+        "users.erase": {"erasure_id": "never-erasure", "actor": owner, "user": member},
         "views.overview": view,
         "views.usage": {**view, "by": "day"},
         "views.orders": view,
@@ -307,6 +308,8 @@ def naming_strangers(jobs: dict[str, Json], owner: str) -> Iterator[BadJob]:
     yield BadJob("credits.purchase", [{**jobs["credits.purchase"], "buyer": "nobody"}], "?", reason="unknown_user")
     for who in ("actor", "user", "owner"):
         yield BadJob("credits.set_owner", [{**jobs["credits.set_owner"], who: "nobody"}], who, reason="unknown_user")
+    for who in ("actor", "user"):
+        yield BadJob("users.erase", [{**jobs["users.erase"], who: "nobody"}], who, reason="unknown_user")
     for task, job in jobs.items():
         if task.startswith("views."):
             yield BadJob(task, [{**job, "viewer": "nobody"}], "an unknown viewer", reason="unknown_user")

@@ -42,6 +42,7 @@ QUEUES: Final = {
     "users.save": "billing",
     "roles.save": "billing",
     "plans.save": "billing",
+    "users.erase": "billing",
     "views.overview": "views",
     "views.usage": "views",
     "views.orders": "views",

@@ -106,7 +106,7 @@ def test_dead_letters_and_the_quarantine_are_replayed(deploy: Deploy) -> None:
         deployment.producer.app.send_task(
             "email.fly", args=[email_job("fly", member, to="bob@customer.example")], queue="email"
         )
-        wait_until(lambda: deployment.redis.llen(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined")
+        wait_until(lambda: deployment.redis.zcard(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined")
 
         listed = postage_dead(deployment, "list")
         outcomes = postage_dead(deployment, "replay", "--all")
@@ -120,7 +120,7 @@ def test_dead_letters_and_the_quarantine_are_replayed(deploy: Deploy) -> None:
         [mail] = deployment.mail_server.mails_of("refused:r1")
         assert sorted(mail.recipients) == ["ada@customer.example", "eve@customer.example"]
         assert deployment.remaining(owner)["email"] == 8
-        wait_until(lambda: deployment.redis.llen(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined again")
+        wait_until(lambda: deployment.redis.zcard(fair_queue.QUARANTINE) == 1, "the unknown task is quarantined again")
         assert deployment.worker.output.count("quarantined") == 2
         assert "bob@customer.example" not in deployment.worker.output
         assert deployment.findings() == []

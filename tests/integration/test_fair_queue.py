@@ -126,7 +126,7 @@ def test_an_item_that_is_no_message_is_quarantined_from_a_line(redis: Redis) -> 
     taken = take(redis, 100, bulk_limit=8)
 
     assert len(taken) == 20
-    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
+    assert redis.zrange(fair_queue.QUARANTINE, 0, -1) == [b'\xff sender=small "task": "email.resume']
 
 
 def test_a_purge_empties_the_lines(redis: Redis) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
@@ -12,6 +13,7 @@ from redis import Redis
 from tasks.context import Json
 from tests.factories import email_job
 from tests.integration.commands import Run, open_app, printed, runner_of
+from tests.integration.queued import put_in_quarantine
 from worker.broker.fair_queue import QUARANTINE
 from worker.broker.quarantine import QuarantinedItem
 from worker.cli.dead import PRIVATE, dead
@@ -37,7 +39,7 @@ def quarantine(redis: Redis, valkey_url: str) -> Callable[..., bytes]:
             message = json.loads(item)
             message["properties"]["delivery_info"]["routing_key"] = key
             item = json.dumps(message).encode()
-        redis.lpush(QUARANTINE, item)
+        put_in_quarantine(redis, item)
         return item
 
     return quarantine
@@ -51,7 +53,7 @@ def list_items(run: Run) -> list[Json]:
 
 def test_items_are_listed_without_their_contents(run: Run, redis: Redis, quarantine: Callable[..., bytes]) -> None:
     item = quarantine()
-    redis.lpush(QUARANTINE, b"\xff\x00 no message of ada@example.test")
+    put_in_quarantine(redis, b"\xff\x00 no message of ada@example.test")
 
     listed, shown = run("list", "--json"), run("list")
 
@@ -65,7 +67,7 @@ def test_items_are_listed_without_their_contents(run: Run, redis: Redis, quarant
 
 
 def test_an_item_is_shown_without_control_characters(run: Run, redis: Redis) -> None:
-    redis.lpush(QUARANTINE, b"\xff \x1b[31m red \xd8")
+    put_in_quarantine(redis, b"\xff \x1b[31m red \xd8")
     [row] = list_items(run)
 
     shown = run("show", row["id"])
@@ -85,19 +87,19 @@ def test_an_item_goes_back_unchanged_to_its_queue(run: Run, redis: Redis, quaran
     assert "as email." in replayed.stdout
     assert "There is no item" in again.stdout
     assert redis.lrange("email", 0, -1) == [item]
-    assert redis.lrange(QUARANTINE, 0, -1) == [other]
+    assert redis.zrange(QUARANTINE, 0, -1) == [other]
 
 
 @pytest.mark.parametrize("raw", [b"garbage", b"[]", b'{"properties": 7}', b"[" * 100_000])
 def test_an_item_that_names_no_queue_stays(run: Run, redis: Redis, raw: bytes) -> None:
-    redis.lpush(QUARANTINE, raw)
+    put_in_quarantine(redis, raw)
     [row] = list_items(run)
 
     replayed = run("replay", row["id"])
 
     assert replayed.exit_code == 1
     assert "does not say for which of our queues" in replayed.stdout
-    assert redis.lrange(QUARANTINE, 0, -1) == [raw]
+    assert redis.zrange(QUARANTINE, 0, -1) == [raw]
 
 
 @pytest.mark.parametrize("key", ["unacked", "nonsense", QUARANTINE, "celery"])
@@ -108,20 +110,25 @@ def test_an_item_for_a_queue_that_does_not_exist_stays(
     [row] = list_items(run)
 
     assert run("replay", row["id"]).exit_code == 1
-    assert redis.llen(QUARANTINE) == 1
+    assert redis.zcard(QUARANTINE) == 1
 
 
 def test_all_items_go_back_except_those_that_cannot(run: Run, redis: Redis, quarantine: Callable[..., bytes]) -> None:
     for queue in ("email", "sms", "billing"):
         quarantine(queue=queue)
-    redis.lpush(QUARANTINE, b"garbage")
+    put_in_quarantine(redis, b"garbage")
 
     replayed = run("replay", "--all", "--json")
 
     assert replayed.exit_code == 1
     assert [row["replayed_as"] for row in printed(replayed)["rows"]] == [None, "billing", "sms", "email"]
-    assert redis.lrange(QUARANTINE, 0, -1) == [b"garbage"]
+    assert redis.zrange(QUARANTINE, 0, -1) == [b"garbage"]
     assert [redis.llen(queue) for queue in ("email", "sms", "billing")] == [1, 1, 1]
+
+
+def id_of(raw: bytes) -> str:
+    """Give the id of an item, which is made from its bytes alone."""
+    return QuarantinedItem(raw, datetime.now(UTC)).id
 
 
 def raw_of(run: Run, item_id: str) -> str:
@@ -132,17 +139,17 @@ def raw_of(run: Run, item_id: str) -> str:
 def test_a_long_quarantine_has_pages_that_neither_skip_nor_repeat(run: Run, redis: Redis) -> None:
     """All items of the first page go, and another one comes, before the second."""
     items = [f"item {number}".encode() for number in range(150)]
-    redis.lpush(QUARANTINE, *items)
+    put_in_quarantine(redis, *items)
 
     first = printed(run("list", "--kind", "quarantined", "--json"))
     for row in first["rows"]:
-        redis.lrem(QUARANTINE, 1, raw_of(run, row["id"]))
-    redis.lpush(QUARANTINE, "another")
+        redis.zrem(QUARANTINE, raw_of(run, row["id"]))
+    put_in_quarantine(redis, b"another")
     second = printed(run("list", "--kind", "quarantined", "--next", first["next"], "--json"))
 
     assert (len(first["rows"]), first["more"]) == (100, True)
     assert second["more"] is False
     shown = [row["id"] for page in (first, second) for row in page["rows"]]
     assert len(shown) == len(set(shown))
-    assert set(shown) - {QuarantinedItem(b"another").id} == {QuarantinedItem(item).id for item in items}
+    assert set(shown) - {id_of(b"another")} == {id_of(item) for item in items}
     assert run("show", second["rows"][-1]["id"]).exit_code == 0

@@ -231,12 +231,12 @@ def test_a_message_during_which_workers_keep_crashing_is_quarantined(
     publish(producer, "email", 1)
     for _ in range(RETURNS_MAX):
         restore(connection, take_one(connection, "email"))
-    assert (redis.llen("email"), redis.llen(fair_queue.QUARANTINE)) == (1, 0)
+    assert (redis.llen("email"), redis.zcard(fair_queue.QUARANTINE)) == (1, 0)
 
     message = take_one(connection, "email")
     restore(connection, message)
 
-    [item] = redis.lrange(fair_queue.QUARANTINE, 0, -1)
+    [item] = redis.zrange(fair_queue.QUARANTINE, 0, -1)
     assert json.loads(item)["properties"]["delivery_tag"] == message.delivery_tag
     assert (redis.llen("email"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0, 0)
 
@@ -249,7 +249,7 @@ def test_a_message_may_be_requeued_any_number_of_times(
     for _ in range(RETURNS_MAX + 2):
         take_one(connection, "email").requeue()
 
-    assert (redis.llen("email"), redis.llen(fair_queue.QUARANTINE)) == (1, 0)
+    assert (redis.llen("email"), redis.zcard(fair_queue.QUARANTINE)) == (1, 0)
 
 
 @pytest.mark.parametrize("held", [b"not JSON", b"17", b"[]", b'[{"headers": null, "properties": {}}, "", "email"]'])
@@ -259,7 +259,7 @@ def test_a_message_that_cannot_be_put_back_is_quarantined(redis: Redis, connecti
 
     connection.default_channel.qos.restore_by_tag("tag-1")
 
-    assert redis.lrange(fair_queue.QUARANTINE, 0, -1) == [held]
+    assert redis.zrange(fair_queue.QUARANTINE, 0, -1) == [held]
     assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
 
 
@@ -314,7 +314,7 @@ def test_an_item_that_is_no_message_is_quarantined_as_it_came(
 
     assert numbers(take(connection, "email", prefetch=50)) == [1]
     assert (redis.llen("email"), redis.hlen("unacked")) == (0, 1)
-    assert set(redis.lrange(fair_queue.QUARANTINE, 0, -1)) == set(garbage)
+    assert set(redis.zrange(fair_queue.QUARANTINE, 0, -1)) == set(garbage)
 
 
 def test_messages_of_a_consumer_without_acknowledgements_are_not_kept(

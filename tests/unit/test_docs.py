@@ -166,6 +166,11 @@ STORY: list[tuple[str, dict[str, Any]]] = [
             "text": "Hello",
         },
     ),
+    (
+        "users.save",
+        {"user_id": "jane", "organization": "acme", "role": "boss", "name": "Jane", "email": "jane@example.org"},
+    ),
+    ("users.erase", {"erasure_id": "e", "actor": "john", "user": "jane"}),
     *(
         (f"views.{view}", {"viewer": "john"})
         for view in ("overview", "usage", "orders", "statement", "billing", "users")

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from models.errors import Refused
 from models.messages.base import TaskMessage
-from models.messages.billing import Adjustment, Credits, Purchase, Reversal, SetOwner, SignedCredits
+from models.messages.billing import Adjustment, Credits, EraseUser, Purchase, Reversal, SetOwner, SignedCredits
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
 from models.messages.wire import MESSAGES, parse
@@ -110,6 +110,7 @@ LATER = {
     "credits.set_owner": later(SetOwner),
     "credits.reverse": later(Reversal, credits=(later(Credits) | None, None)),
     "credits.adjust": later(Adjustment, credits=later(SignedCredits)),
+    "users.erase": later(EraseUser),
 }
 
 
@@ -185,6 +186,7 @@ JOBS: dict[str, st.SearchStrategy[Json]] = {
     "credits.adjust": st.fixed_dictionaries(
         {"actor": IDS, "owner": IDS, "credits": COUNTS | st.just({"email": -1}), "reason": TEXTS}
     ),
+    "users.erase": st.fixed_dictionaries({"actor": IDS, "user": IDS}),
 }
 """Jobs without their id, of few values, so that two of them are often the same but for one."""
 

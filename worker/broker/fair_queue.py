@@ -18,8 +18,8 @@ from importlib.resources import files
 from redis import Redis
 from redis.commands.core import Script
 
-QUARANTINE = "postage.quarantine"
-"""The list of items that can never be a job, as they were found, newest first."""
+QUARANTINE = "postage.quarantined"
+"""The sorted set of items that can never be a job, as they were found, by the time at which they were (in seconds)."""
 TAKE_MAX = 100
 """Messages taken in one round trip, at most."""
 

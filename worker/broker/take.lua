@@ -2,7 +2,7 @@
 --
 --   KEYS[1]   hash    unacknowledged messages by delivery tag, as kombu stores them: [message, exchange, routing key]
 --   KEYS[2]   zset    their delivery tags by the time at which they were taken
---   KEYS[3]   list    the quarantine: items that are not messages, as they were found, newest at its head
+--   KEYS[3]   zset    the quarantine: items that are not messages, as they were found, by the time at which they were
 --   KEYS[4…]  lists   the queues to take from: those of the highest priority, then those of the next one, and so on
 --
 --   ARGV[1]   now, in seconds since 1970
@@ -163,7 +163,7 @@ local function take(list, queue)
         answer[#answer + 1] = item
         taken = taken + 1
     else
-        redis.call('LPUSH', quarantine, item)
+        redis.call('ZADD', quarantine, 'NX', now + answer[1] * APART_S, item)
         answer[1] = answer[1] + 1
     end
     return true

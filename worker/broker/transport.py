@@ -122,7 +122,7 @@ class QoS(redis.QoS):
             message, queues = None, []
         if not queues:
             log.error("quarantined", why="it came back too often, or to no known queue; it may crash workers")
-            pipe.lpush(fair_queue.QUARANTINE, held if message is None else json.dumps(message))
+            _add_to_quarantine(pipe, held if message is None else json.dumps(message).encode())
         for queue in queues:
             priority = self.channel._get_message_priority(message, reverse=False)  # noqa: SLF001
             push = pipe.lpush if leftmost else pipe.rpush
@@ -132,9 +132,14 @@ class QoS(redis.QoS):
         """Move a message that can never be a job into the quarantine, and acknowledge it, in one step."""
         self.channel.bulk_taken.discard(delivery_tag)
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-            pipe.lpush(fair_queue.QUARANTINE, item)
+            _add_to_quarantine(pipe, item)
             self._remove_from_indices(delivery_tag, pipe).execute()
         virtual.QoS.ack(self, delivery_tag)
+
+
+def _add_to_quarantine(pipe: Any, item: bytes) -> None:  # noqa: ANN401  a pipeline
+    """Add an item with its time to the quarantine, unless the same one is there already."""
+    pipe.zadd(fair_queue.QUARANTINE, {item: time()}, nx=True)
 
 
 def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any JSON

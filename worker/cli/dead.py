@@ -36,7 +36,7 @@ def dead() -> None:
     """List, show and replay dead jobs.
 
     Those are jobs that were refused, failed, or given up after faults, which are kept for POSTAGE_KEEP_DEAD_S, and
-    quarantined items, which the broker keeps until they are replayed.
+    quarantined items, which the broker keeps for POSTAGE_KEEP_PERSONAL_S.
     """
 
 
@@ -61,12 +61,9 @@ def _filter_options(command: F) -> F:
 @next_option
 @needs(Need.BROKER | Need.DATABASE)
 def list_dead(*, kind: DeadKind | None, since: datetime | None, cursor: str | None, as_json: bool) -> None:
-    """List dead jobs, newest first, without their contents.
-
-    Quarantined items come last, by their ids: they have no time, and --since leaves them out.
-    """
+    """List dead jobs, newest first, without their contents. Quarantined items come last, by their ids."""
     status: Status | None = None if kind == "quarantined" else kind
-    with_letters, with_items = kind != "quarantined", kind in (None, "quarantined") and since is None
+    with_letters, with_items = kind != "quarantined", kind in (None, "quarantined")
     after_item = cursor if cursor and _is_item(cursor) else None
     answer: Json = {"status": "done", "detail": None, "rows": [], "more": False, "next": None}
     if cursor and not (with_items if after_item else with_letters):
@@ -75,14 +72,14 @@ def list_dead(*, kind: DeadKind | None, since: datetime | None, cursor: str | No
     elif with_letters and after_item is None:
         answer |= list_answer(lambda connection: list_letters(connection, status=status, since=since, cursor=cursor))
     if with_items and answer["status"] == "done" and not answer["more"]:
-        _add_items(answer, after_item, needed=not with_letters)
+        _add_items(answer, after_item, since, needed=not with_letters)
     print_answer(answer, as_json=as_json, table=tables.dead)
 
 
-def _add_items(answer: Json, after: str | None, *, needed: bool) -> None:
+def _add_items(answer: Json, after: str | None, since: datetime | None, *, needed: bool) -> None:
     """Add a page of quarantined items to the end of all letters, or say why not; if they are `needed`, raise it."""
     try:
-        items, following = _list_items(current_session().app, after)
+        items, following = _list_items(current_session().app, after, since)
     except click.ClickException as error:
         if needed:
             raise
@@ -150,9 +147,9 @@ def _show_letter(context: Context, dead_id: str) -> Json | None:
 
 def _replay_all(app: PostageApp, kind: DeadKind | None, since: datetime | None) -> list[Json]:
     results = [] if kind == "quarantined" else replay_letters(app.context, kind, since)
-    if kind in (None, "quarantined") and since is None:
+    if kind in (None, "quarantined"):
         with _redis_of(app) as redis:
-            results += [_put_back(redis, item) for item in list(quarantine.all_items(redis))]
+            results += [_put_back(redis, item) for item in list(quarantine.all_items(redis, since))]
     return results
 
 
@@ -178,9 +175,9 @@ def _redis_of(app: PostageApp) -> Iterator[Redis]:
         yield redis_client(connection.default_channel)
 
 
-def _list_items(app: PostageApp, after: str | None) -> tuple[list[Json], str | None]:
+def _list_items(app: PostageApp, after: str | None, since: datetime | None) -> tuple[list[Json], str | None]:
     with _redis_of(app) as redis:
-        items, following = quarantine.list_items(redis, after)
+        items, following = quarantine.list_items(redis, after, since)
     return [item.row() for item in items], following
 
 

@@ -14,6 +14,7 @@ from models.errors import PostageError
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.enqueue import enqueue
+from worker.cli.erase import erase
 from worker.cli.findings import findings
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
 from worker.cli.send import send_email, send_sms
@@ -28,7 +29,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
-    *(buy, reverse, adjust, share),
+    *(buy, reverse, adjust, share, erase),
     *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, audit, findings, verify, unknown, dead, inspect, control),
 )

@@ -93,6 +93,11 @@ def change(console: Console, answer: Json) -> None:
     console.print(f"{answer['change_id']}: {answer['user']} now spends the credits of {answer['owner']}.")
 
 
+def erasure(console: Console, answer: Json) -> None:
+    """Print the erasure of a user."""
+    console.print(f"{answer['erasure_id']}: {answer['user']} is erased.")
+
+
 def overview(console: Console, answer: Json) -> None:
     """Print remaining credits and plans."""
     _reminder(console, answer)

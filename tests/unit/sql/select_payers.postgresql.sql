@@ -5,6 +5,7 @@ SELECT
   users.email,
   users.credit_owner_id,
   users.owner_version,
+  users.erased_at IS NOT NULL AS is_erased,
   accounts.id AS account_id
 FROM users
 JOIN accounts

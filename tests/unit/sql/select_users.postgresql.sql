@@ -5,7 +5,8 @@ SELECT
   users.email,
   users.role,
   users.credit_owner_id,
-  users.owner_version
+  users.owner_version,
+  users.erased_at IS NOT NULL AS is_erased
 FROM users
 WHERE
   users.id = ANY(

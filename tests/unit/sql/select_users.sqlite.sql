@@ -5,7 +5,8 @@ SELECT
   users.email,
   users.role,
   users.credit_owner_id,
-  users.owner_version
+  users.owner_version,
+  NOT users.erased_at IS NULL AS is_erased
 FROM users
 WHERE
   users.id IN (

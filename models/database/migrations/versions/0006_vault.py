@@ -22,7 +22,9 @@ depends_on = None
 OLD_TABLES = ("accounts", "audit_marks", "audit_progress", "charges", "dead_letters", "decisions", "entries",
               "leases", "orders", "owner_changes", "plans", "refusals", "roles", "usage_days", "usage_marks",
               "users")  # fmt: skip
-APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "changes", "decisions")
+APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "erasures", "changes", "decisions")
+DECISION = "org_id, id, job_id, decision, operator, at"
+"""The columns of a decision that are never changed. Its note may be erased."""
 ENTRY_BATCH = 5_000
 
 
@@ -335,10 +337,15 @@ def _continue_numbers() -> None:
 
 def _refuse_changes_on_postgresql() -> None:
     for table in APPEND_ONLY:
+        columns = f" OF {DECISION}" if table == "decisions" else ""
         op.execute(
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE{columns} OR DELETE ON {table} "
             "FOR EACH ROW EXECUTE FUNCTION refuse_change()"
         )
+    op.execute(
+        "CREATE TRIGGER decisions_note_only_erased BEFORE UPDATE OF note ON decisions "
+        "FOR EACH ROW WHEN (new.note IS NOT NULL) EXECUTE FUNCTION refuse_change()"
+    )
     op.execute(
         "CREATE TRIGGER accounts_never_deleted BEFORE DELETE OR UPDATE OF org_id, id, owner_id, kind ON accounts "
         "FOR EACH ROW EXECUTE FUNCTION refuse_change()"
@@ -351,13 +358,18 @@ def _refuse_changes_on_postgresql() -> None:
 
 
 def _refuse_changes_on_sqlite() -> None:
-    verbs = [(table, verb, verb) for table in APPEND_ONLY for verb in ("UPDATE", "DELETE")]
+    verbs = [(table, verb, verb) for table in APPEND_ONLY if table != "decisions" for verb in ("UPDATE", "DELETE")]
+    verbs += [("decisions", "DELETE", "DELETE"), ("decisions", "UPDATE", f"UPDATE OF {DECISION}")]
     verbs += [("accounts", "DELETE", "DELETE"), ("accounts", "UPDATE", "UPDATE OF org_id, id, owner_id, kind")]
     for table, verb, when in verbs:
         op.execute(
             f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {when} ON {table} "
             f"BEGIN SELECT RAISE(ABORT, '{table} is append-only: {verb} is refused'); END"
         )
+    op.execute(
+        "CREATE TRIGGER decisions_note_only_erased BEFORE UPDATE OF note ON decisions WHEN new.note IS NOT NULL "
+        "BEGIN SELECT RAISE(ABORT, 'decisions is append-only: UPDATE is refused'); END"
+    )
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -435,6 +447,7 @@ def _create_tables() -> None:
         sa.Column("bulk_id", sa.String(length=64), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("final_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("erased_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "(account_id IS NULL) = (state IN ('refused', 'bulk'))", name=op.f("ck_charges_somebody_paid")
         ),
@@ -724,6 +737,18 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("org_id", "adjustment_id", name=op.f("pk_adjustments")),
     )
     op.create_table(
+        "erasures",
+        sa.Column("org_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("erasure_id", sa.String(length=64), nullable=False),
+        sa.Column("digest", sa.String(length=72), nullable=False),
+        sa.Column("actor_id", sa.String(length=64), nullable=False),
+        sa.Column("user_id", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["actor_id"], ["users.id"], name=op.f("fk_erasures_actor_id")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_erasures_user_id")),
+        sa.PrimaryKeyConstraint("org_id", "erasure_id", name=op.f("pk_erasures")),
+    )
+    op.create_table(
         "orders",
         sa.Column("org_id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("order_id", sa.String(length=64), nullable=False),
@@ -851,10 +876,30 @@ def _create_indexes() -> None:
         postgresql_where=sa.text("unknown_since IS NOT NULL"),
         sqlite_where=sa.text("unknown_since IS NOT NULL"),
     )
+    names_people = sa.text("refunded_at IS NOT NULL AND erased_at IS NULL")
+    op.create_index(
+        "ix_charges_unerased",
+        "charges",
+        ["refunded_at"],
+        unique=False,
+        postgresql_where=names_people,
+        sqlite_where=names_people,
+    )
+    op.create_index(
+        "ix_charges_unerased_of_sender",
+        "charges",
+        ["org_id", "sender", "refunded_at"],
+        unique=False,
+        postgresql_where=names_people,
+        sqlite_where=names_people,
+    )
     op.create_index("ix_dead_letters_at", "dead_letters", ["at"], unique=False)
+    op.create_index("ix_dead_letters_key", "dead_letters", ["key"], unique=False)
+    op.create_index("ix_dead_letters_person", "dead_letters", ["person"], unique=False)
     op.create_index("ix_leases_until", "leases", ["until"], unique=False)
     op.create_index("ix_refusals_at", "refusals", ["at"], unique=False)
     op.create_index("ix_refusals_key", "refusals", ["key"], unique=False)
+    op.create_index("ix_refusals_person", "refusals", ["person"], unique=False)
     op.create_index("ix_refusals_task_id", "refusals", ["task_id"], unique=False)
     op.create_index("ix_usage_days_org_id_sender_day", "usage_days", ["org_id", "sender", "day"], unique=False)
     op.create_index("ix_decisions_org_id_job_id", "decisions", ["org_id", "job_id"], unique=False)
