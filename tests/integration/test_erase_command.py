@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from models.database.engine import Database
 from tests.factories import save_people
@@ -16,7 +17,7 @@ def run(sqlite_url: str, valkey_url: str) -> Iterator[Run]:
     database = Database(sqlite_url)
     save_people(database)
     database.close()
-    with open_app(sqlite_url, valkey_url) as app:
+    with open_app(sqlite_url, valkey_url) as app, capture_logs():
         yield runner_of(postage, app)
 
 
