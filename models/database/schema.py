@@ -597,9 +597,9 @@ usage_marks = Table(
 
 APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes", "erasures", "changes", "decisions")
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
-LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
-"""Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 ERASABLE = {"decisions": "note"}
 """The column of an append-only table that may name people. Triggers allow it to be set to NULL, and to nothing else."""
+LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
+"""Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -6,10 +6,7 @@ from typing import Any
 
 from models.messages.base import Json
 
-PUBLIC_FIELDS = (
-    *("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id"),
-    *("status", "reason"),
-)
+PUBLIC_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "status", "reason")
 """The fields that logs and events may show."""
 
 

@@ -4,16 +4,7 @@ from pydantic import ValidationError
 
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage, explain
-from models.messages.billing import (
-    Adjustment,
-    EraseUser,
-    Purchase,
-    Reversal,
-    SavePlan,
-    SaveRole,
-    SaveUser,
-    SetOwner,
-)
+from models.messages.billing import Adjustment, EraseUser, Purchase, Reversal, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
 from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
