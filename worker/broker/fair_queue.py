@@ -43,11 +43,10 @@ def take_args(
     unacked_index: str,
     lists: Sequence[str],
     queues: int,
-    now: float,
     limit: int,
     bulk_limit: int,
     shared: Sequence[str],
-) -> tuple[str | int | float, ...]:
+) -> tuple[str | int, ...]:
     """Return the arguments of the script: number of keys, keys, and values.
 
     It takes up to `limit` messages from `lists`, which are the `queues` of the highest priority and then those of the
@@ -55,7 +54,7 @@ def take_args(
     `bulk_limit`.
     """
     keys = (unacked, unacked_index, QUARANTINE, *lists)
-    return (len(keys), *keys, now, limit, queues, bulk_limit, *shared)
+    return (len(keys), *keys, limit, queues, bulk_limit, *shared)
 
 
 def is_bulk(item: bytes) -> bool:
