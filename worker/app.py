@@ -61,6 +61,7 @@ def create_app(settings: Settings) -> PostageApp:
     app = PostageApp(settings)
     app.conf.update(celery_config(settings))
     app.steps["worker"].add("worker.broker.lane:LaneStep")
+    app.steps["consumer"].add("worker.broker.events:FlushStep")
     return app
 
 
