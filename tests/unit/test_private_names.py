@@ -18,9 +18,11 @@ NAMES = {
     "celery.concurrency.thread:TaskPool": ("apply_async",),
     "celery.events.dispatcher:EventDispatcher": (
         "_group_buffer",
+        "_outbound_buffer",
         "buffer_group",
         "buffer_limit",
         "clock",
+        "close",
         "enabled",
         "flush",
         "groups",
