@@ -74,11 +74,11 @@ SIDES: Final[dict[str, Entry]] = {
     "start-stock": Entry("stock Celery: from start to first job taken", StartUp(postage=False), 1),
 }
 TARGETS: Final = (
-    figures.Target("hot", "noop-events", "rate", 3.0),
-    figures.Target("hot-no-events", "noop", "rate", 3.0),
+    figures.Target("hot", "noop-events", "rate", 5.0),
+    figures.Target("hot-no-events", "noop", "rate", 4.0),
     figures.Target("hot", "owners", "rate", 0.95),
     figures.Target("hot", "orm", "rate", 20.0),
-    figures.Target("bulk", "noop-events", "rate", 20.0),
+    figures.Target("bulk", "noop-events", "rate", 30.0),
     figures.Target("ledger", "credit-ledger", "rate", 25.0),
     figures.Target("smtp", "noop-events", "rate", 1.0),
     figures.Target("grown", "hot", "rate", 0.9),

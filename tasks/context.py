@@ -1,7 +1,7 @@
 """Everything that a task may reach: one object, given by the app."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -43,8 +43,9 @@ class NoQuarantine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The database, the carrier of each kind, a function that enqueues a task with its object, and the clocks.
+    """The database, the carrier of each kind, the broker, and the clocks.
 
+    `enqueue` puts a task on its queue once for each of some objects.
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
     this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
     kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
@@ -55,7 +56,7 @@ class Context:
 
     database: Database
     carriers: Mapping[Kind, Carrier]
-    enqueue: Callable[[str, Json], None]
+    enqueue: Callable[[str, Sequence[Json]], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
     keep_personal: timedelta = timedelta(days=90)

@@ -135,9 +135,11 @@ def _find(context: Context, keys: Collection[JobKey]) -> list[Charge]:
 def outbound_message(charge: Charge) -> OutboundMessage:
     """Return the message of a charge as its carrier gets it."""
     content: Json = charge.content or {}
+    org_id = None if charge.is_of_earlier_release else charge.org_id
     if charge.kind == "sms":
         return Sms(
             job_id=charge.job_id,
+            org_id=org_id,
             to=content["to"],
             sender_id=content.get("from"),
             text=content["text"],
@@ -145,6 +147,7 @@ def outbound_message(charge: Charge) -> OutboundMessage:
         )
     return Email(
         job_id=charge.job_id,
+        org_id=org_id,
         from_name=charge.sender_name or "",
         from_address=charge.sender_address or "",
         to=tuple(content["to"]),

@@ -165,7 +165,7 @@ def replay_letter(context: Context, letter_id: int) -> Json:
     task: str = letter.fields["task"]
     key, job = replay_of(letter)
     # Enqueued first, noted second: after a crash in between it is enqueued once more, which is harmless.
-    context.enqueue(task, job)
+    context.enqueue(task, [job])
     context.database.write(lambda connection: mark_replayed(connection, letter, key, context.now(connection)))
     return replay_result(str(letter_id), task=task, replayed_as=key)
 

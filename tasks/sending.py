@@ -123,8 +123,8 @@ def sms_send(context: Context, message: SendSms) -> None:
 def enqueue_resume(context: Context, kind: str, org_id: int, attempts: Mapping[str, int]) -> None:
     """Ask the workers of `kind` for the next attempt of an organization's jobs, given how many each has had."""
     jobs = list(attempts.items())
-    for start in range(0, len(jobs), RESUME_BATCH):
-        context.enqueue(f"{kind}.resume", {"org_id": org_id, "attempts": dict(jobs[start : start + RESUME_BATCH])})
+    batches = (dict(jobs[start : start + RESUME_BATCH]) for start in range(0, len(jobs), RESUME_BATCH))
+    context.enqueue(f"{kind}.resume", [{"org_id": org_id, "attempts": batch} for batch in batches])
 
 
 def _resume(context: Context, given: Json) -> Json:

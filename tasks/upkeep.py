@@ -119,18 +119,17 @@ def audit(context: Context) -> Json:
 
     Each finding that nobody has acknowledged is logged as an error, every time.
     """
-    rules = audit_rules(context, retried_for=timedelta(seconds=context.database.wait_s))
+    rules = audit_rules(context)
     report = run_audit(context.database, context.database.read(context.now), rules)
     for finding in report.findings:
         log.error("audit finding", invariant=finding.invariant, subject=finding.subject, difference=finding.difference)
     return report.as_json()
 
 
-def audit_rules(context: Context, *, retried_for: timedelta) -> AuditRules:
-    """Return what an audit has to know. `retried_for` is how long workers retry a transaction."""
+def audit_rules(context: Context) -> AuditRules:
+    """Return what an audit has to know."""
     longest_retry = timedelta(seconds=context.retry_policy.max_s)
     return AuditRules(
-        retried_for=retried_for,
         longest_wait=max(longest_retry, REDISPATCH_AFTER),
         unknown_for=context.unknown_alarm,
         again=context.audit_again,

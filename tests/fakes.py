@@ -94,8 +94,8 @@ class FakeBroker:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Json]] = []
 
-    def __call__(self, task: str, given: Json) -> None:
-        self.sent.append((task, given))
+    def __call__(self, task: str, given: Sequence[Json]) -> None:
+        self.sent += [(task, one) for one in given]
 
     def take(self) -> list[tuple[str, Json]]:
         """All that was enqueued since the last time."""

@@ -2,10 +2,13 @@
 
 import gc
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from celery import Celery, signals
+from kombu import Producer
+from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # new in kombu 5.7
 
 from models.database.engine import Database
 from models.messages.base import Json
@@ -62,6 +65,7 @@ def create_app(settings: Settings) -> PostageApp:
     app = PostageApp(settings)
     app.conf.update(celery_config(settings))
     app.steps["worker"].add("worker.broker.lane:LaneStep")
+    app.steps["consumer"].add("worker.broker.events:FlushStep")
     return app
 
 
@@ -89,9 +93,23 @@ def _make_context(app: PostageApp) -> Context:
     )
 
 
-def enqueue(app: Celery, task: str, given: Json) -> None:
-    """Put a task on its queue. Nobody waits for its answer, so no connection to the result store is made."""
-    app.send_task(task, args=[given], argsrepr="(…)", ignore_result=True)
+def enqueue(app: Celery, task: str, given: Sequence[Json]) -> None:
+    """Put a task on its queue for each of some objects, in one round trip.
+
+    If that fails, they are put there one by one, each as often as Celery tries it. Some may then be there twice, which
+    is harmless. Nobody waits for an answer, so no connection to the result store is made.
+    """
+    with app.producer_or_acquire() as producer:
+        try:
+            with producer.batch():
+                _send_each(app, producer, task, given)
+        except BatchPublishError:  # for example because the broker has ended the connection that was kept
+            _send_each(app, producer, task, given)
+
+
+def _send_each(app: Celery, producer: Producer, task: str, given: Sequence[Json]) -> None:
+    for one in given:
+        app.send_task(task, args=[one], argsrepr="(…)", ignore_result=True, producer=producer)
 
 
 @signals.setup_logging.connect

@@ -66,10 +66,8 @@ def celery_config(settings: Settings) -> Json:
 def _transport_options(settings: Settings) -> dict[str, Any]:
     return {
         "visibility_timeout": settings.visibility_timeout_s,
-        # By default kombu looks for the jobs of crashed workers every 100 s, and restores 10 of them at a time.
+        # By default kombu looks for the jobs of crashed workers every 100 s.
         "unacked_restore_interval": min(10, settings.visibility_timeout_s / 4),
-        "unacked_restore_throttle": 1,
-        "unacked_restore_limit": None,
         "unacked_mutex_expire": 30,
         # On these queues a campaign takes turns with everybody else.
         "shared_queues": [Queue.EMAIL, Queue.SMS],

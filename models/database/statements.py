@@ -141,7 +141,8 @@ def _microseconds_on_postgresql(element: microseconds_of, compiler: SQLCompiler,
 @compiles(microseconds_of, "sqlite")
 def _microseconds_on_sqlite(element: microseconds_of, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401
     at = compiler.process(element.clauses, **options)
-    return f"(strftime('%s', {at}) * 1000000 + substr({at}, 21))"
+    # Without its fraction: strftime counts in milliseconds, and would round the last of a second up to the next one.
+    return f"(strftime('%s', substr({at}, 1, 19)) * 1000000 + substr({at}, 21))"
 
 
 class count_keys(GenericFunction[int]):  # noqa: N801  a function of SQL

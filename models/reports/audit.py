@@ -53,9 +53,9 @@ from models.reports.invariants import Invariant, history_invariants, state_invar
 
 FINDINGS_MAX = 100
 """Findings that are read for each invariant; more would say nothing new. Nothing moves on then."""
-MARGIN = timedelta(minutes=20)
-"""Twice the longest that one transaction of the ledger can take (fewer than ten statements, each ended by the database
-after a minute)."""
+OVERLAP = timedelta(minutes=20)
+"""How much later than its time says a row may appear: twice the longest that one transaction of the ledger can take
+(fewer than ten statements, each ended by the database after a minute)."""
 NO_PARAMETERS: Mapping[str, Any] = {}
 GUARDS = "The database has its constraints and triggers"
 """The invariant that is checked by the database's catalogue (database/guards.py)."""
@@ -63,21 +63,15 @@ GUARDS = "The database has its constraints and triggers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRules:
-    """What an audit has to know: how long workers retry a transaction, and the longest that a job waits for an attempt.
+    """What an audit has to know: the longest that a job waits for an attempt, and what operators have set.
 
     A message may be unknown for `unknown_for`. `again` is how much of what was checked before is checked again:
     entries, and credits charged and given back.
     """
 
-    retried_for: timedelta
     longest_wait: timedelta
     unknown_for: timedelta
     again: int
-
-    @property
-    def overlap(self) -> timedelta:
-        """How much later than its time says a row may appear."""
-        return self.retried_for + MARGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +110,7 @@ def audit_once(connection: Connection, now: datetime, rules: AuditRules, *, whol
     checked_at = connection.execute(select(audit_progress.c.checked_at)).scalar()
     if whole or checked_at is None:
         return _audit_whole(connection, now, rules)
-    return _audit_next(connection, now, rules, checked_at - rules.overlap)
+    return _audit_next(connection, now, rules, checked_at - OVERLAP)
 
 
 def _audit_whole(connection: Connection, now: datetime, rules: AuditRules) -> AuditReport:
@@ -127,7 +121,7 @@ def _audit_whole(connection: Connection, now: datetime, rules: AuditRules) -> Au
     found, cut = _find(connection, [*_state(now, rules), *history_invariants(scope)])
     found += find_broken_guards(connection)
     record_findings(connection, found, now, cut=cut, by_whole=True)
-    move_marks(connection, now, now - rules.overlap, whole=True)
+    move_marks(connection, now, now - OVERLAP, whole=True)
     check_first(connection)
     _note_progress(connection, now, whole=not found)
     return AuditReport(alarming_findings(connection), whole=True, since=None, examined=_count(connection, scope))
@@ -147,7 +141,7 @@ def _audit_next(connection: Connection, now: datetime, rules: AuditRules, since:
     if not cut_in_history:
         held = holding_accounts(connection)
         resolve_checked(connection, move_circle(connection, again, held, now), now)
-        move_marks(connection, now, now - rules.overlap, whole=False)
+        move_marks(connection, now, now - OVERLAP, whole=False)
         _note_progress(connection, now, whole=False)
     examined = _count(connection, scope, stretch_params(connection, new, since))
     counted_again = _count(connection, scope, stretch_params(connection, repeated, END))
@@ -166,7 +160,7 @@ def _recent(new: Sequence[Stretch], since: datetime) -> datetime:
 
 
 def _state(now: datetime, rules: AuditRules) -> list[Invariant]:
-    longest_wait = rules.longest_wait + MARGIN
+    longest_wait = rules.longest_wait + OVERLAP
     return state_invariants(now, longest_wait=longest_wait, unknown_for=rules.unknown_for)
 
 

@@ -23,9 +23,14 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Email:
-    """One email as a carrier gets it. `recipients` is the envelope: those who are still to get it."""
+    """One email as a carrier gets it. `recipients` is the envelope: those who are still to get it.
+
+    `org_id` tells it from an email of the same job id in another organization. It is None for a message that the
+    carrier may know from an earlier release, by its job id alone.
+    """
 
     job_id: str
+    org_id: int | None
     from_name: str
     from_address: str
     to: tuple[str, ...]
@@ -40,9 +45,10 @@ class Email:
 
 @dataclass(frozen=True, slots=True)
 class Sms:
-    """One text message as a carrier gets it. `to` is E.164; `segments` is what was charged."""
+    """One text message as a carrier gets it. `to` is E.164; `segments` is what was charged; `org_id` as in `Email`."""
 
     job_id: str
+    org_id: int | None
     to: str
     sender_id: str | None
     text: str
@@ -88,7 +94,7 @@ class Carrier(Protocol):
 
     @property
     def is_idempotent(self) -> bool:
-        """Whether asking again with the same job id can never send twice."""
+        """Whether asking again with the same job id and organization can never send twice."""
 
     @property
     def concurrency(self) -> int:

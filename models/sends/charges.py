@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, func, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, false, func, literal, select, tuple_, update
 
 from models.database.schema import accounts, charges, organizations, users
 from models.database.statements import is_among
@@ -101,6 +101,8 @@ class Charge:
     final_at: datetime | None = None
     sender_name: str | None = None
     sender_address: str | None = None
+    is_of_earlier_release: bool = False
+    """Whether it was charged before migration 0006, so that a carrier may know it by its job id alone."""
     is_new: bool = False
     """Whether the caller has just begun this attempt and must go on with it."""
 
@@ -117,6 +119,10 @@ _COLUMNS = (
         "bulk_id", "created_at", "due_at", "final_at",
     )),
     accounts.c.owner_id.label("payer"),
+    # Its entry has a job's id, as no other has: that of the job, or of the bulk job which it belongs to.
+    func.coalesce(charges.c.charged_by.in_((charges.c.job_id, charges.c.bulk_id)), false()).label(
+        "is_of_earlier_release"
+    ),
     users.c.name.label("sender_name"),
     users.c.email.label("sender_address"),
 )  # fmt: skip

@@ -186,7 +186,7 @@ class SmsGateway(ThreadingHTTPServer):
 
     def answer_to(self, key: str, text: Json) -> int:
         """Keep a request, and give the status with which it is answered."""
-        statuses = self._answers.get(key)
+        statuses = self._answers.get(text["id"])
         status = statuses.pop(0) if statuses else 200
         self.posts.append(Post(key, text, status))
         return status

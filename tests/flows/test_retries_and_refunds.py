@@ -152,9 +152,7 @@ def test_a_gateway_that_says_not_now_is_asked_again_with_the_same_key(deployment
 
     assert charge.state is State.SENT
     assert [(post.key, post.status) for post in deployment.gateway.posts_of(job_id)] == [
-        (job_id, 503),
-        (job_id, 429),
-        (job_id, 200),
+        (f"{job_id}@{charge.org_id}", status) for status in (503, 429, 200)
     ]
     assert len({str(post.text) for post in deployment.gateway.posts_of(job_id)}) == 1
     assert [move for move in deployment.moves(owner, "sms") if job_id in move[0]] == [(f"charge:{job_id}", -1)]

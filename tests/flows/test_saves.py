@@ -170,5 +170,5 @@ def test_a_worker_that_ends_finishes_a_save_and_hands_back_those_behind_it_in_or
 
         assert finished[0] == held
         assert len(finished) + left == 11
-        assert deployment.redis.hlen("unacked") == 0
+        wait_until(lambda: deployment.redis.hlen("unacked") == 0, "every save is acknowledged, after its answer")
         assert count(deployment, plans.c.price == 9) == 1

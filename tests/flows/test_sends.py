@@ -49,17 +49,17 @@ def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment
     assert deployment.remaining(member) == {"email": 6, "sms": 0}
 
 
-def test_a_text_message_reaches_the_gateway_with_its_job_id_as_key(deployment: Deployment) -> None:
+def test_a_text_message_reaches_the_gateway_with_its_job_id_and_organization_as_key(deployment: Deployment) -> None:
     """Its two segments of UCS-2 cost two credits."""
     owner, member = deployment.people(sms=5)
     text = "Schöne Grüße 👋 aus Köln! Wir treffen uns am Montag um zehn Uhr im großen Saal, wie immer."
     job_id = new_id("text")
 
     deployment.send("sms.send", sms_job(job_id, member, **{"text": text, "from": "Acme"}))
-    deployment.wait_until_final(job_id)
+    charge = deployment.wait_until_final(job_id)[job_id]
 
     [post] = deployment.gateway.posts_of(job_id)
-    assert post.key == job_id
+    assert post.key == f"{job_id}@{charge.org_id}"
     assert post.text == {"id": job_id, "to": "+4915112345678", "from": "Acme", "text": text, "segments": 2}
     answer = deployment.message(owner, job_id)
     assert (answer["status"], answer["paid_by"], answer["credits"]) == ("sent", owner, 2)

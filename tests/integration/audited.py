@@ -30,13 +30,11 @@ from tests.fakes import (
     run_enqueued,
 )
 
-RETRIED_FOR = timedelta(seconds=300)
-"""How long workers retry a transaction."""
 EVENING = NOON + timedelta(hours=5)
 """When the busy day is over."""
 
 
-RULES = AuditRules(retried_for=RETRIED_FOR, longest_wait=LONGEST_WAIT, unknown_for=UNKNOWN_FOR, again=20_000)
+RULES = AuditRules(longest_wait=LONGEST_WAIT, unknown_for=UNKNOWN_FOR, again=20_000)
 """What audits have to know. They check everything again that tests write."""
 
 

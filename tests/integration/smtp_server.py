@@ -17,6 +17,7 @@ from worker.local.sinks import LoopbackController
 BOB, EVE, JOE = "bob@example.org", "eve@example.org", "joe@example.org"
 EMAIL = Email(
     job_id="job-1",
+    org_id=7,
     from_name="Ada",
     from_address="ada@example.org",
     to=(BOB,),

@@ -10,13 +10,13 @@ from sqlalchemy import Connection, select, update
 from models.database.engine import Database
 from models.database.schema import accounts, audit_marks, charges, entries, findings
 from models.money.chain import GENESIS, entry_hash
-from models.reports.audit import MARGIN
+from models.reports.audit import OVERLAP
 from models.sends.charging import charge_jobs
 from tasks import upkeep
 from tasks.operating import acknowledge, show_findings
 from tests.factories import balance, buy, email_job, ledger_job, save_people
 from tests.fakes import NOON, Clock, make_context
-from tests.integration.audited import EVENING, RETRIED_FOR, audit, damage, unguarded
+from tests.integration.audited import EVENING, audit, damage, unguarded
 from tests.integration.faults import CHAIN, LAST_ENTRY, STAYED
 from tests.integration.test_audit_matrix import undone
 
@@ -249,7 +249,7 @@ def test_a_full_audit_without_findings_sets_all_marks_anew(busy: Database) -> No
     with busy.snapshot() as connection:
         assert full.examined["entries"] == len(connection.execute(select(entries)).all()) > 20
     assert marks(busy) == last_entries(busy)
-    assert again.since == EVENING - RETRIED_FOR - MARGIN
+    assert again.since == EVENING - OVERLAP
     assert again.examined == {"entries": 0, "charges": 0, "orders": 0}
 
 
@@ -313,10 +313,10 @@ def test_too_many_findings_move_nothing(busy: Database) -> None:
 
 
 def test_a_charge_that_appears_late_is_within_the_overlap(database: Database) -> None:
-    """Its time was read before a transaction that was retried for as long as is allowed."""
+    """Its transaction took as long as it may."""
     save_people(database)
     buy(database, "john", email=5)
-    audit(database, NOON + RETRIED_FOR + MARGIN)
+    audit(database, NOON + OVERLAP)
     with unguarded(database) as connection:
         with undone(connection):  # a charge without an entry moves no account
             charge_jobs(connection, [ledger_job(email_job("late"))], lease_id="h", now=NOON, lease_until=EVENING)
@@ -324,7 +324,7 @@ def test_a_charge_that_appears_late_is_within_the_overlap(database: Database) ->
         late |= {"state": "sent", "lease_until": None, "content": None, "final_at": NOON}
         connection.execute(charges.insert().values(late))
 
-    assert "late" in subjects(audit(database, NOON + RETRIED_FOR + MARGIN, again=1))
+    assert "late" in subjects(audit(database, NOON + OVERLAP, again=1))
 
 
 def test_an_uncommitted_charge_is_checked_by_the_next_audit(stocked_postgres: Database) -> None:

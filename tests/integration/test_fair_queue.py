@@ -32,7 +32,6 @@ def take(redis: Redis, limit: int, *, bulk_limit: int = 8, shared: Sequence[str]
         unacked_index="unacked_index",
         lists=["email"],
         queues=1,
-        now=0.0,
         limit=limit,
         bulk_limit=bulk_limit,
         shared=shared,

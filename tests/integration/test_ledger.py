@@ -1,15 +1,18 @@
 """The ledger: moves of several accounts in one statement, debts, and the chain of hashes."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import select, text
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import literal, select, text
 
 from models.database.engine import Database
-from models.database.schema import accounts, entries
+from models.database.schema import UtcDateTime, accounts, entries
+from models.database.statements import microseconds_of
 from models.money import ledger
 from models.money.accounts import AccountKey, accounts_of
-from models.money.chain import GENESIS, entry_hash
+from models.money.chain import GENESIS, entry_hash, microseconds
 from models.money.ledger import Move
 from tests.chains import broken_hashes
 from tests.factories import ACME, OTHER
@@ -35,6 +38,17 @@ def test_the_hashes_after_a_busy_day_are_those_of_the_chain(busy: Database) -> N
 
         assert broken_hashes(connection) == []
     assert {kind for kind, _ in counts} == {"opening", "purchase", "charge", "refund"}
+
+
+@given(at=st.timedeltas(timedelta(days=-20_000), timedelta(days=100_000)).map(NOON.__add__))
+@example(at=NOON.replace(microsecond=999_500))
+@example(at=NOON.replace(microsecond=999_999))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_database_counts_the_microseconds_that_the_chain_counts(database: Database, at: datetime) -> None:
+    with database.snapshot() as connection:
+        counted = connection.execute(select(microseconds_of(literal(at, UtcDateTime)))).scalar_one()
+
+    assert counted == microseconds(at)
 
 
 def test_the_database_hashes_as_the_chain_does(stocked: Database) -> None:

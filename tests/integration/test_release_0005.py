@@ -189,6 +189,7 @@ def test_work_goes_on_where_the_old_release_left_it(migrated: Database) -> None:
     assert (
         sorted({"waits-partly", *(f"bulk-waits/{place}" for place in range(3))} - set(carriers["email"].job_ids)) == []
     )
+    assert {message.org_id for message in carriers["email"].messages} == {None}, "a carrier knows them by their ids"
     assert set(states.values()) <= {State.SENT, State.FAILED}
     assert [job_id for job_id, *_ in decisions_of(migrated)] == ["unknown-refunded", "unknown-resent", "unknown-1"]
     assert len(letters_of(migrated)) > 0
@@ -202,4 +203,5 @@ def test_new_jobs_are_charged_after_the_migration(migrated: Database) -> None:
     refused = answer(context, "email.send", email_job("bad", "peter", to="?"))
 
     assert (bought["status"], sent["status"], refused["reason"]) == ("done", "sent", "invalid_job")
+    assert [message.org_id for message in context.carriers["email"].messages] == [charge_of(migrated, "new").org_id]  # type: ignore[attr-defined]
     assert findings(migrated, NOW) == []

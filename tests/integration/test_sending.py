@@ -8,7 +8,7 @@ from models.database.engine import Database
 from models.messages.sends import SendEmail
 from models.sends.carrier import Email, OutboundMessage, Outcome, Receipt, Sms
 from models.sends.charges import State
-from tests.factories import balance, email_job, share, sms_job
+from tests.factories import ACME, balance, email_job, share, sms_job
 from tests.fakes import ACCEPTED, NEVER, NOBODY, NOON, NOT_NOW, UNSURE, FakeCarrier, answer, later, make_context, send
 from tests.integration.sending import THREE
 from tests.integration.stored import charge_of, findings
@@ -45,6 +45,7 @@ def test_the_carrier_gets_the_whole_email_and_its_sender(stocked: Database) -> N
 
     expected = Email(
         job_id="job-1",
+        org_id=ACME,
         from_name="Peter",
         from_address="peter@acme.test",
         to=("ada@example.test",),
@@ -77,7 +78,7 @@ def test_a_text_message_costs_one_credit_a_segment(stocked: Database) -> None:
 
     answered = answer(context, "sms.send", sms_job(text="x" * 161, **{"from": "Acme"}))
 
-    assert carrier.messages == [Sms("job-1", "+31612345678", "Acme", "x" * 161, 2)]
+    assert carrier.messages == [Sms("job-1", ACME, "+31612345678", "Acme", "x" * 161, 2)]
     assert (answered["status"], answered["credits"], answered["kind"]) == ("sent", 2, "sms")
     assert (balance(stocked, "john", "sms"), balance(stocked, "john", "email")) == (8, 10)
 

@@ -21,6 +21,7 @@ from worker.local.sinks import MAIL_MAX, MailSink, SmsSink
 
 EMAIL = Email(
     job_id="job:1/0",
+    org_id=7,
     from_name="Ada",
     from_address="ada@example.org",
     to=("bob@example.org",),
@@ -32,7 +33,7 @@ EMAIL = Email(
     reply_to=None,
     headers={},
 )
-TEXT = Sms(job_id="job:1/0", to="+12025550123", sender_id=None, text="Grüße", segments=1)
+TEXT = Sms(job_id="job:1/0", org_id=7, to="+12025550123", sender_id=None, text="Grüße", segments=1)
 
 
 def deliver(carrier: Carrier, message: OutboundMessage) -> Receipt:
@@ -152,7 +153,7 @@ def test_each_text_is_kept_as_a_file(tmp_path: Path) -> None:
         (receipt,) = send_texts(sink, TEXT)
 
     (path,) = kept_texts(tmp_path)
-    assert path.match("20*-job%3A1%2F0-*.json")
+    assert path.match("20*-job%3A1%2F0@7-*.json")
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept.pop("received_at")
     assert kept == {
@@ -162,7 +163,7 @@ def test_each_text_is_kept_as_a_file(tmp_path: Path) -> None:
         "text": "Grüße",
         "segments": 1,
         "reference": receipt.reference,
-        "idempotency_key": "job:1/0",
+        "idempotency_key": "job:1/0@7",
     }
 
 
@@ -175,6 +176,17 @@ def test_a_text_that_comes_twice_is_kept_once(tmp_path: Path) -> None:
 
     assert first == second == third
     assert len(kept_texts(tmp_path)) == 1
+
+
+def test_texts_of_one_job_id_in_two_organizations_are_both_kept(tmp_path: Path) -> None:
+    """Neither organization can know, or take, the ids of the other."""
+    with SmsSink(tmp_path) as sink:
+        send_texts(sink, TEXT, replace(TEXT, org_id=8, to="+12025550199"))
+
+    assert {json.loads(path.read_text(encoding="utf-8"))["to"] for path in kept_texts(tmp_path)} == {
+        "+12025550123",
+        "+12025550199",
+    }
 
 
 def test_a_text_that_comes_many_times_at_the_same_time_is_kept_once(tmp_path: Path) -> None:

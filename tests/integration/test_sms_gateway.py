@@ -22,7 +22,7 @@ from worker.carriers.null import NullCarrier
 from worker.carriers.sms_gateway import ANSWER_MAX, SmsGateway
 from worker.settings import SettingsError
 
-TEXT = Sms(job_id="job-1", to="+12025550123", sender_id="Ada", text="Grüße", segments=1)
+TEXT = Sms(job_id="job-1", org_id=7, to="+12025550123", sender_id="Ada", text="Grüße", segments=1)
 
 
 class Request(NamedTuple):
@@ -139,7 +139,7 @@ def test_a_text_is_posted_as_json_under_its_job_id() -> None:
     (request,) = gateway.requests
     assert request.path == "/send?account=1"
     assert request.body == {"id": "job-1", "to": "+12025550123", "from": "Ada", "text": "Grüße", "segments": 1}
-    assert request.headers["Idempotency-Key"] == "job-1"
+    assert request.headers["Idempotency-Key"] == "job-1@7"
     assert request.headers["Content-Type"] == "application/json"
     assert "Transfer-Encoding" not in request.headers
 
@@ -342,7 +342,7 @@ def test_details_and_logs_contain_no_number_text_or_password() -> None:
 
 def test_an_email_for_the_sms_carrier_is_a_bug() -> None:
     """Unlike a fault of the network, a bug is raised."""
-    email = Email("job-1", "Ada", "ada@example.org", (), (), (), "Hello", "Hello", None, None, {})
+    email = Email("job-1", 7, "Ada", "ada@example.org", (), (), (), "Hello", "Hello", None, None, {})
     with carrier_to("http://localhost") as carrier, pytest.raises(TypeError, match="takes no Email"):
         carrier.deliver(email, no_handover)
 

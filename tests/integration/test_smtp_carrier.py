@@ -59,7 +59,7 @@ def test_an_email_that_is_too_large_for_the_server_is_not_sent() -> None:
 def test_a_text_message_for_the_smtp_carrier_is_a_bug() -> None:
     """Unlike a fault of the network, a bug is raised."""
     with carrier_to("smtp://127.0.0.1") as carrier, pytest.raises(TypeError, match="takes no Sms"):
-        carrier.deliver(Sms("job-1", "+12025550123", None, "Hello", 1), unnoted)
+        carrier.deliver(Sms("job-1", 7, "+12025550123", None, "Hello", 1), unnoted)
 
 
 @pytest.mark.parametrize(

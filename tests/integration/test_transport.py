@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
+import time_machine
 from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.transport import redis as stock
 from redis import Redis
@@ -189,10 +191,28 @@ def test_messages_that_a_killed_worker_had_taken_come_back_in_order(
     take(connection, "billing", prefetch=100)
 
     with Connection(valkey_url, transport=Transport, transport_options={"visibility_timeout": 0}) as other:
-        other.default_channel.qos.restore_visible(num=None)
+        other.default_channel.qos.restore_visible()
         again = take(other, "billing", prefetch=100)
 
     assert numbers(again) == list(range(100))
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+def test_what_others_work_on_is_left_alone_by_a_worker_whose_clock_is_wrong(
+    valkey_url: str, redis: Redis, connection: Connection, producer: Producer, hours: int
+) -> None:
+    """Its own messages come back in time, too."""
+    publish(producer, "email", 1, 2)
+    take_one(connection, "email")
+
+    with time_machine.travel(datetime.now(UTC) + timedelta(hours=hours)), connection.clone() as other:
+        take_one(other, "email")
+        other.default_channel.qos.restore_visible()
+        assert (redis.llen("email"), redis.hlen("unacked")) == (0, 2)
+
+    with Connection(valkey_url, transport=Transport, transport_options={"visibility_timeout": 0}) as third:
+        third.default_channel.qos.restore_visible()
+    assert (redis.llen("email"), redis.hlen("unacked")) == (2, 0)
 
 
 def test_messages_that_a_worker_hands_back_at_its_end_come_again_in_order(

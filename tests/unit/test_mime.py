@@ -34,6 +34,7 @@ from worker.carriers.mime import (
 
 PLAIN = Email(
     job_id="job-1",
+    org_id=7,
     from_name="Ada",
     from_address="ada@example.org",
     to=("bob@example.org",),
@@ -47,7 +48,8 @@ PLAIN = Email(
 )
 LINES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=900)
 BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=3000)
-JOB_IDS = st.text("ab.:_-/%A0", min_size=1, max_size=64)
+Job = tuple[str, int]
+JOBS = st.tuples(st.text("ab.:_-/%A0", min_size=1, max_size=64), st.integers(1, 12))
 
 
 def read(content: bytes) -> EmailMessage:
@@ -89,7 +91,7 @@ def test_an_email_says_who_writes_to_whom_about_what() -> None:
     assert addresses(message["Cc"]) == [("", "eve@example.org"), ("", "joe@example.org")]
     assert addresses(message["Reply-To"]) == [("", "desk@example.org")]
     assert message["Subject"] == "Hello"
-    assert message["Message-ID"] == "<job-1@example.org>"
+    assert message["Message-ID"] == "<job-1@7.example.org>"
     assert message["Date"].datetime is not None
     assert message.get_content() == "Hello Bob\r\n"
 
@@ -187,10 +189,11 @@ def test_html_alone_is_the_whole_message() -> None:
     assert message.get_content() == "<p>Hello</p>\r\n"
 
 
-@given(first=JOB_IDS, second=JOB_IDS)
-def test_each_job_has_a_message_id_of_its_own(first: str, second: str) -> None:
-    """The Message-ID is made from the job id alone."""
-    first_id, second_id = message_id(replace(PLAIN, job_id=first)), message_id(replace(PLAIN, job_id=second))
+@given(first=JOBS, second=JOBS)
+def test_each_job_of_each_organization_has_a_message_id_of_its_own(first: Job, second: Job) -> None:
+    first_id, second_id = (
+        message_id(replace(PLAIN, job_id=job_id, org_id=org_id)) for job_id, org_id in (first, second)
+    )
 
     assert (first_id == second_id) == (first == second)
 
@@ -208,7 +211,7 @@ def test_each_job_has_a_message_id_of_its_own(first: str, second: str) -> None:
 )
 def test_a_message_id_is_dot_atom_text(job_id: str, expected: str) -> None:
     """Characters that it must not hold are percent-encoded (RFC 5322 section 3.2.3)."""
-    assert message_id(replace(PLAIN, job_id=job_id)) == expected
+    assert message_id(replace(PLAIN, job_id=job_id, org_id=None)) == expected
 
 
 def test_a_domain_outside_ascii_is_written_in_ascii() -> None:

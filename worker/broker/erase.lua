@@ -1,7 +1,7 @@
 -- Erases the items of the quarantine KEYS[1] that came at ARGV[1] or before, at most ARGV[2] of them. Returns how many.
 --
--- Items on the list KEYS[2], where workers of earlier releases put them, get the time ARGV[3] and move to the quarantine.
-local before, limit, now = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+-- Items on the list KEYS[2], where workers of earlier releases put them, move to the quarantine, as if they came now.
+local before, limit = ARGV[1], tonumber(ARGV[2])
 
 for _ = 1, limit do
     local item = redis.call('RPOP', KEYS[2])

@@ -19,7 +19,7 @@ from redis import Redis
 from redis.commands.core import Script
 
 QUARANTINE = "postage.quarantined"
-"""The sorted set of items that can never be a job, as they were found, by the time at which they were (in seconds)."""
+"""The sorted set of items that can never be a job, as they were found, by the time at which they were."""
 TAKE_MAX = 100
 """Messages taken in one round trip, at most."""
 
@@ -34,7 +34,7 @@ def lua(*names: str) -> str:
 
 def take_script(redis: Redis) -> Script:
     """Return the script that takes messages (see `take_args`)."""
-    return redis.register_script(lua("keys.lua", "take.lua"))
+    return redis.register_script(lua("clock.lua", "keys.lua", "take.lua"))
 
 
 def take_args(
@@ -43,11 +43,10 @@ def take_args(
     unacked_index: str,
     lists: Sequence[str],
     queues: int,
-    now: float,
     limit: int,
     bulk_limit: int,
     shared: Sequence[str],
-) -> tuple[str | int | float, ...]:
+) -> tuple[str | int, ...]:
     """Return the arguments of the script: number of keys, keys, and values.
 
     It takes up to `limit` messages from `lists`, which are the `queues` of the highest priority and then those of the
@@ -55,7 +54,7 @@ def take_args(
     `bulk_limit`.
     """
     keys = (unacked, unacked_index, QUARANTINE, *lists)
-    return (len(keys), *keys, now, limit, queues, bulk_limit, *shared)
+    return (len(keys), *keys, limit, queues, bulk_limit, *shared)
 
 
 def is_bulk(item: bytes) -> bool:

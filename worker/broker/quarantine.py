@@ -8,7 +8,6 @@ import base64
 import hashlib
 import heapq
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,9 +139,8 @@ class RedisQuarantine:
     def erase_before(self, before: datetime, limit: int) -> int:
         """Erase items that came before then, at most `limit`. Returns how many."""
         with self._redis() as redis:
-            erase = redis.register_script(lua("erase.lua"))
-            args = (before.timestamp(), limit, time.time())
-            return int(erase(keys=[QUARANTINE, LIST_BEFORE], args=args))
+            erase = redis.register_script(lua("clock.lua", "erase.lua"))
+            return int(erase(keys=[QUARANTINE, LIST_BEFORE], args=[before.timestamp(), limit]))
 
     def erase_of(self, user: str) -> int:
         """Erase the messages about jobs of a user. Returns how many. What cannot be read stays until its time is over.

@@ -1,23 +1,22 @@
 -- Takes messages from queues, and notes them as unacknowledged in the same step, so that none is lost.
 --
 --   KEYS[1]   hash    unacknowledged messages by delivery tag, as kombu stores them: [message, exchange, routing key]
---   KEYS[2]   zset    their delivery tags by the time at which they were taken
+--   KEYS[2]   zset    their delivery tags by the time at which they were taken, in seconds since 1970 by Redis's clock
 --   KEYS[3]   zset    the quarantine: items that are not messages, as they were found, by the time at which they were
 --   KEYS[4…]  lists   the queues to take from: those of the highest priority, then those of the next one, and so on
 --
---   ARGV[1]   now, in seconds since 1970
---   ARGV[2]   how many messages to take at most
---   ARGV[3]   how many queues there are of each priority
---   ARGV[4]   how many messages to take at most that stand for many jobs (resume, send_many)
---   ARGV[5…]  the queues that senders share (keys.lua)
+--   ARGV[1]   how many messages to take at most
+--   ARGV[2]   how many queues there are of each priority
+--   ARGV[3]   how many messages to take at most that stand for many jobs (resume, send_many)
+--   ARGV[4…]  the queues that senders share (keys.lua)
 --
 -- Returns the number of items that were quarantined, and then queue, delivery tag and item of each message.
 
 local SHARED_OUT_MAX = 5000  -- messages that one call moves to their senders: about 15 ms, in which Redis serves nobody else
 
 local unacked, unacked_index, quarantine = KEYS[1], KEYS[2], KEYS[3]
-local now, limit, queues, bulk_left = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local FIRST_QUEUE, FIRST_SHARED = 4, 5
+local limit, queues, bulk_left = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local FIRST_QUEUE, FIRST_SHARED = 4, 4
 local APART_S = 1e-6  -- between the times of messages taken at once: those that are not acknowledged come back in order
 local is_shared = {}
 for place = FIRST_SHARED, #ARGV do

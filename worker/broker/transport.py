@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -99,6 +99,21 @@ class QoS(redis.QoS):
         else:
             super().append(message, delivery_tag)
 
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 1) -> None:  # noqa: ARG002  kombu's
+        """Put back what was not acknowledged within the visibility timeout, by Redis's clock.
+
+        kombu goes by the clock of the worker: one that runs ahead would put back what others are working on.
+        """
+        with (
+            self.channel.conn_or_acquire() as client,
+            suppress(redis.MutexHeld),
+            redis.Mutex(client, self.unacked_mutex_key, self.unacked_mutex_expire),
+        ):
+            seconds, microseconds = client.time()
+            latest = seconds + microseconds / 1e6 - self.visibility_timeout
+            for tag in client.zrange(self.unacked_index_key, latest, "-inf", desc=True, byscore=True):
+                self.restore_by_tag(tag, client)
+
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002
         """Put a message back on its queue, or into the quarantine if it came back too often, in one step.
 
@@ -139,7 +154,7 @@ class QoS(redis.QoS):
 
 def _add_to_quarantine(pipe: Any, item: bytes) -> None:  # noqa: ANN401  a pipeline
     """Add an item with its time to the quarantine, unless the same one is there already."""
-    pipe.zadd(fair_queue.QUARANTINE, {item: time()}, nx=True)
+    pipe.eval(fair_queue.lua("clock.lua", "quarantine.lua"), 1, fair_queue.QUARANTINE, item)
 
 
 def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any JSON
@@ -249,7 +264,6 @@ class Channel(redis.Channel):
             unacked_index=self.unacked_index_key,
             lists=lists,
             queues=len(queues),
-            now=time(),
             limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
             bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
             shared=[queue for queue in queues if queue in self.shared_queues],

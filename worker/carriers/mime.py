@@ -53,14 +53,16 @@ def compose(email: Email) -> bytes:
 
 
 def message_id(email: Email) -> str:
-    """Return the Message-ID of `email`, which is the same for the same job id, and different for any other.
+    """Return the Message-ID of `email`, which is the same for the same job, and different for any other.
 
-    Everything that is not dot-atom text is percent-encoded, and so are the percent sign and each dot without text on
-    both sides (RFC 5322 sections 3.2.3 and 3.6.4).
+    Its left side is the job id, and its right side the number of the organization before the domain of the sender.
+    Everything in the job id that is not dot-atom text is percent-encoded, and so are the percent sign and each dot
+    without text on both sides (RFC 5322 sections 3.2.3 and 3.6.4).
     """
     atoms = quote(email.job_id, safe="!#$&'*+-/=?^_`{|}~.")
     local = re.sub(r"(?<![^.])\.|\.(?![^.])", "%2E", atoms)
-    return f"<{local}@{wire_address(email.from_address).rpartition('@')[2]}>"
+    domain = wire_address(email.from_address).rpartition("@")[2]
+    return f"<{local}@{domain}>" if email.org_id is None else f"<{local}@{email.org_id}.{domain}>"
 
 
 def wire_address(address: str) -> str:

@@ -24,7 +24,7 @@ _LATER = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_
 
 
 class SmsGateway:
-    """Hands text messages to an HTTP gateway that takes the job id as `Idempotency-Key`."""
+    """Hands text messages to an HTTP gateway that sends one message, however often, for each `Idempotency-Key`."""
 
     is_idempotent = True
 
@@ -87,6 +87,11 @@ class SmsGateway:
         self._pool.clear()
 
 
+def idempotency_key(sms: Sms) -> str:
+    """Return the key of a message: its job id, `@`, and the number of its organization. No job id contains an `@`."""
+    return sms.job_id if sms.org_id is None else f"{sms.job_id}@{sms.org_id}"
+
+
 class _Request:
     """One message as JSON, which notes whether any of it was given to the network."""
 
@@ -97,7 +102,7 @@ class _Request:
         self.headers = {
             "Content-Type": "application/json",
             "Content-Length": str(len(self._content)),
-            "Idempotency-Key": sms.job_id,
+            "Idempotency-Key": idempotency_key(sms),
         }
 
     def body(self) -> Iterator[bytes]:

@@ -1,7 +1,5 @@
 """Commands that show operators how jobs, queues and workers stand, and whether the money is right."""
 
-from datetime import timedelta
-
 import click
 
 from models.database.engine import transaction_time
@@ -40,7 +38,6 @@ def audit(*, full: bool, as_json: bool) -> None:
     """
     session = current_session()
     database = session.context.database
-    by_workers = timedelta(seconds=session.configured.database_wait_s)  # this command waits for less
-    rules = audit_rules(session.context, retried_for=by_workers)
+    rules = audit_rules(session.context)
     report = run_audit(database, database.read(transaction_time), rules, whole=full)
     print_answer(report.as_json(), as_json=as_json, table=tables.audit)

@@ -205,13 +205,13 @@ class _SmsHandler(BaseHTTPRequestHandler):
         """Say nothing: the worker logs what it sends."""
 
 
-def _keep(folder: Path, job_id: str, suffix: str, content: bytes) -> Path:
+def _keep(folder: Path, name: str, suffix: str, content: bytes) -> Path:
     """Write one message to a new file, whose name is unique, begins with the time and contains the job id.
 
     It gets its name when it is complete, so nobody who lists the folder reads half a message.
     """
     stamp = datetime.fromtimestamp(time.time(), UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    path = folder / f"{stamp}-{quote(job_id, safe='')[:_NAME_MAX]}-{secrets.token_hex(4)}{suffix}"
+    path = folder / f"{stamp}-{quote(name, safe='@')[:_NAME_MAX]}-{secrets.token_hex(4)}{suffix}"
     draft = folder / f".{path.name}.tmp"
     draft.write_bytes(content)
     draft.replace(path)
