@@ -6,18 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Executable,
-    bindparam,
-    exists,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Executable, bindparam, exists, func, select, update
 
 from models.database.json_rows import array_param, in_array
 from models.database.schema import users
