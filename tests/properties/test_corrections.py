@@ -211,9 +211,9 @@ def _no_logs() -> Iterator[None]:
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_right_debt_on_sqlite(migrated_sqlite: Path, tmp_path: Path) -> None:
-    run(Corrections, partial(fresh_sqlite, migrated_sqlite, tmp_path / "history.db", 1), 12)
+    run(Corrections, partial(fresh_sqlite, migrated_sqlite, tmp_path / "history.db", 1), 6)
 
 
 @pytest.mark.timeout(600)
 def test_any_history_leaves_the_right_debt_on_postgresql(migrated_postgres: PostgresServer) -> None:
-    run(Corrections, partial(fresh_postgres, migrated_postgres, 1), 4)
+    run(Corrections, partial(fresh_postgres, migrated_postgres, 1), 3)

@@ -1,6 +1,7 @@
 """One word, one meaning: the glossary names what is in the code, and the public classes are in the glossary."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -37,6 +38,7 @@ def public_classes() -> dict[str, list[str]]:
     return found
 
 
+@functools.cache
 def public_names() -> set[str]:
     """Classes, functions and constants of all modules, and the modules themselves."""
     names = {path.stem for path in SOURCES}
