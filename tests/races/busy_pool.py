@@ -187,12 +187,12 @@ def main() -> None:
         began = time.monotonic()
         seen = measure(server.url("busy"), connections=asked.connections, calls=asked.calls, charges=asked.charges)
         took = time.monotonic() - began
+        sys.stdout.write(
+            f"{seen}\n{seen.charged:,} charges in {took:.0f} s; balances say {seen.spent:,}\n"
+            f"MultiXacts: {seen.multixacts}\n"
+        )
         with worker(server.url("busy")) as context:
-            found = findings(context)
-    sys.stdout.write(
-        f"{seen}\n{seen.charged:,} charges in {took:.0f} s; balances say {seen.spent:,}; findings: {found}\n"
-        f"MultiXacts: {seen.multixacts}\n"
-    )
+            sys.stdout.write(f"findings: {findings(context)}\n")
 
 
 if __name__ == "__main__":
