@@ -224,6 +224,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  
     _use_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten; some builds leave it in the file
     connection.execute("PRAGMA recursive_triggers = ON")  # else REPLACE would bypass the append-only triggers
     connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
     connection.create_aggregate("lines_digest", 1, _LinesDigest)
