@@ -206,7 +206,7 @@ class _SmsHandler(BaseHTTPRequestHandler):
 
 
 def _keep(folder: Path, name: str, suffix: str, content: bytes) -> Path:
-    """Write one message to a new file, whose name is unique, begins with the time and contains the job id.
+    """Write one message to a new file, whose name is unique, begins with the time and contains `name`.
 
     It gets its name when it is complete, so nobody who lists the folder reads half a message.
     """
