@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.compiled import statements_compiled_once
 from tests.servers import PostgresServer, ValkeyServer
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")
 
 TEMPLATE = "template_migrated"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statements_compiled_once() -> Iterator[None]:
+    """Compile each statement once in this process."""
+    with statements_compiled_once():
+        yield
 
 
 @pytest.fixture(scope="session")

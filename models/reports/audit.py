@@ -49,10 +49,9 @@ from models.reports.findings import (
     record_findings,
     resolve_checked,
 )
-from models.reports.invariants import Invariant, history_invariants, state_invariants
+from models.reports.invariants import FINDINGS_MAX, Invariant, history_invariants, state_invariants
+from models.reports.state_invariants import state_params
 
-FINDINGS_MAX = 100
-"""Findings that are read for each invariant; more would say nothing new. Nothing moves on then."""
 OVERLAP = timedelta(minutes=20)
 """How much later than its time says a row may appear: twice the longest that one transaction of the ledger can take
 (fewer than ten statements, each ended by the database after a minute)."""
@@ -118,7 +117,7 @@ def _audit_whole(connection: Connection, now: datetime, rules: AuditRules) -> Au
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a long history takes its time
         connection.exec_driver_sql("SET LOCAL enable_seqscan = on")  # and is read fastest in its own order
     scope = whole_history()
-    found, cut = _find(connection, [*_state(now, rules), *history_invariants(scope)])
+    found, cut = _find(connection, [*state_invariants(), *history_invariants(scope)], _state_params(now, rules))
     found += find_broken_guards(connection)
     record_findings(connection, found, now, cut=cut, by_whole=True)
     move_marks(connection, now, now - OVERLAP, whole=True)
@@ -129,7 +128,7 @@ def _audit_whole(connection: Connection, now: datetime, rules: AuditRules) -> Au
 
 def _audit_next(connection: Connection, now: datetime, rules: AuditRules, since: datetime) -> AuditReport:
     search_by_index(connection)
-    found, cut = _find(connection, _state(now, rules))
+    found, cut = _find(connection, state_invariants(), _state_params(now, rules))
     found += find_broken_guards(connection)
     new = new_stretches(connection, since)
     again = next_again(connection, rules.again)
@@ -159,13 +158,12 @@ def _recent(new: Sequence[Stretch], since: datetime) -> datetime:
     return min([since, *(stretch.since for stretch in new if stretch.since > BEGINNING)])
 
 
-def _state(now: datetime, rules: AuditRules) -> list[Invariant]:
-    longest_wait = rules.longest_wait + OVERLAP
-    return state_invariants(now, longest_wait=longest_wait, unknown_for=rules.unknown_for)
+def _state_params(now: datetime, rules: AuditRules) -> dict[str, datetime]:
+    return state_params(now, longest_wait=rules.longest_wait + OVERLAP, unknown_for=rules.unknown_for)
 
 
 def _find(
-    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any] = NO_PARAMETERS
+    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any]
 ) -> tuple[list[Finding], set[str]]:
     """Return what violates the invariants, and the invariants with more violations than are read."""
     found = list(find_violations(connection, invariants, parameters))
@@ -180,11 +178,11 @@ def _count(connection: Connection, scope: AuditScope, parameters: Mapping[str, A
 
 
 def find_violations(
-    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any] = NO_PARAMETERS
+    connection: Connection, invariants: Sequence[Invariant], parameters: Mapping[str, Any]
 ) -> Iterator[Finding]:
     """Yield what violates each of these invariants, in the caller's transaction."""
     for invariant in invariants:
-        for row in connection.execute(invariant.violations.limit(FINDINGS_MAX), parameters):
+        for row in connection.execute(invariant.violations, parameters):
             org_id, account_id, subject, *difference = row
             words = ", ".join(str(part) for part in difference)
             yield Finding(invariant.name, str(subject)[:SUBJECT_MAX], words, org_id, account_id)

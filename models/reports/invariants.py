@@ -6,7 +6,6 @@ How things stand is in state_invariants.py, what has happened in entry_, charge_
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from models.reports import charge_invariants as charge
 from models.reports import corrections_invariants as corrections
@@ -14,6 +13,9 @@ from models.reports import entry_invariants as entry
 from models.reports import state_invariants as state
 from models.reports import usage_invariants as usage
 from models.reports.audit_scope import AuditScope, Query
+
+FINDINGS_MAX = 100
+"""Violations that are read of each invariant; more would say nothing new. Nothing moves on then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +26,29 @@ class Invariant:
     violations: Query
 
 
-def state_invariants(now: datetime, *, longest_wait: timedelta, unknown_for: timedelta) -> list[Invariant]:
-    """Return the invariants of how things stand. Every audit checks all of them.
-
-    `longest_wait` is the longest that a job may wait for an attempt, `unknown_for` how long a message may be unknown.
-    """
-    return [
-        Invariant("No balance is below zero", state.below_zero()),
-        Invariant("Each user has an account of each kind", state.missing_accounts()),
-        Invariant("A credit owner owns their own credits, in the same organization", state.chains()),
-        Invariant("A user's credit owner is the one of their last change", state.wrong_credit_owners()),
-        Invariant("An account holds what its last entry says", state.not_as_their_last_entry()),
-        Invariant("What was checked of an account has stayed so", state.not_as_checked()),
-        Invariant("No attempt outlives its lease", state.stale_leases(now)),
-        Invariant("No job is due later than its longest retry", state.due_too_late(now, longest_wait)),
-        Invariant("No message is unknown for long", state.unknown_too_long(now, unknown_for)),
-    ]
+@functools.cache
+def state_invariants() -> Sequence[Invariant]:
+    """Return the invariants of how things stand. Every audit checks all of them, with `state_params`."""
+    return [Invariant(name, violations().limit(FINDINGS_MAX)) for name, violations in _OF_STATE.items()]
 
 
 @functools.cache
 def history_invariants(scope: AuditScope) -> Sequence[Invariant]:
     """Return the invariants of entries, charges, orders and usage, for those in `scope`."""
-    return [Invariant(name, violations(scope)) for name, violations in _OF_HISTORY.items()]
+    return [Invariant(name, violations(scope).limit(FINDINGS_MAX)) for name, violations in _OF_HISTORY.items()]
 
+
+_OF_STATE: dict[str, Callable[[], Query]] = {
+    "No balance is below zero": state.below_zero,
+    "Each user has an account of each kind": state.missing_accounts,
+    "A credit owner owns their own credits, in the same organization": state.chains,
+    "A user's credit owner is the one of their last change": state.wrong_credit_owners,
+    "An account holds what its last entry says": state.not_as_their_last_entry,
+    "What was checked of an account has stayed so": state.not_as_checked,
+    "No attempt outlives its lease": state.stale_leases,
+    "No job is due later than its longest retry": state.due_too_late,
+    "No message is unknown for long": state.unknown_too_long,
+}
 
 _OF_HISTORY: dict[str, Callable[[AuditScope], Query]] = {
     "An account's entries are counted without a gap": entry.gaps,

@@ -1,14 +1,24 @@
 """Invariants of how things stand now: users, accounts, leases, jobs that wait. Every audit checks all of them.
 
 Each query returns (organization, account, subject, difference, …); the account is NULL where a violation is of none.
+What depends on the time of the audit are parameters (`state_params`), so that the queries are built once.
 """
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import BigInteger, and_, false, func, null, or_, select
+from sqlalchemy import BigInteger, and_, bindparam, false, func, null, or_, select
 from sqlalchemy import cast as sql_cast
 
-from models.database.schema import accounts, audit_marks, charges, entries, leases, owner_changes, users
+from models.database.schema import (
+    UtcDateTime,
+    accounts,
+    audit_marks,
+    charges,
+    entries,
+    leases,
+    owner_changes,
+    users,
+)
 from models.messages.fields import KINDS
 from models.reports.audit_scope import Query, account_name
 from models.reports.rollup import same_account
@@ -19,6 +29,18 @@ from models.sends.leases import leased_jobs
 STALE_AFTER = timedelta(minutes=10)
 """How long after its end a lease may still be there before that is a fault: the sweeper ends them within seconds."""
 NO_ACCOUNT = sql_cast(null(), BigInteger)
+
+
+def state_params(now: datetime, *, longest_wait: timedelta, unknown_for: timedelta) -> dict[str, datetime]:
+    """Return the parameters of the queries.
+
+    `longest_wait` is the longest that a job may wait for an attempt, `unknown_for` how long a message may be unknown.
+    """
+    return {
+        "stale_before": now - STALE_AFTER,
+        "due_until": now + longest_wait,
+        "unknown_before": now - unknown_for,
+    }
 
 
 def below_zero() -> Query:
@@ -70,9 +92,9 @@ def wrong_credit_owners() -> Query:
     )
 
 
-def stale_leases(now: datetime) -> Query:
+def stale_leases() -> Query:
     """Return jobs whose lease ended long ago."""
-    stale = now - STALE_AFTER
+    stale = bindparam("stale_before", type_=UtcDateTime)
     leased = leased_jobs(leases.c.until < stale).subquery("leased")
     its_job = (charges.c.org_id == leased.c.org_id) & (charges.c.job_id == leased.c.job_id)
     # A subquery of each job, so that planners begin with the leases. They know how few charges are sending, and would
@@ -85,18 +107,18 @@ def stale_leases(now: datetime) -> Query:
     )
 
 
-def due_too_late(now: datetime, longest_wait: timedelta) -> Query:
+def due_too_late() -> Query:
     """Return jobs that are due later than any retry can be."""
     return select(charges.c.org_id, NO_ACCOUNT, charges.c.job_id, words("due at ", charges.c.due_at)).where(
-        charges.c.due_at > now + longest_wait
+        charges.c.due_at > bindparam("due_until", type_=UtcDateTime)
     )
 
 
-def unknown_too_long(now: datetime, unknown_for: timedelta) -> Query:
+def unknown_too_long() -> Query:
     """Return messages about which nobody has decided for too long."""
     since = charges.c.unknown_since
     return select(charges.c.org_id, NO_ACCOUNT, charges.c.job_id, words("unknown since ", since)).where(
-        since < now - unknown_for
+        since < bindparam("unknown_before", type_=UtcDateTime)
     )
 
 

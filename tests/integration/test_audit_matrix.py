@@ -13,7 +13,6 @@ from models.database.schema import entries
 from models.reports.audit import GUARDS, audit_once
 from models.reports.rollup import is_usage_entry
 from tests.audits import all_invariants
-from tests.fakes import NOON
 from tests.integration.audited import EVENING, RULES, audit, unguarded
 from tests.integration.faults import BELOW_ZERO, DEBTS, FAULTS, GUARD_FAULTS, ORDERS, STAYED, Fault
 
@@ -109,6 +108,6 @@ def test_the_next_audit_finds_every_missing_guard(busy: Database) -> None:
 
 def test_the_matrix_breaks_every_invariant() -> None:
     """A balance below zero, which the schema refuses, a rewritten past, and corrections have tests of their own."""
-    names = {invariant.name for invariant in all_invariants(NOON)}
+    names = {invariant.name for invariant in all_invariants()}
 
     assert {fault.breaks for fault in FAULTS} == names - {BELOW_ZERO, STAYED, DEBTS, ORDERS}
