@@ -8,7 +8,7 @@ READY = .venv/.ready
 
 # The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test unit lint format types imports tests chaos bench clean
+.PHONY: help setup run test unit lint format types imports tests chaos bench image clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,11 @@ chaos: $(READY) ## Kill, stop and cut off everything under load, and count what 
 
 bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
 	@exec $(BIN)/python -m bench $(BENCH)
+
+image: ## Build the container image `postage`, with Docker or Podman
+	@engine=$$(command -v docker || command -v podman) || { echo 'There is neither Docker nor Podman here. `make tests` runs' \
+		'the steps of the Dockerfile without them (tests/flows/test_image.py).' >&2; exit 1; }; \
+		exec "$$engine" build --tag postage .
 
 clean: ## Remove .venv and every cache, but not var/, which holds messages and money
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
