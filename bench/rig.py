@@ -229,6 +229,7 @@ def make_people(database: Database, owners: int = OWNERS) -> None:
     """An owner whose credits many use, other owners who use their own, and one message, sent long ago."""
     long_ago = datetime.now(UTC) - timedelta(days=DAYS + 1)
     context = Context(database=database, carriers={"email": NullCarrier()}, enqueue=lambda _task, _given: None,
+                      enqueue_again=lambda _jobs: None,
                       now=lambda _: long_ago)  # fmt: skip
 
     def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:

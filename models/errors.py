@@ -54,6 +54,11 @@ class Reason(enum.StrEnum):
     NOTHING_REMAINING = "nothing_remaining"
     """Everything that the reversal asks for was reversed already."""
 
+    EXPIRED = "expired"
+    """No worker had begun the job by the time that its producer set (`expires`)."""
+    CANCELLED = "cancelled"
+    """The job was cancelled, or its Celery task revoked, before anything was handed to a carrier."""
+
 
 class PostageError(Exception):
     """The root of everything that Postage raises on purpose."""

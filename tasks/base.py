@@ -9,19 +9,21 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 from celery import Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from sqlalchemy import Connection
 
-from models.errors import Refused
-from models.messages.answer import Answer, refused_answer
+from models.errors import PostageError, Reason, Refused
+from models.messages.answer import Answer, iso_time, refused_answer
 from models.messages.base import Json, TaskMessage
 from models.messages.wire import MESSAGES, parse
 from models.sends.dead_letters import DeadLetter, Status, is_keepable, keep_letters
+from models.sends.postponed import PostponedJob, postpone_jobs, postponed_answer
 from models.sends.refusals import Refusal, record_refusals
 from models.text import sanitize
 from tasks.context import Context
@@ -37,14 +39,29 @@ beside the time that each try waits for the database itself."""
 
 TASK_ID_MAX = 255
 """Characters of a Celery task id that are kept."""
+REFUSED, POSTPONED = "postage_refused", "postage_postponed"
+"""The fields of a request in which the broker's side says why the job is refused, and until when it is postponed."""
+
+
+class Postponement(NamedTuple):
+    """When a job is due, and the options with which Celery is to send it then."""
+
+    due_at: datetime
+    options: Json
 
 
 @dataclass(slots=True)
 class Arrival:
-    """A job as it arrived: the object that was on the wire, which may be anything, and its Celery task id."""
+    """A job as it arrived: the object that was on the wire, which may be anything, and its Celery task id.
+
+    `refusal` is why it is refused whatever it asks for: it has expired, or was revoked. `postponement` is when it is
+    due, if that is not soon.
+    """
 
     given: object
     task_id: str
+    refusal: Refused | None = None
+    postponement: Postponement | None = None
     job_id: str | None = field(init=False)
     user: str | None = field(init=False)
 
@@ -58,6 +75,14 @@ Result = Json | Refused
 """What a use case makes of a job: the fields of its answer, or the refusal."""
 
 
+class Parsed(NamedTuple):
+    """A job that could be read: its place among the arrivals, and why it is refused all the same, if it is."""
+
+    place: int
+    message: TaskMessage
+    refusal: Refused | None = None
+
+
 class PostageTask(Task):  # type: ignore[type-arg]
     """The base of every task. Its `run` is called with the context and the parsed message."""
 
@@ -66,11 +91,15 @@ class PostageTask(Task):  # type: ignore[type-arg]
     max_retries = FAULT_RETRIES
     log_level = logging.INFO
     records_refusals = True
+    ends_on_record = True
+    """Whether a job that has expired or was revoked is refused. Otherwise Celery drops it."""
+    refusal_takes_key = False
+    """Whether a refusal is stored under the job's key, so that it is found out if the job was done before."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Answer:  # noqa: ANN401  whatever was on the wire
         """Answer one job. After a fault it is tried again."""
         given = args[0] if len(args) == 1 and not kwargs else None
-        arrival = Arrival(given, str(self.request.id))
+        arrival = self._arrival(given)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task=self.name, job=self._job_id(arrival), sender=arrival.user)
         try:
@@ -78,6 +107,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
         except Exception as fault:
             log.exception("fault", retries=self.request.retries)
             raise self._retry_or_give_up(arrival, fault) from fault
+        if arrival.postponement is not None and answer.fields["status"] != "refused":
+            due_at = arrival.postponement.due_at  # its result and its callbacks come then
+            raise Retry("postponed", exc=PostageError(f"It is not due before {iso_time(due_at)}."), when=due_at)
         return answer
 
     def answer(self, arrivals: Sequence[Arrival]) -> Iterator[list[tuple[int, Answer]]]:
@@ -86,25 +118,82 @@ class PostageTask(Task):  # type: ignore[type-arg]
         A fault is raised, and leaves the jobs unanswered that no group has named before it.
         """
         context: Context = self.app.context  # type: ignore[attr-defined]
-        parsed: list[tuple[int, TaskMessage]] = []
+        parsed: list[Parsed] = []
         refused: list[tuple[int, Result]] = []
         for place, arrival in enumerate(arrivals):
             try:
-                parsed.append((place, self._parse(arrival)))
+                parsed.append(self._parsed(place, arrival))
             except Refused as why:
                 refused.append((place, why))
-        for results in chain([refused], self.handle(context, parsed)):
+        due, postponed = self._partition(parsed, arrivals)
+        for results in chain([refused], self._postpone(context, postponed), self.handle(context, due)):
             if results:
                 yield self._close(context, arrivals, results)
 
-    def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
+    def handle(self, context: Context, parsed: Sequence[Parsed]) -> Iterator[list[tuple[int, Result]]]:
         """Run the use case for each parsed message; yields their places and results, in groups as they come."""
-        for place, message in parsed:
+        for job in parsed:
             try:
-                result: Result = cast("Json", self.run(context, message))
+                result: Result = self._run(context, job)
             except Refused as why:
                 result = why
-            yield [(place, result)]
+            yield [(job.place, result)]
+
+    def _run(self, context: Context, job: Parsed) -> Json:
+        if job.refusal is not None:
+            raise job.refusal
+        return cast("Json", self.run(context, job.message))
+
+    def _postpone(
+        self, context: Context, postponed: Sequence[tuple[int, PostponedJob]]
+    ) -> Iterator[list[tuple[int, Result]]]:
+        """Store jobs that are not due; yields their places and answers."""
+        if postponed:
+            jobs = [job for _, job in postponed]
+            context.database.write(lambda connection: postpone_jobs(connection, jobs, context.now(connection)))
+            yield [(place, postponed_answer(job)) for place, job in postponed]
+
+    def _partition(
+        self, parsed: Sequence[Parsed], arrivals: Sequence[Arrival]
+    ) -> tuple[list[Parsed], list[tuple[int, PostponedJob]]]:
+        """Divide jobs into those that are due, and those that are not; what is refused is due."""
+        due: list[Parsed] = []
+        postponed: list[tuple[int, PostponedJob]] = []
+        for job in parsed:
+            arrival = arrivals[job.place]
+            if job.refusal is None and arrival.postponement is not None:
+                postponed.append((job.place, self._postponed_job(arrival, arrival.postponement)))
+            else:
+                due.append(job)
+        return due, postponed
+
+    def _postponed_job(self, arrival: Arrival, postponement: Postponement) -> PostponedJob:
+        return PostponedJob(
+            task=self.name,
+            task_id=arrival.task_id,
+            key=arrival.job_id or arrival.task_id,
+            person=arrival.user,
+            job=cast("Json", arrival.given),
+            options=postponement.options,
+            due_at=postponement.due_at,
+        )
+
+    def _arrival(self, given: object) -> Arrival:
+        """Return the job of this task's request."""
+        request = self.request
+        refused, postponed = request.get(REFUSED), request.get(POSTPONED)
+        return Arrival(
+            given,
+            str(request.id),
+            refusal=refused and Refused(Reason(refused[0]), refused[1]),
+            postponement=postponed and Postponement(datetime.fromisoformat(postponed[0]), postponed[1]),
+        )
+
+    def _parsed(self, place: int, arrival: Arrival) -> Parsed:
+        message = self._parse(arrival)
+        if arrival.refusal is not None and arrival.refusal.reason is Reason.INVALID_JOB:
+            raise arrival.refusal  # like any other invalid job, it takes no key
+        return Parsed(place, message, arrival.refusal)
 
     def _parse(self, arrival: Arrival) -> TaskMessage:
         return parse(self.name, arrival.given, job_id=arrival.task_id)
@@ -181,8 +270,13 @@ class PostageTask(Task):  # type: ignore[type-arg]
     def _letter(
         self, context: Context, arrival: Arrival, status: Status, reason: str | None, detail: str
     ) -> list[DeadLetter]:
-        """Return the dead letter of a job, or none if it is not to be kept."""
+        """Return the dead letter of a job, or none if it is not to be kept.
+
+        What has expired or was cancelled is not to be done any more, so a replay of all letters must not do it.
+        """
         given = arrival.given
+        if reason in (Reason.EXPIRED, Reason.CANCELLED):
+            return []
         if not context.keeps_dead or not isinstance(given, dict) or not is_keepable(self.name, given):
             return []
         return [
@@ -254,6 +348,7 @@ class InternalTask(PostageTask):
 
     abstract = True
     log_level = logging.DEBUG  # beat sends them all the time
+    ends_on_record = False
 
     def _parse(self, arrival: Arrival) -> TaskMessage:
         return cast("TaskMessage", arrival.given)

@@ -4,21 +4,24 @@ The bulk worker only charges. The messages then wait for the workers of their ki
 those workers could not be told, the sweeper tells them.
 """
 
+from typing import cast
+
 from celery import shared_task
 from sqlalchemy import Connection
 
+from models.errors import Refused
 from models.messages.base import Json
 from models.messages.bulk import SendMany, SendManyEmails, SendManySms
 from models.sends.answers import answer_to, bulk_answer
 from models.sends.charges import Charge, SendJob, State, bulk_message_id
 from models.sends.charging import charge_bulk_job
-from tasks.base import PostageTask
+from tasks.base import Parsed, PostageTask
 from tasks.context import Context
 from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
 
 
-def send_many(context: Context, bulk: SendMany) -> Json:
-    """Charge every message of a bulk job in one transaction, and have them sent.
+def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) -> Json:
+    """Charge every message of a bulk job in one transaction, and have them sent; or refuse it, if there is a `refusal`.
 
     Raises
     ------
@@ -37,6 +40,7 @@ def send_many(context: Context, bulk: SendMany) -> Json:
         credits=sum(message.cost for message in messages),
         digest=digest,
         content={},
+        refusal=refusal,
     )
 
     def charge_together(connection: Connection) -> Charge:
@@ -54,13 +58,21 @@ def send_many(context: Context, bulk: SendMany) -> Json:
     return bulk_answer(charge, {State.WAITING: len(messages)}, payer=charge.payer, credits_now=charge.credits)
 
 
-@shared_task(name="email.send_many", base=PostageTask, ignore_result=True)
-def email_send_many(context: Context, message: SendManyEmails) -> Json:
-    """Up to 500 emails."""
-    return send_many(context, message)
+class BulkTask(PostageTask):
+    """The base of tasks that send many messages each."""
+
+    abstract = True
+    refusal_takes_key = True
+
+    def _run(self, context: Context, job: Parsed) -> Json:
+        return send_many(context, cast("SendMany", job.message), job.refusal)
 
 
-@shared_task(name="sms.send_many", base=PostageTask, ignore_result=True)
-def sms_send_many(context: Context, message: SendManySms) -> Json:
-    """Up to 500 text messages."""
-    return send_many(context, message)
+@shared_task(name="email.send_many", base=BulkTask, ignore_result=True)
+def email_send_many(context: Context, message: SendManyEmails) -> None:
+    """Up to 500 emails, which `send_many` charges together."""
+
+
+@shared_task(name="sms.send_many", base=BulkTask, ignore_result=True)
+def sms_send_many(context: Context, message: SendManySms) -> None:
+    """Up to 500 text messages, which `send_many` charges together."""

@@ -13,6 +13,7 @@ from models.messages.base import Json
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
 from models.sends.charges import Charge, JobKey
+from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks.concurrency import DeliveryPool, GroupCommit
 
@@ -45,7 +46,7 @@ class NoQuarantine:
 class Context:
     """The database, the carrier of each kind, the broker, and the clocks.
 
-    `enqueue` puts a task on its queue once for each of some objects.
+    `enqueue` puts a task on its queue once for each of some objects, `enqueue_again` jobs that were postponed.
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
     this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
     kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
@@ -57,6 +58,7 @@ class Context:
     database: Database
     carriers: Mapping[Kind, Carrier]
     enqueue: Callable[[str, Sequence[Json]], None]
+    enqueue_again: Callable[[Sequence[PostponedJob]], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     keep_dead: timedelta = timedelta(days=7)
     keep_personal: timedelta = timedelta(days=90)

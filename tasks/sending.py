@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from models.errors import Reason, Refused
 from models.ids import new_id
-from models.messages.base import Json, TaskMessage
+from models.messages.base import Json
 from models.messages.bulk import SendMany
 from models.messages.digests import digest
 from models.messages.sends import SendEmail, SendOne, SendSms
@@ -23,7 +23,7 @@ from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, SendJob, State
 from models.sends.charging import charge_jobs
 from models.sends.leases import claim_jobs
-from tasks.base import InternalTask, PostageTask, Result
+from tasks.base import InternalTask, Parsed, PostageTask, Result
 from tasks.context import Context
 from tasks.delivery import deliver
 
@@ -68,8 +68,8 @@ def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[C
     return list(chain.from_iterable(deliver(context, held, begun_at)))
 
 
-def as_send_job(message: SendOne) -> SendJob:
-    """Return a message as a job that is to be charged."""
+def as_send_job(message: SendOne, refusal: Refused | None = None) -> SendJob:
+    """Return a message as a job that is to be charged, or to be refused for a reason that is known already."""
     given = message.given()
     content = message.content(given)
     return SendJob(
@@ -80,6 +80,7 @@ def as_send_job(message: SendOne) -> SendJob:
         credits=content.cost,
         digest=digest(message.task, given),
         content=content.fields,
+        refusal=refusal,
     )
 
 
@@ -98,14 +99,15 @@ class SendTask(PostageTask):
     """The base of tasks that send one message each. Jobs that arrive together are charged and settled together."""
 
     abstract = True
+    refusal_takes_key = True
 
-    def handle(self, context: Context, parsed: Sequence[tuple[int, TaskMessage]]) -> Iterator[list[tuple[int, Result]]]:
+    def handle(self, context: Context, parsed: Sequence[Parsed]) -> Iterator[list[tuple[int, Result]]]:
         """Charge and deliver the messages of a batch; yields the places and answers of those that were settled."""
-        messages = [cast("SendOne", message) for _, message in parsed]
-        jobs = [as_send_job(message) for message in messages]
+        messages = [cast("SendOne", job.message) for job in parsed]
+        jobs = [as_send_job(message, job.refusal) for message, job in zip(messages, parsed, strict=True)]
         for group in send(context, jobs):
             yield [
-                (parsed[number][0], conflict(charge, messages[number], jobs[number].digest) or send_answer(charge))
+                (parsed[number].place, conflict(charge, messages[number], jobs[number].digest) or send_answer(charge))
                 for number, charge in group
             ]
 

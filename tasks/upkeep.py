@@ -17,6 +17,7 @@ from models.sends.charges import State, keys_with_crashes
 from models.sends.due import DueJob, claim_due, claim_due_bulks
 from models.sends.leases import LeaseKey, delete_idle, lock_expired, lock_orphaned
 from models.sends.outcomes import Settlement, settlement_after_crash
+from models.sends.postponed import delete_postponed, due_jobs
 from models.sends.settling import settle
 from tasks.base import InternalTask
 from tasks.context import Context
@@ -42,8 +43,15 @@ def sweep(context: Context) -> Json:
     enqueue_due(context, due)
     messages = context.database.write(functools.partial(_claim, context, claim_due_bulks, BULK_BATCH))
     _enqueue(context, messages)  # no worker can have crashed over a message that was never begun
+    begun = enqueue_postponed(context)
     erased = erase_overdue(context)
-    return {"status": "done", "resumed": len(due) + len(messages), "ended": len(ended), "erased": erased}
+    return {
+        "status": "done",
+        "resumed": len(due) + len(messages),
+        "begun": begun,
+        "ended": len(ended),
+        "erased": erased,
+    }
 
 
 def _claim(context: Context, claim: Claim, limit: int, connection: Connection) -> list[DueJob]:
@@ -70,6 +78,18 @@ def _enqueue(context: Context, due: Sequence[DueJob]) -> None:
         together[job.kind, job.org_id][job.job_id] = job.attempts
     for (kind, org_id), attempts in together.items():
         enqueue_resume(context, kind, org_id, attempts)
+
+
+def enqueue_postponed(context: Context) -> int:
+    """Put postponed jobs that are due on their queues. Returns how many.
+
+    They are deleted afterwards: after a crash in between they are enqueued once more, which is harmless.
+    """
+    due = context.database.read(lambda connection: due_jobs(connection, context.now(connection), SWEEP_BATCH))
+    if due:
+        context.enqueue_again(due)
+        context.database.write(lambda connection: delete_postponed(connection, due))
+    return len(due)
 
 
 def end_orphaned_attempts(context: Context) -> list[Settlement]:

@@ -14,6 +14,7 @@ from models.database.engine import Database
 from models.messages.sends import SendOne
 from models.sends.carrier import OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
+from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, erasing, sending, upkeep, views
 from tasks.base import Arrival
@@ -93,9 +94,15 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Json]] = []
+        self.postponed: list[PostponedJob] = []
 
     def __call__(self, task: str, given: Sequence[Json]) -> None:
         self.sent += [(task, one) for one in given]
+
+    def again(self, jobs: Sequence[PostponedJob]) -> None:
+        """Remember jobs that were postponed."""
+        self.sent += [(job.task, job.job) for job in jobs]
+        self.postponed += jobs
 
     def take(self) -> list[tuple[str, Json]]:
         """All that was enqueued since the last time."""
@@ -111,11 +118,12 @@ def make_context(
     policy: RetryPolicy | None = None,
 ) -> Context:
     """Give a context whose `enqueue` is a FakeBroker and whose clocks are a Clock."""
-    clock = clock or Clock()
+    clock, broker = clock or Clock(), FakeBroker()
     return Context(
         database=database,
         carriers={"email": email or FakeCarrier(), "sms": sms or FakeCarrier()},
-        enqueue=FakeBroker(),
+        enqueue=broker,
+        enqueue_again=broker.again,
         retry_policy=policy or RetryPolicy(),
         now=clock,
         monotonic=clock.monotonic,

@@ -12,10 +12,12 @@ from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # 
 
 from models.database.engine import Database
 from models.messages.base import Json
+from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, erasing, sending, upkeep, views
 from tasks.concurrency import DeliveryPool
 from tasks.context import Context
+from tasks.job_ids import redacted_args
 from worker.broker.json_codec import register_json
 from worker.broker.quarantine import RedisQuarantine
 from worker.broker.transport import register_transport
@@ -78,6 +80,7 @@ def _make_context(app: PostageApp) -> Context:
             "sms": open_sms(settings.sms_url, settings.sms_timeout_s, settings.connections),
         },
         enqueue=lambda task, given: enqueue(app, task, given),
+        enqueue_again=lambda jobs: enqueue_again(app, jobs),
         retry_policy=RetryPolicy(
             attempts_max=settings.attempts_max,
             base_s=settings.retry_base_s,
@@ -96,20 +99,34 @@ def _make_context(app: PostageApp) -> Context:
 def enqueue(app: Celery, task: str, given: Sequence[Json]) -> None:
     """Put a task on its queue for each of some objects, in one round trip.
 
-    If that fails, they are put there one by one, each as often as Celery tries it. Some may then be there twice, which
-    is harmless. Nobody waits for an answer, so no connection to the result store is made.
+    Nobody waits for an answer, so no connection to the result store is made.
+    """
+    _send_together(app, [(task, {"args": [one], "argsrepr": "(…)", "ignore_result": True}) for one in given])
+
+
+def enqueue_again(app: Celery, jobs: Sequence[PostponedJob]) -> None:
+    """Put jobs that were postponed on their queues as they were there before, in one round trip."""
+    _send_together(app, [(job.task, {"args": [job.job], "argsrepr": redacted_args([job.job]), "kwargsrepr": "{}",
+                                     "task_id": job.task_id, **job.options}) for job in jobs])  # fmt: skip
+
+
+def _send_together(app: Celery, messages: Sequence[tuple[str, Json]]) -> None:
+    """Send tasks, each with its options, in one round trip.
+
+    If that fails, they are sent one by one, each as often as Celery tries it. Some may then be there twice, which is
+    harmless.
     """
     with app.producer_or_acquire() as producer:
         try:
             with producer.batch():
-                _send_each(app, producer, task, given)
+                _send_each(app, producer, messages)
         except BatchPublishError:  # for example because the broker has ended the connection that was kept
-            _send_each(app, producer, task, given)
+            _send_each(app, producer, messages)
 
 
-def _send_each(app: Celery, producer: Producer, task: str, given: Sequence[Json]) -> None:
-    for one in given:
-        app.send_task(task, args=[one], argsrepr="(…)", ignore_result=True, producer=producer)
+def _send_each(app: Celery, producer: Producer, messages: Sequence[tuple[str, Json]]) -> None:
+    for task, options in messages:
+        app.send_task(task, producer=producer, **options)
 
 
 @signals.setup_logging.connect

@@ -508,6 +508,50 @@ dead_letters = Table(
     Index("ix_dead_letters_person", "person"),
 )
 
+postponed_jobs = Table(
+    "postponed_jobs",
+    metadata,
+    # Jobs of which the producer said that they are not to be done before some time, until that time.
+    # The digest of all that makes the job: one that was delivered twice is stored once.
+    Column("digest", String(64), primary_key=True),
+    # The organization of the person who asked; 0 if nobody knows them.
+    Column("org_id", Integer, nullable=False),
+    Column("task", String(32), nullable=False),
+    Column("task_id", String(255), nullable=False),
+    # The job's id, or the id of its Celery task.
+    Column("key", String(255), nullable=False),
+    _id("person"),
+    # The object that was on the wire, and what Celery is to do with the job.
+    Column("job", JSON(none_as_null=True), nullable=False),
+    Column("options", JSON(none_as_null=True), nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index("ix_postponed_jobs_due_at", "due_at"),
+    Index("ix_postponed_jobs_key", "key"),
+    Index("ix_postponed_jobs_person", "person"),
+)
+
+cancellations = Table(
+    "cancellations",
+    metadata,
+    # Who cancelled which jobs, and how many that were. It goes on until it is done.
+    _org(),
+    _id("cancel_id", primary_key=True),
+    Column("digest", String(72), nullable=False),
+    # A user, or the name of an operator.
+    _id("actor", nullable=False),
+    # One job, with all its messages, or all that a sender has waiting.
+    _id("job_id"),
+    _id("sender"),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("credits", BigInteger, nullable=False),
+    Column("too_late", BigInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("done_at", UtcDateTime),
+    CheckConstraint("(job_id IS NULL) <> (sender IS NULL)", name="of_a_job_or_a_sender"),
+    CheckConstraint("cancelled >= 0 AND credits >= 0 AND too_late >= 0", name="counts_not_negative"),
+)
+
 audit_marks = Table(
     "audit_marks",
     metadata,
@@ -599,7 +643,7 @@ APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes",
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
 ERASABLE = {"decisions": "note"}
 """The column of an append-only table that may name people. Triggers allow it to be set to NULL, and to nothing else."""
-LOCAL_TABLES = ("refusals", "dead_letters", "findings", "audit_progress")
+LOCAL_TABLES = ("refusals", "dead_letters", "postponed_jobs", "findings", "audit_progress")
 """Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -10,6 +10,7 @@ from models.messages.views import ViewMessage
 from models.messages.wire import SEND_TASKS
 from models.sends.answers import answer_to
 from models.sends.charges import Charge, JobKey, bulk_payer, find_charges
+from models.sends.postponed import find_postponed, postponed_answer
 from models.users.users import User, get_user
 
 
@@ -27,7 +28,8 @@ def show_message(connection: Connection, view: ViewMessage) -> Json:
     key = JobKey(viewer.org_id, view.job_id)
     charge = find_charges(connection, [key]).get(key)
     if charge is None:
-        return _refused_before(connection, view)
+        postponed = find_postponed(connection, view.job_id, view.viewer)
+        return _refused_before(connection, view) if postponed is None else postponed_answer(postponed)
     payer = charge.payer or bulk_payer(connection, key)
     _require_concern(connection, viewer, charge, payer)
     return answer_to(connection, charge)

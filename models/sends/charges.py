@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, false, func, literal, sel
 
 from models.database.schema import accounts, charges, organizations, users
 from models.database.statements import is_among
+from models.errors import Refused
 from models.messages.base import Json
 from models.messages.fields import Kind
 from models.users.organizations import NOBODYS
@@ -61,7 +62,7 @@ class JobKey(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class SendJob:
-    """A send job that is to be charged. `content` is stored until the job is final."""
+    """A send job that is to be charged, unless there is a `refusal`. `content` is stored until the job is final."""
 
     job_id: str
     task: str
@@ -70,6 +71,7 @@ class SendJob:
     credits: int
     digest: str
     content: Json
+    refusal: Refused | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from models.database.json_rows import array_param, in_array, rows_from, rows_param
 from models.database.schema import UtcDateTime, accounts, charges, users
 from models.database.statements import by_organization, chained, execute_chain, insert_for, sql_literal
-from models.errors import Reason
+from models.errors import Reason, Refused
 from models.ids import new_id
 from models.messages.base import Json
 from models.messages.sends import Content
@@ -64,9 +64,9 @@ def charge_jobs(
     """Charge each job to its sender's credit owner, and lease it for sending until `lease_until`.
 
     All are of one task. Returns a charge for each job, in their order: new ones, which the caller must now deliver;
-    refused ones (the sender is unknown, or the balance too small for them in this order); and for known ids the charge
-    as it stands, whose digest tells whether it was the same job. Run again under the same `lease_id`, after a commit
-    whose answer was lost, it finds what it charged then.
+    refused ones (for their own refusal, an unknown sender, or a balance too small for them in this order); and for
+    known ids the charge as it stands, whose digest tells whether it was the same job. Run again under the same
+    `lease_id`, after a commit whose answer was lost, it finds what it charged then.
     """
     if not jobs:
         return []
@@ -115,15 +115,12 @@ def charge_bulk_job(
 
 
 def _draft(job: SendJob, payer: Payer | None, state: State, now: datetime, lease_id: str | None = None) -> Charge:
-    """Return the charge of a new job: in `state`, or refused if the sender is unknown or was erased."""
-    if payer is None or payer.is_erased:
-        refusal = unknown_user(job.sender) if payer is None else erased_user(job.sender)
-        org_id = NOBODYS if payer is None else payer.org_id
-        return Charge(
-            org_id=org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
-            credits=job.credits, state=State.REFUSED, reason=refusal.reason, detail=refusal.detail, lease_id=lease_id,
-            created_at=now, final_at=now,
-        )  # fmt: skip
+    """Return the charge of a new job: in `state`, or refused, also if the sender is unknown or was erased."""
+    if payer is None:
+        return _refused_draft(job, NOBODYS, unknown_user(job.sender), now, lease_id)
+    refusal = erased_user(job.sender) if payer.is_erased else job.refusal
+    if refusal is not None:
+        return _refused_draft(job, payer.org_id, refusal, now, lease_id)
     draft = Charge(
         org_id=payer.org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
         payer=payer.owner, credits=job.credits, state=state, lease_id=lease_id, created_at=now,
@@ -132,6 +129,14 @@ def _draft(job: SendJob, payer: Payer | None, state: State, now: datetime, lease
     if state is State.SENDING:
         draft.attempts, draft.content = 1, job.content
     return draft
+
+
+def _refused_draft(job: SendJob, org_id: int, refusal: Refused, now: datetime, lease_id: str | None) -> Charge:
+    return Charge(
+        org_id=org_id, job_id=job.job_id, task=job.task, kind=job.kind, sender=job.sender, digest=job.digest,
+        credits=job.credits, state=State.REFUSED, reason=refusal.reason, detail=refusal.detail, lease_id=lease_id,
+        created_at=now, final_at=now,
+    )  # fmt: skip
 
 
 # -- known ids --------------------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ def _row(draft: Charge, payer: Payer | None, cause: str | None) -> Json:
         "digest": draft.digest,
         "credits": draft.credits,
     }
-    if payer is None or payer.is_erased:
+    if payer is None or draft.state is State.REFUSED:
         return {**row, "reason": draft.reason, "detail": draft.detail}
     if cause is None:
         return row

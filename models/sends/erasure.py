@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Table, and_, case, delete, exists, func, or_, select, update
 
 from models.database.json_rows import rows_from, rows_param
-from models.database.schema import charges, dead_letters, decisions, erasures, leases, refusals, users
+from models.database.schema import charges, dead_letters, decisions, erasures, leases, postponed_jobs, refusals, users
 from models.database.statements import insert, lock_overdue, search_by_index
 from models.errors import Reason, Refused
 from models.messages.base import Json
@@ -174,7 +174,8 @@ def _require_no_open_messages(connection: Connection, user: User) -> None:
             *is_waiting(), is_leased(leases.c.org_id == user.org_id), charges.c.unknown_since.is_not(None)
         ))
     )  # fmt: skip
-    if connection.execute(select(is_open)).scalar_one():
+    is_postponed = exists().where(postponed_jobs.c.person == user.id)
+    if connection.execute(select(or_(is_open, is_postponed))).scalar_one():
         sentence = (
             f"Messages of {user.id} are waiting, being sent, or unknown: wait until they have ended, and decide about "
             "the unknown ones (`postage unknown`), then send this erasure again."

@@ -159,7 +159,9 @@ class Rig:
 
     def _make_people(self) -> None:
         """Make an owner with four credit users, and two users who are alone, one of them poor."""
-        context = Context(database=self.database, carriers={}, enqueue=lambda _task, _given: None)
+        context = Context(
+            database=self.database, carriers={}, enqueue=lambda _task, _given: None, enqueue_again=lambda _jobs: None
+        )
 
         def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:
             use_case(context, parse(task, given, job_id="chaos"))

@@ -57,7 +57,15 @@ def test_jobs_that_a_batch_leaves_unanswered_go_back_to_celery(pool: Any) -> Non
     unanswered: list[Any] = []
     jobs = [request() for _ in range(3)]
     for number, job in enumerate(jobs):
-        vars(job).update(id=str(number), args=[{}], kwargs={}, body=b"{}", revoked=bool, on_accepted=lambda *_: None)
+        vars(job).update(
+            id=str(number),
+            args=[{}],
+            kwargs={},
+            body=b"{}",
+            ending=lambda: None,
+            postponement=None,
+            on_accepted=lambda *_: None,
+        )
     task = SimpleNamespace(name="email.send", answer=lambda _arrivals: iter(()))
     running_pool = pool(limit=1)
     scheduled: list[Any] = []

@@ -17,7 +17,7 @@ SOURCES = [
     if "versions" not in path.parts
 ]
 TERMS = re.findall(r"^(\*\*.+)$", GLOSSARY, re.MULTILINE)
-LEFT_OUT = ("Error", "PostageTask", "InternalTask", "SendTask", "ViewTask", "UtcDateTime")
+LEFT_OUT = ("Error", "PostageTask", "InternalTask", "SendTask", "BulkTask", "ViewTask", "UtcDateTime")
 """Errors explain themselves, and the bases of tasks and columns are no words of the field."""
 RETIRED = {
     *("behold", "conversation", "death", "door", "hands", "holder", "house", "judge", "judging"),

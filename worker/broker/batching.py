@@ -107,11 +107,11 @@ def answer(task: Any, consumer: Any, requests: Sequence[Any]) -> None:  # noqa: 
     began = monotonic()
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(task=task.name)
-    left = dict(enumerate(request for request in requests if not request.revoked()))
+    left = dict(enumerate(requests))
     try:
         for request in left.values():
             request.on_accepted(os.getpid(), began)
-        arrivals = [Arrival(_only_argument(request), request.id) for request in left.values()]
+        arrivals = [_arrival(request) for request in left.values()]
         for group in task.answer(arrivals):
             _succeed(task, consumer, [(left.pop(place), answered) for place, answered in group], began)
     except Exception:
@@ -135,6 +135,10 @@ def _acknowledge(messages: Sequence[Any], errors: tuple[type[BaseException], ...
     """Acknowledge all at once. One by one, the worker would take as many new ones each time, and batches be small."""
     for message in messages:
         message.ack_log_error(celery_log, errors)
+
+
+def _arrival(request: Any) -> Arrival:  # noqa: ANN401  Celery's
+    return Arrival(_only_argument(request), request.id, refusal=request.ending(), postponement=request.postponement)
 
 
 def _only_argument(request: Any) -> object:  # noqa: ANN401  Celery's

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from celery.worker.request import Request
-
 from tasks.job_ids import redacted_args
+from worker.broker.timing import TimedRequest
 
 
-class RedactedRequest(Request):
+class RedactedRequest(TimedRequest):
     """Celery's request, showing the job's id and its sender only, whatever the producer said of the arguments."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  Celery's
