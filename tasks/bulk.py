@@ -53,6 +53,7 @@ def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) 
         raise refusal
     if not (charge.is_new and charge.state is State.BULK):
         return context.database.read(lambda connection: answer_to(connection, charge))
+    context.organizations.note({charge.sender: charge.org_id})
     never_begun = {bulk_message_id(bulk_id, place): 0 for place in range(len(messages))}
     enqueue_resume(context, job.kind, charge.org_id, never_begun)
     return bulk_answer(charge, {State.WAITING: len(messages)}, payer=charge.payer, credits_now=charge.credits)

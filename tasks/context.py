@@ -42,6 +42,26 @@ class NoQuarantine:
         return 0
 
 
+class Organizations(Protocol):
+    """What the broker knows of the organizations of people, so that these take turns."""
+
+    def note(self, org_ids: Mapping[str, int]) -> None:
+        """Note the organization of each of these people."""
+
+    def forget(self, person: str) -> None:
+        """Remove a person who was erased."""
+
+
+class NoOrganizations:
+    """The organizations of a broker on which nobody takes turns."""
+
+    def note(self, org_ids: Mapping[str, int]) -> None:
+        """Note nothing."""
+
+    def forget(self, person: str) -> None:
+        """Remove nobody."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """The database, the carrier of each kind, the broker, and the clocks.
@@ -63,6 +83,7 @@ class Context:
     keep_dead: timedelta = timedelta(days=7)
     keep_personal: timedelta = timedelta(days=90)
     quarantine: Quarantine = field(default_factory=NoQuarantine)
+    organizations: Organizations = field(default_factory=NoOrganizations)
     audit_again: int = 10_000
     unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time

@@ -52,6 +52,7 @@ def erase(context: Context, erasure: EraseUser) -> Json:
     _repeat(context, lambda connection: erase_refusals_of(connection, user, ERASE_BATCH))
     _repeat(context, erase_some_recipients)
     context.quarantine.erase_of(user.id)
+    context.organizations.forget(user.id)
     return {"erasure_id": erasure.erasure_id, "status": "done", "reason": None, "detail": None, "user": user.id}
 
 

@@ -54,6 +54,7 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     yield [(place, charge) for place, charge in enumerate(charges) if charge.key not in new]
     for delivered in deliver(context, list(new.values()), begun_at):
         yield [(place, charge) for charge in delivered for place in places[charge.key]]
+    context.organizations.note({charge.sender: charge.org_id for charge in new.values()})  # nothing waits for it
 
 
 def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[Charge]:

@@ -19,6 +19,7 @@ from tasks.concurrency import DeliveryPool
 from tasks.context import Context
 from tasks.job_ids import redacted_args
 from worker.broker.json_codec import register_json
+from worker.broker.organizations import RedisOrganizations
 from worker.broker.quarantine import RedisQuarantine
 from worker.broker.transport import register_transport
 from worker.carriers import open_email, open_sms
@@ -90,6 +91,7 @@ def _make_context(app: PostageApp) -> Context:
         keep_dead=timedelta(seconds=settings.keep_dead_s),
         keep_personal=timedelta(seconds=settings.keep_personal_s),
         quarantine=RedisQuarantine(app),
+        organizations=RedisOrganizations(app),
         audit_again=settings.audit_again,
         unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
         delivery_pool=DeliveryPool(2 * settings.connections),

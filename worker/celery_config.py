@@ -11,6 +11,17 @@ from tasks.queues import ROUTES, Queue
 from worker.broker.json_codec import PLAIN_JSON
 from worker.settings import Settings
 
+TURNS = {
+    Queue.EMAIL: "sender",
+    Queue.SMS: "sender",
+    Queue.BULK: "sender",
+    Queue.BILLING: "buyer",
+    Queue.VIEWS: "viewer",
+}
+"""The queues on which people take turns, so that a campaign holds up nobody else, and the field that names the person.
+Of what is on `billing`, only purchases name a buyer. Saves and changes share one line, so they stay in order (0021).
+"""
+
 
 def celery_config(settings: Settings) -> Json:
     """Return Celery's configuration: nothing is acknowledged before it is done, and nothing is pickled."""
@@ -56,6 +67,7 @@ def celery_config(settings: Settings) -> Json:
         # For Flower. Events show the id of a job and its sender only (worker/broker/request.py).
         "worker_send_task_events": settings.task_events,
         "task_send_sent_event": False,
+        "worker_enable_remote_control": settings.remote_control,
         "beat_schedule": _beat_schedule(settings),
         "beat_schedule_filename": str(settings.var / "beat-schedule"),
         "timezone": "UTC",
@@ -69,8 +81,8 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         # By default kombu looks for the jobs of crashed workers every 100 s.
         "unacked_restore_interval": min(10, settings.visibility_timeout_s / 4),
         "unacked_mutex_expire": 30,
-        # On these queues a campaign takes turns with everybody else.
-        "shared_queues": [Queue.EMAIL, Queue.SMS],
+        "shared_queues": {str(queue): field for queue, field in TURNS.items()},
+        "batched_queues": [Queue.EMAIL, Queue.SMS],
         "batch": settings.batch,
         "bulk_max": settings.concurrency,
         # Every thread may acknowledge, while the consumer takes messages and the heart beats.

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     result_expires_s: int = Field(default=3600, ge=1, description="How long answers of purchases and views are kept.")
 
     task_events: bool = Field(default=True, description="Whether workers tell Flower of each job, by id and sender.")
+    remote_control: bool = Field(
+        default=True, description="Whether workers obey remote control: ping, inspect, revoke, shutdown."
+    )
+    flower_read_only: bool = Field(
+        default=True, description="Whether Flower only shows: false lets it stop workers and apply tasks."
+    )
     flower_address: str = Field(default="127.0.0.1", description="Address Flower listens on.")
     flower_port: int = Field(default=5555, ge=1, le=65535, description="Port Flower listens on.")
     flower_auth: str | None = Field(default=None, description="user:password that Flower asks for.")

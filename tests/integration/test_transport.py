@@ -365,4 +365,4 @@ def test_tasks_are_taken_by_the_script_after_replies_on_the_same_channel(
     connection.drain_events(timeout=2)
 
     assert numbers(taken) == [1]
-    assert redis.info("commandstats")["cmdstat_rpop"]["calls"] > before  # the script's; kombu's own is BRPOP
+    assert redis.info("commandstats")["cmdstat_ltrim"]["calls"] > before  # the script's; kombu's own is BRPOP

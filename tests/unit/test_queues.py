@@ -12,7 +12,8 @@ from tasks.base import PostageTask
 from tasks.queues import ROUTES, Queue
 from tests.fakes import TASK_MODULES
 from tests.unit.wire import EXAMPLES_FOLDER
-from worker.celery_config import celery_config
+from worker.broker.fair_queue import PERSON_FIELDS
+from worker.celery_config import TURNS, celery_config
 from worker.settings import Settings
 
 
@@ -67,11 +68,15 @@ def test_tasks_go_to_the_queue_that_producers_were_told(task: str, queue: str) -
     assert ROUTES[task] == queue
 
 
-def test_senders_take_no_turns_on_the_queue_of_saves() -> None:
-    """It stays first in, first out: of two saves the last one counts."""
-    shared = celery_config(Settings())["broker_transport_options"]["shared_queues"]
+def test_saves_take_no_turns_with_each_other() -> None:
+    """None names the person by whom their queue takes turns, so they share a line: of two saves the last one counts."""
+    assert {field for task in SAVE_TASKS for field in MESSAGES[task].model_fields} & set(PERSON_FIELDS) == set()
 
-    assert {ROUTES[task] for task in SAVE_TASKS} & set(shared) == set()
+
+def test_the_people_who_take_turns_are_named_by_a_field_of_the_jobs() -> None:
+    for queue, field in TURNS.items():
+        assert field in PERSON_FIELDS
+        assert any(field in MESSAGES[task].model_fields for task in MESSAGES if ROUTES[task] == queue)
 
 
 def test_every_task_that_beat_schedules_exists_and_has_a_route(registered: dict[str, PostageTask]) -> None:

@@ -7,10 +7,13 @@ task can be made goes to the quarantine, and the log names ids only.
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from time import sleep
 from typing import Any
 
 import structlog
 from celery.worker.consumer import Consumer
+from redis import ResponseError
 
 from models.text import sanitize
 from worker.broker.json_codec import JSON
@@ -18,8 +21,14 @@ from worker.broker.transport import Channel
 
 log = structlog.get_logger(__name__)
 
+REFUSED_WAIT_S = 1.0
+"""How long a worker waits before it tries again after the broker answered with an error, in seconds."""
+BACK_AFTER_S = 3.0
+"""How long the broker must have answered well before that is logged, in seconds."""
 NAME_MAX = 64
 """Characters of names in a message that are logged."""
+ERROR_MAX = 200
+"""Characters of the broker's error that are logged."""
 
 
 class QuarantiningConsumer(Consumer):
@@ -30,6 +39,29 @@ class QuarantiningConsumer(Consumer):
         # consuming in kombu's own way for a while. Gossip makes every worker read the heartbeats of all others.
         quiet = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*args, **{**options, "worker_options": quiet})
+        self._refused = False
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Wait for a broker that answers with an error, and say so once; anything else is Celery's."""
+        if not isinstance(exc, ResponseError):
+            super().on_connection_error_after_connected(exc)
+            return
+        if not self._refused:
+            log.error("broker answers with an error; waiting until it is over", error=sanitize(str(exc), ERROR_MAX))
+        self._refused = True
+        with suppress(Exception):  # whatever the rest of the connection does
+            self.connection.collect()  # type: ignore[union-attr]
+        sleep(REFUSED_WAIT_S)
+
+    def on_ready(self) -> None:
+        """Take messages, and say when the broker is well again."""
+        super().on_ready()
+        if self._refused:
+            self.timer.call_after(BACK_AFTER_S, self._note_broker_is_back)  # cleared if the connection ends before
+
+    def _note_broker_is_back(self) -> None:
+        self._refused = False
+        log.warning("broker answers again")
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:  # noqa: ANN401  Celery's
         """Return the handler of all messages: Celery's, for those that are task messages."""
@@ -57,7 +89,10 @@ class QuarantiningConsumer(Consumer):
         self._quarantine(message, "an invalid task message")
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ANN401, ARG002
-        """Quarantine a message whose body cannot be decoded."""
+        """Quarantine a message whose body cannot be decoded, and drop such a command of remote control."""
+        if message.channel.no_ack_consumers is not None and message.delivery_tag not in message.channel.qos._delivered:  # noqa: SLF001
+            log.warning("control message dropped: its body cannot be read")
+            return
         self._quarantine(message, "a body that cannot be read")
 
     def _quarantine(self, message: Any, why: str) -> None:  # noqa: ANN401

@@ -1,7 +1,7 @@
--- Returns how many messages wait on the queue KEYS[1], whether or not they were moved to their senders (keys.lua).
+-- Returns how many messages wait on the queue KEYS[1], whether or not they were moved to their people (keys.lua).
 local queue = KEYS[1]
-local waiting = redis.call('LLEN', queue) + redis.call('LLEN', RESUMES .. queue)
-for _, sender in ipairs(redis.call('LRANGE', SENDERS .. queue, 0, -1)) do
-    waiting = waiting + redis.call('LLEN', SENDER .. queue .. ':' .. sender)
+local waiting = redis.call('LLEN', queue)
+for _, list in ipairs(lists_of(queue)) do
+    waiting = waiting + redis.call('LLEN', list)
 end
 return waiting

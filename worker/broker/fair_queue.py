@@ -1,23 +1,29 @@
-"""Which messages a worker takes next: senders take turns, so that a campaign holds up nobody else.
+"""Which messages a worker takes next: people take turns, so that a campaign holds up nobody else.
 
 On Redis a queue is a list, first in, first out: behind a campaign of a hundred thousand emails a single one would wait
 for all of them. So as soon as more messages wait on a shared queue than one batch, `take.lua` moves them to a list for
-each sender, and takes from these lists in turn, one message each. The messages of one sender stay in order. The sender
-is read from what the message's header shows of its arguments, which Celery's clients write; messages that show none
-share one list.
+each person, and takes from these lists in turn, one message each: first the organizations take turns, and within each
+of them its people. The messages of one person stay in order. Whose a message is, is read from its body (person.lua).
+The organization of a person is what workers noted when they charged them. Messages that name nobody share one list, and
+people of no known organization share the turns of one.
 
 A `resume` or `send_many` message stands for many jobs, and is not answered in a batch. No more of them are taken than
 can be started at once. The others are left to workers that are free; behind them, everybody else's jobs would wait.
 """
 
+import base64
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from redis import Redis
 from redis.commands.core import Script
 
+PERSON_FIELDS = ("sender", "buyer", "viewer")
+"""The fields of a job by which people can take turns."""
+ORGANIZATIONS = "postage.organizations"
+"""The hash of the organization of each person whose jobs were charged lately."""
 QUARANTINE = "postage.quarantined"
 """The sorted set of items that can never be a job, as they were found, by the time at which they were."""
 TAKE_MAX = 100
@@ -32,9 +38,24 @@ def lua(*names: str) -> str:
     return "\n".join(files(__package__).joinpath(name).read_text() for name in names)
 
 
+def _tokens(field: str) -> str:
+    """Return, as Lua, how a field's name in quotes stands in base64, behind 0, 1 and 2 bytes of its group of three.
+
+    Only the characters that the name alone decides are part of it; `first` is the place of the first one in its group.
+    """
+    name = f'"{field}"'.encode()
+    tokens = []
+    for lead in range(3):
+        first, last = -(-8 * lead // 6), 8 * (lead + len(name)) // 6
+        text = base64.b64encode(bytes(lead) + name).decode()[first:last]
+        tokens.append(f'{{text = "{text}", first = {first}}}')
+    return f"{field} = {{{', '.join(tokens)}}}"
+
+
 def take_script(redis: Redis) -> Script:
     """Return the script that takes messages (see `take_args`)."""
-    return redis.register_script(lua("clock.lua", "keys.lua", "take.lua"))
+    tokens = f"local TOKENS = {{{', '.join(map(_tokens, PERSON_FIELDS))}}}\n"
+    return redis.register_script(tokens + lua("clock.lua", "keys.lua", "person.lua", "take.lua"))
 
 
 def take_args(
@@ -42,19 +63,21 @@ def take_args(
     unacked: str,
     unacked_index: str,
     lists: Sequence[str],
-    queues: int,
+    queues: Sequence[str],
     limit: int,
     bulk_limit: int,
-    shared: Sequence[str],
+    bytes_max: int,
+    shared: Mapping[str, str],
 ) -> tuple[str | int, ...]:
     """Return the arguments of the script: number of keys, keys, and values.
 
     It takes up to `limit` messages from `lists`, which are the `queues` of the highest priority and then those of the
-    next ones. Of `shared` queues, senders take turns. Of the messages that stand for many jobs, it takes at most
-    `bulk_limit`.
+    next ones. On `shared` queues, people take turns, who are named by this field. Of the messages that stand for many
+    jobs, it takes at most `bulk_limit`, and none of more than `bytes_max`.
     """
-    keys = (unacked, unacked_index, QUARANTINE, *lists)
-    return (len(keys), *keys, limit, queues, bulk_limit, *shared)
+    keys = (unacked, unacked_index, QUARANTINE, ORGANIZATIONS, *lists)
+    named = (word for queue in queues for word in (queue, shared.get(queue, "")))
+    return (len(keys), *keys, "", limit, bulk_limit, bytes_max, *named)
 
 
 def is_bulk(item: bytes) -> bool:
@@ -63,9 +86,14 @@ def is_bulk(item: bytes) -> bool:
     return (b".resume" in item or b".send_many" in item) and _BULK.search(item) is not None
 
 
+def count_text() -> str:
+    """Return the script that counts what waits on the queue KEYS[1]."""
+    return lua("keys.lua", "count.lua")
+
+
 def waiting_count(redis: Redis, queue: str) -> int:
     """Return how many messages wait on a queue, in its own list and in those of its senders."""
-    return int(redis.register_script(lua("keys.lua", "count.lua"))(keys=[queue]))
+    return int(redis.register_script(count_text())(keys=[queue]))
 
 
 def purge(redis: Redis, queue: str) -> int:

@@ -7,11 +7,13 @@ between loses it. Here one script pops messages and registers them as unacknowle
 trip. On the wire nothing changes: producers, Flower and other workers go on using plain kombu.
 """
 
+import base64
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -19,7 +21,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.transport.virtual import Empty
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker import fair_queue, json_codec
 
@@ -182,13 +184,20 @@ class Channel(redis.Channel):
     JsonMessage = JsonMessage
     QoS = QoS
 
-    shared_queues: Sequence[str] = ()
-    """Queues on which senders take turns, and from which jobs are taken in batches."""
+    shared_queues: Mapping[str, str] = MappingProxyType({})
+    """Queues on which people take turns, and the field of a job that names whose turn it is."""
+    batched_queues: Sequence[str] = ()
+    """Queues from which jobs are taken in batches."""
     batch: int = 1
-    """As long as there is work to do, no fewer messages are taken from shared queues than this: few cost more each."""
+    """As long as there is work to do, no fewer messages are taken from batched queues than this: few cost more each."""
+    bytes_max: int = 16_000_000
+    """The longest message that is taken, in bytes; longer ones are quarantined unread."""
     bulk_max: int = 1
     """Messages that stand for many jobs and are at work at a time, at most; those with an ETA do not count."""
-    from_transport_options = (*redis.Channel.from_transport_options, "shared_queues", "batch", "bulk_max")
+    from_transport_options = (
+        *redis.Channel.from_transport_options,
+        *("shared_queues", "batched_queues", "batch", "bulk_max", "bytes_max"),
+    )
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
@@ -199,6 +208,7 @@ class Channel(redis.Channel):
         self._ack_commands = 0
         self._kept_client: Any = None
         self._take_script: Any = None
+        self._not_lists: set[str] = set()
         super().__init__(*args, **options)
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  kombu's
@@ -249,7 +259,7 @@ class Channel(redis.Channel):
         self._paused = False
 
     def _is_worth_asking(self, queue: str) -> bool:
-        if queue not in self.shared_queues or not self.qos.unacked_count:
+        if queue not in self.batched_queues or not self.qos.unacked_count:
             return True
         credit = self.qos.can_consume_max_estimate()
         return credit is None or credit >= min(self.batch, self.qos.prefetch_count // 2)
@@ -263,10 +273,11 @@ class Channel(redis.Channel):
             unacked=self.unacked_key,
             unacked_index=self.unacked_index_key,
             lists=lists,
-            queues=len(queues),
+            queues=queues,
             limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
             bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
-            shared=[queue for queue in queues if queue in self.shared_queues],
+            bytes_max=self.bytes_max,
+            shared=self.shared_queues,
         )
         return ("EVALSHA", self._take_script.sha, *arguments)
 
@@ -280,7 +291,7 @@ class Channel(redis.Channel):
                 self.client.parse_response(connection, "HDEL")
             if self._paused:
                 self.client.parse_response(connection, "BRPOP")
-            broken, *taken = self.client.parse_response(connection, "EVALSHA")
+            broken, not_lists, *taken = self.client.parse_response(connection, "EVALSHA")
         except NoScriptError:  # a broker that was just started
             self.client.script_load(self._take_script.script)
             raise Empty from None
@@ -291,20 +302,39 @@ class Channel(redis.Channel):
             self._in_poll = None
         self._paused = False
         if broken:
-            log.error("quarantined", why="not messages", items=broken)
+            log.error("quarantined", why="not messages, or too long", items=broken)
+        self._tell_not_lists({bytes_to_str(key) for key in not_lists})
         if not taken:
             self._pause()
             raise Empty
-        for key, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
-            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+        for name, tag, item in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
+            queue = bytes_to_str(name)
             self._queue_cycle.rotate(queue)
             self._deliver_taken(queue, bytes_to_str(tag), item)
         return True
+
+    def _handle_message(self, client: Any, r: Any) -> Any:  # noqa: ANN401  kombu's
+        """Return what was published, without its data if no message can be made of it: kombu would end, or log it."""
+        payload = super()._handle_message(client, r)
+        is_message = bytes_to_str(payload["type"]).endswith("message")
+        if is_message and payload["data"] and not _is_published_message(payload["data"]):
+            log.warning("published item dropped: it is not a message", bytes=len(payload["data"]))
+            payload["data"] = None
+        return payload
+
+    def _tell_not_lists(self, keys: set[str]) -> None:
+        """Log which queues cannot be read, once: others go on."""
+        for key in keys - self._not_lists:
+            log.error("queue stopped: its key is not a list; delete or rename it", key=key)
+        for key in self._not_lists - keys:
+            log.warning("queue goes on: its key is a list again", key=key)
+        self._not_lists = keys
 
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
         try:
             message = json_codec.decode(item)
+            message["properties"]["delivery_tag"] = tag  # as it is registered, whatever the message says elsewhere
             if fair_queue.is_bulk(item) and not message["headers"].get("eta"):
                 self.bulk_taken.add(tag)
             self.connection._deliver(message, queue)  # noqa: SLF001  kombu's channels call it so
@@ -325,10 +355,32 @@ class Channel(redis.Channel):
             return fair_queue.purge(client, queue) + int(super()._purge(queue))
 
 
+def _is_published_message(data: bytes) -> bool:
+    """Whether kombu can make a message of what somebody has published: a control message, or events."""
+    try:
+        message = json_codec.decode(data)
+        properties = message["properties"]
+        body = message["body"]
+        if properties.get("body_encoding") == "base64":
+            base64.b64decode(body)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    return (
+        isinstance(properties.get("delivery_tag"), str)
+        and isinstance(properties.get("delivery_info"), dict)
+        and properties.get("body_encoding") in (None, "base64")
+        and isinstance(body, str)
+        and isinstance(message.get("headers"), dict | None)
+        and all(isinstance(message.get(name), str | None) for name in ("content-type", "content-encoding"))
+    )
+
+
 class Transport(redis.Transport):
     """The transport behind redis://, rediss:// and redis+socket:// in a Postage process."""
 
     Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
+    """A broker that answers with an error (out of memory, a replica, a full disk, no right) is one that is away."""
     loop: Any = None
     """The event loop that asks for messages, if there is one."""
 

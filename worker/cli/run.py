@@ -33,13 +33,16 @@ def flower(options: tuple[str, ...]) -> None:
     """
     from flower.command import flower as celery_flower  # noqa: PLC0415  a large import for one command
 
+    from worker.broker.flower_queues import count_as_postage_does  # noqa: PLC0415  imports Flower too
+
+    count_as_postage_does()
     settings = current_session().settings
     os.environ.setdefault("FLOWER_ADDRESS", settings.flower_address)
     os.environ.setdefault("FLOWER_PORT", str(settings.flower_port))
     if settings.flower_auth is not None:
         os.environ.setdefault("FLOWER_BASIC_AUTH", settings.flower_auth)
-    # Unless Flower asks for a password, nobody may stop workers or apply tasks there.
-    os.environ.setdefault("FLOWER_READ_ONLY", str(settings.flower_auth is None))
+    # Without a password, anybody who reaches Flower could stop workers or apply tasks there.
+    os.environ.setdefault("FLOWER_READ_ONLY", str(settings.flower_read_only or settings.flower_auth is None))
     click.get_current_context().invoke(celery_flower, tornado_argv=options)
 
 
