@@ -4,6 +4,7 @@ The bulk worker only charges. The messages then wait for the workers of their ki
 those workers could not be told, the sweeper tells them.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 from celery import shared_task
@@ -12,6 +13,7 @@ from sqlalchemy import Connection
 from models.errors import Refused
 from models.messages.base import Json
 from models.messages.bulk import SendMany, SendManyEmails, SendManySms
+from models.messages.sends import Content
 from models.sends.answers import answer_to, bulk_answer
 from models.sends.charges import Charge, SendJob, State, bulk_message_id
 from models.sends.charging import charge_bulk_job
@@ -29,26 +31,16 @@ def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) 
         `invalid_job` or `conflicting_job`.
 
     """
-    digest = bulk.digest()
-    bulk_id = bulk.job_id or ""
     messages = list(bulk.each())
-    job = SendJob(
-        job_id=bulk_id,
-        task=bulk.task,
-        kind=bulk.kind,
-        sender=bulk.sender,
-        credits=sum(message.cost for message in messages),
-        digest=digest,
-        content={},
-        refusal=refusal,
-    )
+    job = as_bulk_job(bulk, messages, refusal)
+    bulk_id = job.job_id
 
     def charge_together(connection: Connection) -> Charge:
         now = context.now(connection)
         return charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
 
     charge = context.database.write(charge_together)
-    refusal = conflict(charge, bulk, digest)
+    refusal = conflict(charge, bulk, job.digest)
     if refusal is not None:
         raise refusal
     if not (charge.is_new and charge.state is State.BULK):
@@ -57,6 +49,20 @@ def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) 
     never_begun = {bulk_message_id(bulk_id, place): 0 for place in range(len(messages))}
     enqueue_resume(context, job.kind, charge.org_id, never_begun)
     return bulk_answer(charge, {State.WAITING: len(messages)}, payer=charge.payer, credits_now=charge.credits)
+
+
+def as_bulk_job(bulk: SendMany, messages: Sequence[Content], refusal: Refused | None) -> SendJob:
+    """Return a bulk job with these messages as one that is to be charged, or to be refused for a known reason."""
+    return SendJob(
+        job_id=bulk.job_id or "",
+        task=bulk.task,
+        kind=bulk.kind,
+        sender=bulk.sender,
+        credits=sum(message.cost for message in messages),
+        digest=bulk.digest(),
+        content={},
+        refusal=refusal,
+    )
 
 
 class BulkTask(PostageTask):

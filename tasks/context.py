@@ -1,10 +1,10 @@
 """Everything that a task may reach: one object, given by the app."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import Connection
 
@@ -16,6 +16,7 @@ from models.sends.charges import Charge, JobKey
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks.concurrency import DeliveryPool, GroupCommit
+from tasks.queues import Queue
 
 DELIVERY_THREADS = 16
 
@@ -28,6 +29,29 @@ class Quarantine(Protocol):
 
     def erase_of(self, user: str) -> int:
         """Erase the items about jobs of a user. Returns how many."""
+
+
+class QueuedJob(NamedTuple):
+    """A job on a queue: its task, its Celery task id, and the object that it was given, which may be anything."""
+
+    task: str
+    task_id: str
+    given: object
+
+
+class Queues(Protocol):
+    """The queues of the broker, as those see them who look for jobs."""
+
+    def read(self, queue: Queue) -> Iterator[list[QueuedJob]]:
+        """Yield the jobs of a queue that no worker has answered, in groups, without taking them."""
+
+
+class NoQueues:
+    """The queues of a broker that cannot be searched."""
+
+    def read(self, queue: Queue) -> Iterator[list[QueuedJob]]:  # noqa: ARG002
+        """Yield nothing."""
+        return iter(())
 
 
 class NoQuarantine:
@@ -84,6 +108,7 @@ class Context:
     keep_personal: timedelta = timedelta(days=90)
     quarantine: Quarantine = field(default_factory=NoQuarantine)
     organizations: Organizations = field(default_factory=NoOrganizations)
+    queues: Queues = field(default_factory=NoQueues)
     audit_again: int = 10_000
     unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time

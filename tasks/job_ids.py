@@ -2,8 +2,8 @@
 
 from models.messages.fields import ID
 
-ID_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "user_id")
-"""In the order in which they are looked for: a reversal names its order too."""
+ID_FIELDS = ("cancel_id", "job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "user_id")
+"""In the order in which they are looked for: a reversal names its order too, and a cancellation its job."""
 USER_FIELDS = ("sender", "buyer", "actor", "viewer")
 
 

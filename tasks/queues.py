@@ -14,7 +14,7 @@ class Queue(enum.StrEnum):
     BULK = "bulk"
     """Bulk jobs, which are charged here and sent by the workers of their kind."""
     BILLING = "billing"
-    """Purchases, corrections, changes of owner, users, roles and plans, and the erasing of users."""
+    """Purchases, corrections, changes of owner, users, roles and plans, the erasing of users, and cancelling."""
     VIEWS = "views"
     """What users look at."""
     UPKEEP = "upkeep"
@@ -36,6 +36,7 @@ ROUTES: Mapping[str, Queue] = {
     "roles.save": Queue.BILLING,
     "plans.save": Queue.BILLING,
     "users.erase": Queue.BILLING,
+    "messages.cancel": Queue.BILLING,
     "views.overview": Queue.VIEWS,
     "views.usage": Queue.VIEWS,
     "views.orders": Queue.VIEWS,

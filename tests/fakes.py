@@ -16,14 +16,14 @@ from models.sends.carrier import OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
-from tasks import billing, bulk, erasing, sending, upkeep, views
+from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.base import Arrival
 from tasks.context import Context, Json
 from worker.app import PostageApp
 from worker.cli.session import Need, Session
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
-TASK_MODULES = (billing, bulk, erasing, sending, upkeep, views)
+TASK_MODULES = (billing, bulk, cancelling, erasing, sending, upkeep, views)
 """Imported, so that the tasks exist."""
 
 ACCEPTED = Receipt(Outcome.ACCEPTED, reference="ref-1")

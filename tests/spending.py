@@ -56,7 +56,7 @@ def _messages(found: list[Row[Any]]) -> list[Json]:
             "user": row.sender,
             "kind": row.kind,
             "credits": row.credits - row.refunded,
-            "status": wire_status(State(row.state), row.attempts),
+            "status": wire_status(State(row.state), row.attempts, row.reason),
             "paid_by": row.owner_id,
             "at": iso_time(row.created_at),
         }

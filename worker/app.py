@@ -14,7 +14,7 @@ from models.database.engine import Database
 from models.messages.base import Json
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
-from tasks import billing, bulk, erasing, sending, upkeep, views
+from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.concurrency import DeliveryPool
 from tasks.context import Context
 from tasks.job_ids import redacted_args
@@ -22,12 +22,13 @@ from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
 from worker.broker.quarantine import RedisQuarantine
 from worker.broker.transport import register_transport
+from worker.broker.waiting import RedisQueues
 from worker.carriers import open_email, open_sms
 from worker.celery_config import celery_config
 from worker.logs import set_up_logging
 from worker.settings import Settings
 
-TASK_MODULES = (billing, bulk, erasing, sending, upkeep, views)
+TASK_MODULES = (billing, bulk, cancelling, erasing, sending, upkeep, views)
 """Really imported, so that the tasks exist. Celery's autodiscovery would look for other names."""
 
 COLLECT_AFTER = 5_000
@@ -92,6 +93,7 @@ def _make_context(app: PostageApp) -> Context:
         keep_personal=timedelta(seconds=settings.keep_personal_s),
         quarantine=RedisQuarantine(app),
         organizations=RedisOrganizations(app),
+        queues=RedisQueues(app),
         audit_again=settings.audit_again,
         unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
         delivery_pool=DeliveryPool(2 * settings.connections),

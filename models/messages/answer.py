@@ -6,7 +6,8 @@ from typing import Any
 
 from models.messages.base import Json
 
-PUBLIC_FIELDS = ("job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "status", "reason")
+PUBLIC_FIELDS = ("cancel_id", "job_id", "reversal_id", "adjustment_id", "order_id", "change_id", "erasure_id", "status",
+                 "reason")  # fmt: skip
 """The fields that logs and events may show."""
 
 

@@ -1,4 +1,4 @@
-"""The messages of `credits.*`, `*.save` and `users.erase`."""
+"""The messages of `credits.*`, `*.save`, `users.erase` and `messages.cancel`."""
 
 from typing import ClassVar, Literal, Self
 
@@ -126,6 +126,24 @@ class EraseUser(TaskMessage):
     erasure_id: Id
     actor: Id
     user: Id
+
+
+class CancelMessages(TaskMessage):
+    """`messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more."""
+
+    task: ClassVar[str] = "messages.cancel"
+    key: ClassVar[str | None] = "cancel_id"
+    cancel_id: Id
+    actor: Id
+    job_id: Id | None = None
+    sender: Id | None = None
+
+    @model_validator(mode="after")
+    def _job_or_sender(self) -> Self:
+        if (self.job_id is None) == (self.sender is None):
+            msg = "must have either a job_id or a sender"
+            raise ValueError(msg)
+        return self
 
 
 class Save(TaskMessage):

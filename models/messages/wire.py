@@ -4,7 +4,17 @@ from pydantic import ValidationError
 
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage, explain
-from models.messages.billing import Adjustment, EraseUser, Purchase, Reversal, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import (
+    Adjustment,
+    CancelMessages,
+    EraseUser,
+    Purchase,
+    Reversal,
+    SavePlan,
+    SaveRole,
+    SaveUser,
+    SetOwner,
+)
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
 from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
@@ -21,6 +31,7 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "users.save": SaveUser,
     "roles.save": SaveRole,
     "plans.save": SavePlan,
+    "messages.cancel": CancelMessages,
     "users.erase": EraseUser,
     "views.overview": View,
     "views.usage": ViewUsage,

@@ -169,8 +169,8 @@ def _messages(connection: Connection, entry: Row[Any]) -> list[Json]:
     is_charge = entry.cause_kind == "charge"
     moved, its_charges = (charges.c.credits, is_charged_by) if is_charge else (charges.c.refunded, is_refunded_by)
     found = connection.execute(
-        select(charges.c.job_id, charges.c.sender, charges.c.state, charges.c.attempts, charges.c.created_at,
-               moved.label("moved"))
+        select(charges.c.job_id, charges.c.sender, charges.c.state, charges.c.reason, charges.c.attempts,
+               charges.c.created_at, moved.label("moved"))
         .join_from(entries, charges, its_charges(entries))
         .where(entries.c.org_id == entry.org_id, entries.c.account_id == entry.account_id, entries.c.seq == entry.seq)
         .order_by(charges.c.job_id)
@@ -180,7 +180,7 @@ def _messages(connection: Connection, entry: Row[Any]) -> list[Json]:
             "job_id": row.job_id,
             "user": row.sender,
             "credits": row.moved,
-            "status": wire_status(State(row.state), row.attempts),
+            "status": wire_status(State(row.state), row.attempts, row.reason),
             "at": iso_time(row.created_at),
         }
         for row in found

@@ -157,7 +157,7 @@ def _usage_by_message(connection: Connection, usage: UsageScope, view: View) -> 
             "user": row.sender,
             "kind": row.kind,
             "credits": row.credits - row.refunded,
-            "status": wire_status(State(row.state), row.attempts),
+            "status": wire_status(State(row.state), row.attempts, row.reason),
             "paid_by": row.owner_id,
             "at": iso_time(row.created_at),
         }
@@ -185,6 +185,7 @@ def _newest_charges(usage: UsageScope, view: View) -> Subquery:
         "refunded",
         "state",
         "attempts",
+        "reason",
         "created_at",
     )
     separately = [usage] if usage.sender else [UsageScope({account: None}) for account in usage.marks]

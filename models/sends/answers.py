@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
+from models.errors import Reason
 from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.sends.charges import OPEN, Charge, State, bulk_credits, bulk_payer, count_bulk_states
@@ -27,7 +28,7 @@ def send_answer(charge: Charge) -> Json:
         "job_id": charge.job_id,
         "task": charge.task,
         "kind": charge.kind,
-        "status": wire_status(charge.state, charge.attempts),
+        "status": wire_status(charge.state, charge.attempts, charge.reason),
         "reason": charge.reason,
         "detail": charge.detail,
         "sender": charge.sender,
@@ -51,8 +52,14 @@ def bulk_answer(charge: Charge, counts: Mapping[State, int], *, payer: str | Non
     return answer | {"messages": {str(state): count for state, count in sorted(counts.items())}}
 
 
-def wire_status(state: State, attempts: int) -> str:
-    """Return the `status` of an answer. A job that waits for its first attempt counts as sending."""
+def wire_status(state: State, attempts: int, reason: str | None) -> str:
+    """Return the `status` of an answer.
+
+    A job that waits for its first attempt counts as sending. One that was cancelled after it had been charged is
+    refused, like one that was cancelled before: nothing is charged, and nothing was sent.
+    """
+    if state is State.FAILED and reason == Reason.CANCELLED:
+        return str(State.REFUSED)
     if state is State.WAITING:
         return "retrying" if attempts else "sending"
     return str(state)
@@ -62,4 +69,5 @@ def bulk_status(counts: Mapping[State, int]) -> str:
     """Return one status for all messages of a bulk job: the one that needs attention most."""
     if any(counts.get(state) for state in OPEN):
         return "sending"
-    return next((str(state) for state in (State.UNKNOWN, State.SENT) if counts.get(state)), str(State.FAILED))
+    by_weight = (State.UNKNOWN, State.SENT, State.FAILED, State.REFUSED)
+    return next(str(state) for state in by_weight if counts.get(state))

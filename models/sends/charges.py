@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, false, func, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, case, false, func, literal, select, tuple_, update
 
 from models.database.schema import accounts, charges, organizations, users
 from models.database.statements import is_among
-from models.errors import Refused
+from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.fields import Kind
 from models.users.organizations import NOBODYS
@@ -187,6 +187,11 @@ def restart(connection: Connection, charge: Charge, content: Json, now: datetime
     )  # fmt: skip
 
 
+def was_cancelled(row: Any) -> Any:  # noqa: ANN401  columns, or a charge
+    """Whether a message that was charged has been cancelled: it failed, and is shown as refused."""
+    return (row.state == State.FAILED) & (row.reason == Reason.CANCELLED)
+
+
 def bulk_message_id(bulk_id: str, place: int) -> str:
     """Return the id of the message to the recipient at `place` (from 0) of a bulk job. No producer can make one."""
     return f"{bulk_id}/{place}"
@@ -204,9 +209,8 @@ def is_message_of(bulk: JobKey) -> ColumnElement[bool]:
 
 def count_bulk_states(connection: Connection, bulk: JobKey) -> dict[State, int]:
     """Return how many messages of a bulk job are in each state."""
-    found = connection.execute(
-        select(charges.c.state, func.count()).where(is_message_of(bulk)).group_by(charges.c.state)
-    )
+    shown = case((was_cancelled(charges.c), State.REFUSED), else_=charges.c.state)
+    found = connection.execute(select(shown, func.count()).where(is_message_of(bulk)).group_by(shown))
     return {State(state): count for state, count in found}
 
 

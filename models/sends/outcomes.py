@@ -109,6 +109,11 @@ def settlement_of_refund(charge: Charge) -> Settlement:
     return replace(failed, reason=Reason.CARRIER_UNAVAILABLE, detail=words)
 
 
+def settlement_of_cancellation(charge: Charge, words: str) -> Settlement:
+    """Return how a job ends that waits and was cancelled. Recipients whom earlier attempts reached stay charged."""
+    return _failed(charge, Receipt(Outcome.NEVER, words), charge.recipients_refused or {}, Reason.CANCELLED)
+
+
 def content_for_resend(charge: Charge) -> Json:
     """Return what the next attempt of an unknown job hands over: nothing to recipients who were refused before."""
     content: Json = charge.content or {}

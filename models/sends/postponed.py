@@ -70,11 +70,12 @@ def due_jobs(connection: Connection, now: datetime, limit: int) -> list[Postpone
 
 
 def lock_postponed(
-    connection: Connection, limit: int, *, key: str | None = None, person: str | None = None
+    connection: Connection, limit: int, *, org_id: int, tasks: Collection[str], key: str | None, person: str | None
 ) -> list[PostponedJob]:
-    """Lock jobs of a key or of a person, or both, until the transaction ends, so that nobody else ends them."""
-    wanted = {"key": key, "person": person}
+    """Lock jobs of these tasks, and of a key or of a person, or both, so that nobody else ends them meanwhile."""
+    wanted = {"org_id": org_id, "key": key, "person": person}
     its_own = [postponed_jobs.c[name] == value for name, value in wanted.items() if value is not None]
+    its_own.append(postponed_jobs.c.task.in_(tasks))
     return _find(connection, *its_own, limit=limit, locked=True)
 
 

@@ -126,6 +126,17 @@ def erased_user(user_id: str) -> Refused:
     return Refused(Reason.UNKNOWN_USER, f"User {user_id} was erased, and can do nothing any more.")
 
 
+def find_user(connection: Connection, user_id: str) -> User | None:
+    """Return one user, also one who was erased, without a lock; None for somebody who was never saved."""
+    row = connection.execute(select(*_COLUMNS).where(users.c.id == user_id)).one_or_none()
+    return None if row is None else User(*row)
+
+
+def holds_rights(connection: Connection, actor: User, *rights: Right) -> bool:
+    """Whether a user's role holds all of these rights."""
+    return role_holds(connection, actor.org_id, actor.role, *rights)
+
+
 def require_rights(connection: Connection, actor: User, *rights: Right, what: str) -> None:
     """Make sure that an actor may do `what`: their role holds all of these rights, and they were not erased.
 

@@ -85,6 +85,7 @@ def good_jobs(owner: str, member: str) -> dict[str, Json]:
         "roles.save": {"organization": "never-org", "role": "member", "rights": ["edit_user"]},
         "plans.save": {**plan, "plan": "never-plan"},
         "users.erase": {"erasure_id": "never-erasure", "actor": owner, "user": member},
+        "messages.cancel": {"cancel_id": "never-cancel", "actor": owner, "job_id": "never-job"},
         "views.overview": view,
         "views.usage": {**view, "by": "day"},
         "views.orders": view,
@@ -310,6 +311,9 @@ def naming_strangers(jobs: dict[str, Json], owner: str) -> Iterator[BadJob]:
         yield BadJob("credits.set_owner", [{**jobs["credits.set_owner"], who: "nobody"}], who, reason="unknown_user")
     for who in ("actor", "user"):
         yield BadJob("users.erase", [{**jobs["users.erase"], who: "nobody"}], who, reason="unknown_user")
+    cancel = jobs["messages.cancel"]
+    yield BadJob("messages.cancel", [{**cancel, "actor": "nobody"}], "a stranger cancels", reason="unknown_user")
+    yield BadJob("messages.cancel", [{**cancel, "job_id": "no-such-job"}], "nothing to cancel", reason="not_found")
     for task, job in jobs.items():
         if task.startswith("views."):
             yield BadJob(task, [{**job, "viewer": "nobody"}], "an unknown viewer", reason="unknown_user")

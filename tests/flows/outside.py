@@ -43,6 +43,7 @@ QUEUES: Final = {
     "roles.save": "billing",
     "plans.save": "billing",
     "users.erase": "billing",
+    "messages.cancel": "billing",
     "views.overview": "views",
     "views.usage": "views",
     "views.orders": "views",

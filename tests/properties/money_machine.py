@@ -166,9 +166,10 @@ class MoneyMachine(RuleBasedStateMachine):
         messages = [in_model(job) for job in jobs]
         self._deliver_in_model(self.model.charge(messages, began), answers, began)
         expected = [self.model.stands(message) for message in messages]
-        assert [(charge.job_id, wire_status(charge.state, charge.attempts), charge.payer) for charge in charged] == [
-            (message.job_id, message.status, message.payer) for message in expected
-        ]
+        assert [
+            (charge.job_id, wire_status(charge.state, charge.attempts, charge.reason), charge.payer)
+            for charge in charged
+        ] == [(message.job_id, message.status, message.payer) for message in expected]
 
     def _purchase(self, order: Purchase) -> None:
         assert_same_answer(answer_of(partial(billing.purchase, self.context, order)), self.model.purchase(order))

@@ -170,6 +170,7 @@ STORY: list[tuple[str, dict[str, Any]]] = [
         "users.save",
         {"user_id": "jane", "organization": "acme", "role": "boss", "name": "Jane", "email": "jane@example.org"},
     ),
+    ("messages.cancel", {"cancel_id": "c", "actor": "john", "sender": "john"}),
     ("users.erase", {"erasure_id": "e", "actor": "john", "user": "jane"}),
     *(
         (f"views.{view}", {"viewer": "john"})

@@ -14,7 +14,16 @@ from pydantic_core import from_json
 
 from models.errors import Refused
 from models.messages.base import TaskMessage
-from models.messages.billing import Adjustment, Credits, EraseUser, Purchase, Reversal, SetOwner, SignedCredits
+from models.messages.billing import (
+    Adjustment,
+    CancelMessages,
+    Credits,
+    EraseUser,
+    Purchase,
+    Reversal,
+    SetOwner,
+    SignedCredits,
+)
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
 from models.messages.wire import MESSAGES, parse
@@ -111,6 +120,7 @@ LATER = {
     "credits.reverse": later(Reversal, credits=(later(Credits) | None, None)),
     "credits.adjust": later(Adjustment, credits=later(SignedCredits)),
     "users.erase": later(EraseUser),
+    "messages.cancel": later(CancelMessages),
 }
 
 
@@ -187,6 +197,8 @@ JOBS: dict[str, st.SearchStrategy[Json]] = {
         {"actor": IDS, "owner": IDS, "credits": COUNTS | st.just({"email": -1}), "reason": TEXTS}
     ),
     "users.erase": st.fixed_dictionaries({"actor": IDS, "user": IDS}),
+    "messages.cancel": st.fixed_dictionaries({"actor": IDS, "job_id": IDS})
+    | st.fixed_dictionaries({"actor": IDS, "sender": IDS}),
 }
 """Jobs without their id, of few values, so that two of them are often the same but for one."""
 

@@ -61,6 +61,7 @@ def test_send_tasks_keep_no_result_and_other_messages_do(registered: dict[str, P
         ("roles.save", "billing"),
         ("plans.save", "billing"),
         ("users.erase", "billing"),
+        ("messages.cancel", "billing"),
         *((name, "views") for name in MESSAGES if name.startswith("views.")),
     ],
 )

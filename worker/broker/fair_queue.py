@@ -16,6 +16,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import cast
 
 from redis import Redis
 from redis.commands.core import Script
@@ -94,6 +95,11 @@ def count_text() -> str:
 def waiting_count(redis: Redis, queue: str) -> int:
     """Return how many messages wait on a queue, in its own list and in those of its senders."""
     return int(redis.register_script(count_text())(keys=[queue]))
+
+
+def other_lists(redis: Redis, queue: str) -> list[bytes]:
+    """Return the names of the lists, other than the queue's own, that hold messages of a queue."""
+    return cast("list[bytes]", redis.register_script(lua("keys.lua", "lists.lua"))(keys=[queue]))
 
 
 def purge(redis: Redis, queue: str) -> int:

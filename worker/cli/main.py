@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 
 from models.errors import PostageError
+from worker.cli.cancel import cancel, purge
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.enqueue import enqueue
@@ -29,7 +30,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
-    *(buy, reverse, adjust, share, erase),
+    *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, audit, findings, verify, unknown, dead, inspect, control),
 )

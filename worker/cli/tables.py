@@ -98,6 +98,23 @@ def erasure(console: Console, answer: Json) -> None:
     console.print(f"{answer['erasure_id']}: {answer['user']} is erased.")
 
 
+def cancelled(console: Console, answer: Json) -> None:
+    """Print what a cancellation has stopped."""
+    stopped, late = answer["cancelled"], answer["too_late"]
+    console.print(
+        f"{answer['cancel_id']}: {stopped} message{'' if stopped == 1 else 's'} cancelled, {answer['credits']} "
+        f"credit{'' if answer['credits'] == 1 else 's'} given back; too late for {late}."
+    )
+
+
+def purged(console: Console, answer: Json) -> None:
+    """Print what was taken off a queue."""
+    jobs = answer["cancelled"]
+    console.print(f"{answer['queue']}: {jobs} message{'' if jobs == 1 else 's'} refused as cancelled.")
+    if answer["left"]:
+        console.print(f"{answer['left']} could not be read, and are left for a worker, which quarantines them.")
+
+
 def overview(console: Console, answer: Json) -> None:
     """Print remaining credits and plans."""
     _reminder(console, answer)
