@@ -340,7 +340,7 @@ def _reason_of(result: Result) -> tuple[str | None, str]:
 
 
 def _wait_s(retries: int) -> float:
-    return float(min(FAULT_WAIT_MAX_S, FAULT_WAIT_S * 2**retries) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+    return float(min(FAULT_WAIT_MAX_S, FAULT_WAIT_S * 2 ** min(retries, FAULT_RETRIES)) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
 
 
 class InternalTask(PostageTask):

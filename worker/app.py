@@ -159,6 +159,18 @@ def _spare_loaded_objects(**_kwargs: object) -> None:
     gc.set_threshold(COLLECT_AFTER)
 
 
+@signals.worker_ready.connect
+def _send_to_any_queue(sender: Any = None, **_kwargs: object) -> None:  # noqa: ANN401
+    """Let this worker send what producers want to be sent after their jobs to any queue, and consume none of these.
+
+    Without a queue it goes to Celery's own default, as if the producer had sent it.
+    """
+    app = sender.app
+    app.amqp.queues.select(list(app.amqp.queues.consume_from))  # also when the connection is made anew
+    app.amqp.queues.create_missing = app.amqp.router.create_missing = True
+    app.conf.task_default_queue = "celery"
+
+
 @signals.worker_shutting_down.connect
 def _stop_waiting(**_kwargs: object) -> None:
     """End every wait for the database: the jobs of a worker that shuts down go back to their queues."""

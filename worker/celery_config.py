@@ -58,7 +58,7 @@ def celery_config(settings: Settings) -> Json:
             **{task: {"Strategy": "worker.broker.lane:strategy"} for task in SAVE_TASKS},
         },
         "worker_consumer": "worker.broker.consumer:QuarantiningConsumer",
-        "worker_pool": "threads",
+        "worker_pool": "worker.broker.pool:TaskPool",
         "worker_concurrency": settings.concurrency,
         # A message that is half handed over must not be cut off because Redis blinked.
         "worker_cancel_long_running_tasks_on_connection_loss": False,

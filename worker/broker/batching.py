@@ -123,12 +123,14 @@ def answer(task: Any, consumer: Any, requests: Sequence[Any]) -> None:  # noqa: 
 def _succeed(task: Any, consumer: Any, answered: Sequence[tuple[Any, Any]], began: float) -> None:  # noqa: ANN401
     """Do for answered jobs what Celery does for a task that has succeeded."""
     runtime = monotonic() - began
-    for request, result in answered:
-        request.acknowledged = True  # below, all at once
-        signals.task_postrun.send(sender=task, task_id=request.id, task=task, args=request.args,
-                                  kwargs=request.kwargs, retval=result, state=SUCCESS)  # fmt: skip
-        request.on_success((False, repr(result), runtime))
-    consumer.call_soon(_acknowledge, [request.message for request, _ in answered], consumer.connection_errors)
+    try:
+        for request, result in answered:
+            request.acknowledged = True  # below, all at once
+            signals.task_postrun.send(sender=task, task_id=request.id, task=task, args=request.args,
+                                      kwargs=request.kwargs, retval=result, state=SUCCESS)  # fmt: skip
+            request.on_success((False, repr(result), runtime))
+    finally:  # they are answered, whatever Celery's signals and events do
+        consumer.call_soon(_acknowledge, [request.message for request, _ in answered], consumer.connection_errors)
 
 
 def _acknowledge(messages: Sequence[Any], errors: tuple[type[BaseException], ...]) -> None:

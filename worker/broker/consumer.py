@@ -5,7 +5,6 @@ a newer worker would be lost, and its text would stand in the log. Here each mes
 task can be made goes to the quarantine, and the log names ids only.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from time import sleep
@@ -17,7 +16,7 @@ from redis import ResponseError
 
 from models.text import sanitize
 from worker.broker.json_codec import JSON
-from worker.broker.transport import Channel
+from worker.broker.transport import set_aside
 
 log = structlog.get_logger(__name__)
 
@@ -69,10 +68,15 @@ class QuarantiningConsumer(Consumer):
 
         def check_and_handle(message: Any) -> None:  # noqa: ANN401  kombu's
             why = why_unfit(message)
-            if why is None:
-                handle(message)
-            else:
+            if why is not None:
                 self._quarantine(message, why)
+                return
+            try:
+                handle(message)
+            except self.connection_errors:  # type: ignore[attr-defined]
+                raise
+            except Exception as error:  # noqa: BLE001  whatever Celery does with one message, it takes the next
+                self._quarantine(message, f"{type(error).__name__} before it reached its task")
 
         return check_and_handle
 
@@ -99,11 +103,7 @@ class QuarantiningConsumer(Consumer):
         headers = message.headers if isinstance(message.headers, dict) else {}
         task, task_id = (sanitize(str(headers.get(name)), NAME_MAX) for name in ("task", "id"))
         log.error("quarantined", why=why, task=task, task_id=task_id)
-        channel = message.channel
-        if isinstance(channel, Channel):
-            channel.qos.quarantine(message.delivery_tag, json.dumps(message._raw).encode())  # type: ignore[attr-defined]  # noqa: SLF001
-        else:  # a broker without our transport has no quarantine
-            message.reject()
+        set_aside(message)
 
 
 def why_unfit(message: Any) -> str | None:  # noqa: ANN401  kombu's
@@ -121,6 +121,8 @@ def why_unfit(message: Any) -> str | None:  # noqa: ANN401  kombu's
     headers = message.headers or {}
     if not isinstance(headers, dict):
         return "headers that are no object"
+    if str(headers.get("task")).startswith("celery."):
+        return "one of Celery's own tasks, which would show what it is given"
     if "task" in headers:
         return None if _is_version_2(headers, body) else "not a task message of protocol 2"
     return None if _is_version_1(body) else "not a task message of protocol 1"

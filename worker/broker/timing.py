@@ -8,7 +8,7 @@ Postage's own tasks, which beat sends and sends again, are dropped as Celery doe
 """
 
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from celery.utils.time import maybe_iso8601
 from celery.worker.request import Request
@@ -18,6 +18,7 @@ from models.database.engine import utc_now
 from models.errors import Reason, Refused
 from models.messages.answer import iso_time
 from tasks.base import POSTPONED, REFUSED, Postponement
+from worker.broker.parts import EMBEDDED, HEADERS, malformed_parts
 
 POSTPONE_AFTER = timedelta(seconds=60)
 """What is due later than that waits in the database. Less waits in a worker, as the retry after a fault does."""
@@ -47,19 +48,36 @@ class TimedRequest(Request):
         headers = dict(message.headers if headers is None else headers)
         self._is_ours = getattr(task, "ends_on_record", False)
         self._refusal_takes_key = getattr(task, "refusal_takes_key", False)
-        unreadable = [name for name in ("eta", "expires") if self._is_ours and not _is_time(headers.get(name))]
-        if unreadable:
-            headers |= {"eta": None, "expires": None}
+        unreadable = [name for name in ("eta", "expires") if not _is_time(headers.get(name))]
+        malformed = malformed_parts(headers, HEADERS)
+        # `shadow` is another name for the task, in logs and in Flower: a producer could write anything there.
+        headers |= dict.fromkeys(["shadow", *(("eta", "expires") if unreadable else ()), *malformed])
         super().__init__(message, headers=headers, task=task, **options)
         headers = self._request_dict  # type: ignore[attr-defined]
         headers[REFUSED] = headers[POSTPONED] = None  # not for producers to set
+        malformed += self._leave_out_malformed()
         if unreadable:
             words = f"`{unreadable[0]}` of the task message: must be an ISO 8601 time such as 2026-11-23T10:00:00Z."
             self.refusal = Refused(Reason.INVALID_JOB, words)
+        elif malformed:
+            words = f"`{malformed[0]}` of the task message: must be what Celery's clients write, or be left out."
+            self.refusal = Refused(Reason.INVALID_JOB, words)
         elif self._is_ours and self.eta is not None:
             self._postpone(self.eta)
+        if self.refusal is not None:
+            self._eta = None  # the task gets it at once
         if self.refusal or self.postponement:
             self._tell_task(self.ending())
+
+    def _leave_out_malformed(self) -> list[str]:
+        """Take out what is to be done after the job, where that is malformed; return the names of such parts."""
+        args, kwargs, embed = cast("tuple[Any, Any, Any]", self._payload)  # type: ignore[has-type]
+        malformed = malformed_parts(embed or {}, EMBEDDED)
+        if malformed:
+            # As decoded, so that the pool does not decode the body once more.
+            self._body = self._payload = (args, kwargs, {**embed, **dict.fromkeys(malformed)})
+            self._content_type = self._content_encoding = None
+        return malformed
 
     def _postpone(self, due_at: datetime) -> None:
         """Have the task store a job that is due in more than `POSTPONE_AFTER`, instead of waiting for it here."""
@@ -109,7 +127,7 @@ class TimedRequest(Request):
 
     def _options(self) -> dict[str, Any]:
         """Return what Celery is told when the job is sent again: what came with it, except the time that is over."""
-        _, _, embed = self._payload  # type: ignore[attr-defined]
+        _, _, embed = self._payload
         given = {**self._request_dict, **(embed or {})}  # type: ignore[attr-defined]
         options = {option: given[name] for option, name in KEPT.items() if given.get(name)}
         for option, value in options.items():

@@ -181,7 +181,7 @@ class JsonMessage(virtual.Message):
 class Channel(redis.Channel):
     """kombu's channel, which takes messages with the script."""
 
-    JsonMessage = JsonMessage
+    Message = JsonMessage
     QoS = QoS
 
     shared_queues: Mapping[str, str] = MappingProxyType({})
@@ -373,6 +373,15 @@ def _is_published_message(data: bytes) -> bool:
         and isinstance(message.get("headers"), dict | None)
         and all(isinstance(message.get(name), str | None) for name in ("content-type", "content-encoding"))
     )
+
+
+def set_aside(message: Any) -> None:  # noqa: ANN401  kombu's
+    """Quarantine a message that was taken; a broker without this transport has no quarantine, and drops it."""
+    channel = message.channel
+    if isinstance(channel, Channel):
+        channel.qos.quarantine(message.delivery_tag, json.dumps(message._raw).encode())  # noqa: SLF001
+    else:
+        message.reject()
 
 
 class Transport(redis.Transport):

@@ -1,0 +1,72 @@
+"""The parts of a task message that Celery relies on without looking at them, and what each of them may be.
+
+A header of another type makes Celery fail after the job was done, and then the message is neither acknowledged nor
+given back. The types are those that celery 5.6 writes (celery/app/amqp.py, `as_task_v2`), or leaves out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RETRIES_MAX = 1_000
+"""How often Celery may have retried a job, at most; Postage gives up after twenty."""
+Check = Callable[[Any], bool]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= RETRIES_MAX
+
+
+def _is_time_limit(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2  # noqa: PLR2004  hard and soft, in seconds
+        and all(limit is None or (isinstance(limit, (int, float)) and 0 <= limit <= 10**9) for limit in value)
+    )
+
+
+def _is_signature(value: object) -> bool:
+    """Whether a value is a task to be sent afterwards, as Celery writes one."""
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("task"))
+        and isinstance(value.get("args", []), list)
+        and all(isinstance(value.get(part) or {}, dict) for part in ("kwargs", "options"))
+    )
+
+
+def _are_signatures(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_signature, value))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+HEADERS: Mapping[str, Check] = {
+    **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), _is_text),
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),
+    "timelimit": _is_time_limit,
+    "ignore_result": lambda value: isinstance(value, bool),
+    "stamped_headers": _are_texts,
+    "stamps": _is_object,
+}
+EMBEDDED: Mapping[str, Check] = {
+    "callbacks": _are_signatures,
+    "errbacks": _are_signatures,
+    "chain": _are_signatures,
+    "chord": _is_signature,
+}
+"""What is to be done after the job: the third part of the body."""
+
+
+def malformed_parts(given: Mapping[str, Any], checks: Mapping[str, Check]) -> list[str]:
+    """Return the names of parts that are there and are not what they may be."""
+    return [name for name, is_right in checks.items() if given.get(name) is not None and not is_right(given[name])]
