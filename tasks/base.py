@@ -145,24 +145,27 @@ class PostageTask(Task):  # type: ignore[type-arg]
         return cast("Json", self.run(context, job.message))
 
     def _postpone(
-        self, context: Context, postponed: Sequence[tuple[int, PostponedJob]]
+        self, context: Context, postponed: Sequence[tuple[Parsed, PostponedJob]]
     ) -> Iterator[list[tuple[int, Result]]]:
-        """Store jobs that are not due; yields their places and answers."""
-        if postponed:
-            jobs = [job for _, job in postponed]
-            context.database.write(lambda connection: postpone_jobs(connection, jobs, context.now(connection)))
-            yield [(place, postponed_answer(job)) for place, job in postponed]
+        """Store jobs that are not due; yields their places and answers. What an erased user asks is refused now."""
+        if not postponed:
+            return
+        jobs = [job for _, job in postponed]
+        erased = context.database.write(lambda connection: postpone_jobs(connection, jobs, context.now(connection)))
+        yield [(parsed.place, postponed_answer(job)) for parsed, job in postponed if job.person not in erased]
+        if erased:
+            yield from self.handle(context, [parsed for parsed, job in postponed if job.person in erased])
 
     def _partition(
         self, parsed: Sequence[Parsed], arrivals: Sequence[Arrival]
-    ) -> tuple[list[Parsed], list[tuple[int, PostponedJob]]]:
+    ) -> tuple[list[Parsed], list[tuple[Parsed, PostponedJob]]]:
         """Divide jobs into those that are due, and those that are not; what is refused is due."""
         due: list[Parsed] = []
-        postponed: list[tuple[int, PostponedJob]] = []
+        postponed: list[tuple[Parsed, PostponedJob]] = []
         for job in parsed:
             arrival = arrivals[job.place]
             if job.refusal is None and arrival.postponement is not None:
-                postponed.append((job.place, self._postponed_job(arrival, arrival.postponement)))
+                postponed.append((job, self._postponed_job(arrival, arrival.postponement)))
             else:
                 due.append(job)
         return due, postponed
@@ -300,21 +303,26 @@ class PostageTask(Task):  # type: ignore[type-arg]
         context: Context = self.app.context  # type: ignore[attr-defined]
         retries = self.request.retries or 0
         if retries < FAULT_RETRIES or self.request.called_directly:
-            return self._retry(fault, retries, FAULT_RETRIES)
+            return self._retry(arrival, fault, retries, FAULT_RETRIES)
         detail = f"{type(fault).__name__}, {retries + 1} times: the log says more."
         letters = self._letter(context, arrival, "fault", None, detail)
         try:
             context.database.write(lambda connection: keep_letters(connection, letters, context.now(connection)))
         except Exception:
             log.exception("job not given up: its dead letter could not be stored", retries=retries)
-            return self._retry(fault, retries, retries + 1)
+            return self._retry(arrival, fault, retries, retries + 1)
         log.error("job given up after too many faults", kept=bool(letters), retries=retries)
         return fault
 
-    def _retry(self, fault: Exception, retries: int, most: int) -> Exception:
-        """Enqueue the job once more. If the broker does not take it, leave it where it is."""
+    def _retry(self, arrival: Arrival, fault: Exception, retries: int, most: int) -> Exception:
+        """Enqueue the job once more. If the broker does not take it, leave it where it is.
+
+        One that could not be postponed must not be done at once instead: it keeps the time at which it is due.
+        """
+        postponed = arrival.postponement
+        when = {"countdown": _wait_s(retries)} if postponed is None else {"eta": postponed.due_at}
         try:
-            return self.retry(exc=fault, countdown=_wait_s(retries), max_retries=most)
+            return self.retry(exc=fault, max_retries=most, **when)
         except Reject:  # without this Celery would drop the job
             raise Reject(type(fault).__name__, requeue=True) from fault
 

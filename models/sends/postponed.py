@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, String, delete, literal, select
 
-from models.database.schema import postponed_jobs
+from models.database.schema import postponed_jobs, users
 from models.database.statements import insert
 from models.messages.answer import iso_time
 from models.messages.base import Json
-from models.users.users import organization_of
+from models.users.users import organization_of, take_user_locks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,19 @@ class PostponedJob:
     digest: str | None = None
 
 
-def postpone_jobs(connection: Connection, jobs: Sequence[PostponedJob], now: datetime) -> None:
-    """Store jobs until they are due. One that is stored already is left as it stands."""
+def postpone_jobs(connection: Connection, jobs: Sequence[PostponedJob], now: datetime) -> set[str]:
+    """Store jobs until they are due. One that is stored already is left as it stands.
+
+    Nothing is stored of users who were erased: returns who of those that are named was.
+    """
+    named = {job.person for job in jobs if job.person is not None}
+    take_user_locks(connection, named)  # so that nobody is erased meanwhile
+    erased = set(
+        connection.execute(select(users.c.id).where(users.c.id.in_(named), users.c.erased_at.is_not(None))).scalars()
+    )
     for job in jobs:
+        if job.person in erased:
+            continue
         connection.execute(
             insert(connection, postponed_jobs)
             .values(
@@ -56,6 +66,7 @@ def postpone_jobs(connection: Connection, jobs: Sequence[PostponedJob], now: dat
             )
             .on_conflict_do_nothing()
         )
+    return erased
 
 
 def _digest(job: PostponedJob) -> str:

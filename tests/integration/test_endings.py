@@ -98,6 +98,56 @@ def test_a_job_that_is_delivered_twice_is_postponed_once_and_enqueued_when_due(s
     assert (job.task, job.task_id, job.job, job.options) == ("email.send", "task-1", email_job(), {"retries": 1})
 
 
+def test_a_job_that_cannot_be_postponed_keeps_its_time(stocked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is away: the job must not be sent at once instead."""
+    context = make_context(stocked)
+    clock: Any = context.now
+    due_at = clock.now + LATER
+    retried: list[Any] = []
+
+    def fail(_work: object) -> None:
+        msg = "The database is away."
+        raise ConnectionError(msg)
+
+    def retry(**options: Any) -> Retry:
+        retried.append(options)
+        return Retry()
+
+    monkeypatch.setattr(stocked, "write", fail)
+    monkeypatch.setattr(fakes._app_of_this_thread().tasks["email.send"], "retry", retry)
+    with pytest.raises(Retry):
+        answer(context, "email.send", email_job(), **{POSTPONED: (due_at.isoformat(), {})})
+
+    [options] = retried
+    assert options["eta"] == due_at
+    assert "countdown" not in options
+
+
+def test_a_job_of_an_erased_user_is_not_stored(stocked: Database) -> None:
+    context = make_context(stocked)
+    erased = answer(context, "users.erase", {"erasure_id": "e", "actor": "john", "user": "mary"})
+    assert erased["status"] == "done"
+
+    told = {POSTPONED: ("2027-01-01T00:00:00+00:00", {})}
+    answered = answer(context, "email.send", email_job(sender="mary"), **told)
+
+    assert (answered["status"], answered["reason"]) == ("refused", "unknown_user")
+    with stocked.snapshot() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM postponed_jobs").scalar() == 0
+
+
+def test_a_user_with_a_postponed_job_is_not_erased(stocked: Database) -> None:
+    context = make_context(stocked)
+    with pytest.raises(Retry):
+        answer(context, "email.send", email_job(sender="mary"), **{POSTPONED: ("2027-01-01T00:00:00+00:00", {})})
+    erasure = {"erasure_id": "e", "actor": "john", "user": "mary"}
+    assert answer(context, "users.erase", erasure)["reason"] == "user_has_open_messages"
+
+    answer(context, "messages.cancel", {"cancel_id": "c", "actor": "john", "sender": "mary"})
+
+    assert answer(context, "users.erase", erasure)["status"] == "done"
+
+
 def test_an_invalid_job_is_refused_before_it_is_postponed(stocked: Database) -> None:
     told = {POSTPONED: ("2027-01-01T00:00:00+00:00", {})}
 

@@ -81,6 +81,7 @@ class Message:
     crashes: int = 0
     lease_id: str | None = None
     in_doubt: bool = False
+    was_resent: bool = False
     lease_until: datetime | None = None
     due_at: datetime | None = None
     fate: dict[str, Fate] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Message:
         """The status that an answer gives."""
         if self.state == "waiting":
             return "retrying" if self.attempts else "sending"
-        return self.state
+        return "refused" if self.reason == "cancelled" else self.state
 
     def recipients_with(self, fate: Fate) -> list[str]:
         """The recipients who have that fate."""
@@ -297,7 +298,7 @@ class Model:
         bulk = self.bulks[job.key] if job.org_id else job
         parts = [] if bulk.state == "refused" else self._messages_of(bulk)
         statuses = {part.status for part in parts} or {"refused"}
-        order = ("refused", "sending", "retrying", "unknown", "sent", "failed")
+        order = ("sending", "retrying", "unknown", "sent", "failed", "refused")
         status = next(candidate for candidate in order if candidate in statuses)
         return {
             "status": "sending" if status == "retrying" else status,
@@ -420,6 +421,26 @@ class Model:
         else:
             message.wait(None)
 
+    def cancel(self, sender: str) -> Answer:
+        """Give up what a sender has waiting and no carrier can have, in two transactions; the rest is too late."""
+        person = self.people.get(sender)
+        if person is None:
+            return "unknown_user"
+        its_own = [one for one in self.messages.values() if one.sender == sender and one.org_id == person.org_id]
+        waiting = [one for one in its_own if one.state == "waiting" and not one.in_doubt and not one.was_resent]
+        for group in ([one for one in waiting if one.due_at], [one for one in waiting if one.never_begun]):
+            for message in group:
+                self._give_up(message, "cancelled")
+            self.give_back(group)
+        cancelled = sum(one.state == "failed" for one in waiting)
+        still_open = sum(one.state in ("waiting", "sending") for one in its_own)
+        return {
+            "status": "done",
+            "cancelled": cancelled,
+            "credits": sum(one.refunded for one in waiting),
+            "too_late": still_open + len(waiting) - cancelled,
+        }
+
     def decide(self, message: Message, decision: str, now: datetime) -> None:
         """Carry out what a person decided about an unknown message: it is given up, or begins anew."""
         if decision == "refund":
@@ -428,7 +449,7 @@ class Model:
             self.give_back([message])
             return
         message.attempts, message.crashes, message.lease_id, message.in_doubt = 0, 0, None, False
-        message.reason = None
+        message.reason, message.was_resent = None, True
         message.wait(now)
 
     def next_at(self) -> datetime | None:

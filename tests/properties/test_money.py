@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, initialize, multiple, precondition, rule
 
 from models.errors import Refused
-from models.messages.billing import Credits, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
+from models.messages.billing import CancelMessages, Credits, Purchase, SavePlan, SaveRole, SaveUser, SetOwner
 from models.messages.bulk import EmailRecipient, SendMany, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.carrier import OutboundMessage, Receipt
 from models.sends.charging import charge_jobs
-from tasks import billing, bulk, delivery, sending, upkeep
+from tasks import billing, bulk, cancelling, delivery, sending, upkeep
 from tests.fakes import send
 from tests.properties.inputs import (
     PEOPLE,
@@ -41,7 +41,7 @@ from tests.properties.inputs import (
 )
 from tests.properties.machines import fresh_postgres, fresh_sqlite, run
 from tests.properties.model import PLAN, POLICY, Message
-from tests.properties.money_machine import MoneyMachine, answer_of
+from tests.properties.money_machine import MoneyMachine, answer_of, assert_same_answer
 from tests.servers import PostgresServer
 
 RIGHTS: dict[str, list[Any]] = {"admin": ["view_user_list", "edit_user"], "clerk": ["view_user_list"], "member": []}
@@ -212,6 +212,12 @@ class Money(MoneyMachine):
         self._script(kind, answers)
         sending.resume(self.context, org_id, attempts)
         self._deliver_in_model(self.model.claim(org_id, attempts, began), answers, began)
+
+    @rule(sender=people)
+    def cancel(self, sender: str) -> None:
+        """A sender stops everything that waits. A worker that is told of it later finds nothing to do."""
+        stop = CancelMessages(cancel_id=f"cancel-{next(self.numbers)}", actor=sender, sender=sender)
+        assert_same_answer(answer_of(partial(cancelling.cancel, self.context, stop)), self.model.cancel(sender))
 
     @precondition(lambda self: self._unknown())
     @rule(place=st.integers(0, 9), decision=st.sampled_from(["refund", "resend"]))
