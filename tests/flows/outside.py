@@ -263,14 +263,20 @@ class Producer:
 
     def ask(self, task: str, job: object, task_id: str | None = None) -> Json:
         """Enqueue a job, and return its answer."""
-        result = self._asking.send_task(task, args=[job], task_id=task_id, queue=QUEUES[task])
-        try:
+        with self.asked(task, job, task_id=task_id) as result:
             answer: Json = result.get(timeout=ANSWERED_S)
+        return answer
+
+    @contextmanager
+    def asked(self, task: str, job: object, **options: Any) -> Iterator[Any]:
+        """Enqueue a job; gives its result, which can be asked for within the block."""
+        result: Any = self._asking.send_task(task, args=[job], queue=QUEUES[task], **options)
+        try:
+            yield result
         finally:
             # Otherwise it would use the broker when its memory is freed, which may be after the broker has ended.
             result.backend.remove_pending_result(result)
             result.backend = None
-        return answer
 
     def do(self, task: str, job: Json) -> Json:
         """Enqueue a job that must be done, and return its answer."""

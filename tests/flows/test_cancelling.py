@@ -1,6 +1,7 @@
 """A mistaken campaign is stopped by an operator: each job ends on the record, whether it was sent or not."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_what_waits_on_its_queue_is_cancelled_before_a_worker_takes_it(deploy: D
 
 
 def test_a_queue_is_purged_and_every_job_is_on_the_record(deploy: Deploy) -> None:
-    with deploy() as deployment:
+    with deploy() as deployment, ExitStack() as stack:
         owner, member = deployment.people(email=1000, sms=10)
         order = {"order_id": "order", "buyer": owner, "credits": {"email": 5}, "amount": 1, "currency": "EUR"}
         mails = [f"mail-{number}" for number in range(230)]
@@ -60,7 +61,7 @@ def test_a_queue_is_purged_and_every_job_is_on_the_record(deploy: Deploy) -> Non
             deployment.producer.publish("email", "[]", {"nothing": "here"})
             deployment.send("sms.send", sms_job("text", member))
             purchase = deployment.send("credits.purchase", order)
-            asked = deployment.producer._asking.send_task("views.overview", args=[{"viewer": owner}], queue="views")
+            asked = stack.enter_context(deployment.producer.asked("views.overview", {"viewer": owner}))
             refused = postage(deployment, "purge", "email", "--by", "ops")  # nobody says yes
             purged = printed(postage(deployment, "purge", "email", "--by", "ops", "--yes", "--json"))
             for queue in ("billing", "views"):

@@ -106,15 +106,13 @@ def test_a_job_that_is_due_much_later_waits_in_the_database(deployment: Deployme
 def test_a_purchase_with_an_eta_is_answered_when_it_is_due(deployment: Deployment) -> None:
     owner, _ = deployment.people()
     order = {"order_id": new_id("order"), "buyer": owner, "credits": {"sms": 2}, "amount": 1, "currency": "EUR"}
-    result = deployment.producer._asking.send_task(
-        "credits.purchase", args=[order], queue="billing", countdown=LATER.total_seconds()
-    )
-    wait_until(lambda: postponed(deployment, owner), "the purchase is stored")
-    assert not result.ready()
+    with deployment.producer.asked("credits.purchase", order, countdown=LATER.total_seconds()) as result:
+        wait_until(lambda: postponed(deployment, owner), "the purchase is stored")
+        assert not result.ready()
 
-    make_due(deployment, owner)
+        make_due(deployment, owner)
 
-    assert result.get(timeout=60)["status"] == "done"
+        assert result.get(timeout=60)["status"] == "done"
     assert deployment.remaining(owner) == {"email": 0, "sms": 2}
 
 

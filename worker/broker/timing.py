@@ -127,23 +127,12 @@ class TimedRequest(Request):
 
     def _options(self) -> dict[str, Any]:
         """Return what Celery is told when the job is sent again: what came with it, except the time that is over."""
-        _, _, embed = self._payload
+        _, _, embed = cast("tuple[Any, Any, Any]", self._payload)
         given = {**self._request_dict, **(embed or {})}  # type: ignore[attr-defined]
         options = {option: given[name] for option, name in KEPT.items() if given.get(name)}
-        for option, value in options.items():
-            if not _is_option(option, value):
-                words = f"`{KEPT[option]}` of the task message: Celery cannot send this again when the job is due."
-                self.refusal = Refused(Reason.INVALID_JOB, words)
+        if not isinstance(options.get("reply_to"), str):
+            options.pop("reply_to", None)
         return options
-
-
-def _is_option(option: str, value: object) -> bool:
-    """Whether a value is of the type that Celery's clients write."""
-    if option in ("link", "link_error", "chain"):
-        return isinstance(value, list) and all(isinstance(each, dict) for each in value)
-    if option in ("retries", "group_index"):
-        return isinstance(value, int)
-    return isinstance(value, dict if option == "chord" else str)
 
 
 def _is_time(value: object) -> bool:
