@@ -37,6 +37,8 @@ FAULT_WAIT_MAX_S = 60.0
 """After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: waits of about a quarter of an hour in all,
 beside the time that each try waits for the database itself."""
 
+UNREADABLE = (Reason.INVALID_JOB, Reason.TOO_LARGE)
+"""The reasons for which the broker's side refuses a job without its content."""
 TASK_ID_MAX = 255
 """Characters of a Celery task id that are kept."""
 REFUSED, POSTPONED = "postage_refused", "postage_postponed"
@@ -193,9 +195,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
         )
 
     def _parsed(self, place: int, arrival: Arrival) -> Parsed:
-        message = self._parse(arrival)
-        if arrival.refusal is not None and arrival.refusal.reason is Reason.INVALID_JOB:
+        if arrival.refusal is not None and arrival.refusal.reason in UNREADABLE:
             raise arrival.refusal  # like any other invalid job, it takes no key
+        message = self._parse(arrival)
         return Parsed(place, message, arrival.refusal)
 
     def _parse(self, arrival: Arrival) -> TaskMessage:
@@ -275,10 +277,11 @@ class PostageTask(Task):  # type: ignore[type-arg]
     ) -> list[DeadLetter]:
         """Return the dead letter of a job, or none if it is not to be kept.
 
-        What has expired or was cancelled is not to be done any more, so a replay of all letters must not do it.
+        What has expired or was cancelled is not to be done any more, so a replay of all letters must not do it. What
+        was too large was not read.
         """
         given = arrival.given
-        if reason in (Reason.EXPIRED, Reason.CANCELLED):
+        if reason in (Reason.EXPIRED, Reason.CANCELLED, Reason.TOO_LARGE):
             return []
         if not context.keeps_dead or not isinstance(given, dict) or not is_keepable(self.name, given):
             return []

@@ -23,6 +23,10 @@ Of what is on `billing`, only purchases name a buyer. Saves and changes share on
 """
 
 
+AT_WORK_MAX = 8_000_000
+"""Bytes of the messages that one worker process has at work: decoded they take some times as much."""
+
+
 def celery_config(settings: Settings) -> Json:
     """Return Celery's configuration: nothing is acknowledged before it is done, and nothing is pickled."""
     return {
@@ -84,6 +88,10 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "shared_queues": {str(queue): field for queue, field in TURNS.items()},
         "batched_queues": [Queue.EMAIL, Queue.SMS],
         "batch": settings.batch,
+        # A job that is longer is refused. One that is more than twice as long, in base64, is not even read.
+        "body_max": settings.message_bytes_max,
+        "bytes_max": 3 * settings.message_bytes_max,
+        "at_work_max": AT_WORK_MAX,
         "bulk_max": settings.concurrency,
         # Every thread may acknowledge, while the consumer takes messages and the heart beats.
         "max_connections": settings.concurrency + 10,

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     sms_url: str = Field(default="null://", description="http(s)://… of the SMS gateway, or null://.")
 
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
+    message_bytes_max: int = Field(
+        default=6_000_000, ge=10_000, le=100_000_000, description="Bytes of one job, inflated; larger ones are refused."
+    )
     batch: int = Field(default=100, ge=1, le=500, description="Send jobs charged in one transaction, at most.")
     connections: int = Field(
         default=8, ge=1, le=128, description="Transactions with a carrier at a time, for jobs that arrived together."

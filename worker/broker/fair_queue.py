@@ -68,17 +68,18 @@ def take_args(
     limit: int,
     bulk_limit: int,
     bytes_max: int,
+    bytes_limit: int,
     shared: Mapping[str, str],
 ) -> tuple[str | int, ...]:
     """Return the arguments of the script: number of keys, keys, and values.
 
     It takes up to `limit` messages from `lists`, which are the `queues` of the highest priority and then those of the
     next ones. On `shared` queues, people take turns, who are named by this field. Of the messages that stand for many
-    jobs, it takes at most `bulk_limit`, and none of more than `bytes_max`.
+    jobs, it takes at most `bulk_limit`, none of more than `bytes_max`, and no more once all have `bytes_limit`.
     """
     keys = (unacked, unacked_index, QUARANTINE, ORGANIZATIONS, *lists)
     named = (word for queue in queues for word in (queue, shared.get(queue, "")))
-    return (len(keys), *keys, "", limit, bulk_limit, bytes_max, *named)
+    return (len(keys), *keys, "", limit, bulk_limit, bytes_max, bytes_limit, *named)
 
 
 def is_bulk(item: bytes) -> bool:

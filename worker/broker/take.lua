@@ -10,7 +10,8 @@
 --   ARGV[2]   how many messages to take at most
 --   ARGV[3]   how many messages to take at most that stand for many jobs (resume, send_many)
 --   ARGV[4]   the longest message that is taken, in bytes; longer ones go to the quarantine unread
---   ARGV[5…]  for each queue: its name, and the field that names whose turn it is; empty if the queue is not shared
+--   ARGV[5]   how many bytes to take: no further message is taken once all have so many
+--   ARGV[6…]  for each queue: its name, and the field that names whose turn it is; empty if the queue is not shared
 --
 -- Returns the number of items that were quarantined, a list of the keys that are no lists, and then queue, delivery tag
 -- and item of each message.
@@ -19,12 +20,13 @@
 -- So everything is written to its new place first, and removed from the old one then.
 
 local MOVED_MAX = 5000  -- messages that one call moves to their people: about 30 ms, in which Redis serves nobody else
-local FIRST_LIST, FIRST_QUEUE = 5, 5
+local FIRST_LIST, FIRST_QUEUE = 5, 6
 local APART_S = 1e-6  -- between the times of messages taken at once: those that are not acknowledged come back in order
 local MOVED_AT_ONCE = 16  -- messages that are read together; each may be long
 
 local unacked, unacked_index, quarantine, organizations = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local limit, bulk_left, bytes_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local limit, bulk_left = tonumber(ARGV[2]), tonumber(ARGV[3])
+local bytes_max, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
 prefix = ARGV[1]
 local queues = (#ARGV - FIRST_QUEUE + 1) / 2
 local answer, taken = {0, {}}, 0
@@ -150,6 +152,7 @@ local function take_last(list, queue, item)
         answer[#answer + 1] = tag
         answer[#answer + 1] = item
         taken = taken + 1
+        bytes_left = bytes_left - #item
     else
         redis.call('ZADD', quarantine, 'NX', now + answer[1] * APART_S, item)
         redis.call('LTRIM', list, 0, -2)
@@ -224,11 +227,11 @@ for first = FIRST_LIST, #KEYS, queues do  -- one priority after the other
             nonempty[#nonempty + 1] = queue
         end
     end
-    while #nonempty > 0 and taken < limit do  -- one message from each queue in turn, as long as it has any
+    while #nonempty > 0 and taken < limit and bytes_left > 0 do  -- one message from each queue in turn, as long as it has any
         local asked = nonempty
         nonempty = {}
         for _, queue in ipairs(asked) do
-            if taken < limit and take(queue) then
+            if taken < limit and bytes_left > 0 and take(queue) then
                 nonempty[#nonempty + 1] = queue
             end
         end

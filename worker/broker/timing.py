@@ -56,7 +56,10 @@ class TimedRequest(Request):
         headers = self._request_dict  # type: ignore[attr-defined]
         headers[REFUSED] = headers[POSTPONED] = None  # not for producers to set
         malformed += self._leave_out_malformed()
-        if unreadable:
+        too_large = getattr(message, "too_large", None)
+        if too_large:
+            self.refusal = Refused(Reason.TOO_LARGE, too_large)
+        elif unreadable:
             words = f"`{unreadable[0]}` of the task message: must be an ISO 8601 time such as 2026-11-23T10:00:00Z."
             self.refusal = Refused(Reason.INVALID_JOB, words)
         elif malformed:

@@ -10,6 +10,7 @@ trip. On the wire nothing changes: producers, Flower and other workers go on usi
 import base64
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
@@ -24,6 +25,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker import fair_queue, json_codec
+from worker.broker.sizes import TooLargeError, check_size, ids_in, inflate
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +52,14 @@ class QoS(redis.QoS):
         If that fails nothing is lost: the message comes again after the visibility timeout, and is known then.
         """
         self._acked.append(delivery_tag)
-        self.channel.bulk_taken.discard(delivery_tag)
+        self.channel.forget_taken(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
         if len(self._acked) >= ACK_BATCH:
             self.write_acks()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's
         """Give a message back, or drop it."""
-        self.channel.bulk_taken.discard(delivery_tag)
+        self.channel.forget_taken(delivery_tag)
         super().reject(delivery_tag, requeue)
 
     def write_acks(self) -> None:
@@ -147,7 +149,7 @@ class QoS(redis.QoS):
 
     def quarantine(self, delivery_tag: str, item: bytes) -> None:
         """Move a message that can never be a job into the quarantine, and acknowledge it, in one step."""
-        self.channel.bulk_taken.discard(delivery_tag)
+        self.channel.forget_taken(delivery_tag)
         with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             _add_to_quarantine(pipe, item)
             self._remove_from_indices(delivery_tag, pipe).execute()
@@ -170,7 +172,34 @@ def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any 
 
 
 class JsonMessage(virtual.Message):
-    """A message whose body is decoded directly if it is JSON. kombu's detours take longer than the decoding."""
+    """A message whose body is inflated up to a limit, and decoded directly if it is JSON.
+
+    kombu inflates whatever it is given, and its detours take longer than the decoding.
+    """
+
+    too_large: str | None = None
+    """Why the body cannot be read, in a sentence. Then what can be read are the ids in it."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:  # noqa: ANN401  kombu's
+        headers = payload.get("headers")
+        compression = headers.get("compression") if isinstance(headers, dict) else None
+        plain = {**payload, "headers": {**headers, "compression": None}} if compression else payload
+        super().__init__(plain, channel=channel, **options)
+        self._raw = payload  # as it came, to be given back or quarantined
+        if self.errors or not self.body:
+            return
+        body = self.body if isinstance(self.body, bytes) else self.body.encode("utf-8", "surrogatepass")
+        try:
+            if compression:
+                body = inflate(body, str(compression), channel.body_max)
+            check_size(body, channel.body_max)
+            self.body: Any = body
+        except TooLargeError as error:
+            self.too_large = str(error)
+            self.body = json.dumps([[ids_in(body)], {}, {}]).encode()
+            self.content_type, self.content_encoding = json_codec.JSON, "utf-8"
+        except ValueError:
+            self.errors = [sys.exc_info()]
 
     def _decode(self) -> Any:  # noqa: ANN401  JSON
         if self.body and (self.content_type, self.content_encoding) == (json_codec.JSON, "utf-8"):
@@ -190,18 +219,24 @@ class Channel(redis.Channel):
     """Queues from which jobs are taken in batches."""
     batch: int = 1
     """As long as there is work to do, no fewer messages are taken from batched queues than this: few cost more each."""
+    body_max: int = 6_000_000
+    """The longest body that is read, in bytes, inflated; jobs with longer ones are refused."""
     bytes_max: int = 16_000_000
     """The longest message that is taken, in bytes; longer ones are quarantined unread."""
+    at_work_max: int = 8_000_000
+    """Bytes of the messages that are at work at a time, at most; one message may have more."""
     bulk_max: int = 1
     """Messages that stand for many jobs and are at work at a time, at most; those with an ETA do not count."""
     from_transport_options = (
         *redis.Channel.from_transport_options,
-        *("shared_queues", "batched_queues", "batch", "bulk_max", "bytes_max"),
+        *("shared_queues", "batched_queues", "batch", "bulk_max"),
+        *("body_max", "bytes_max", "at_work_max"),
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
         self.bulk_taken: set[str] = set()
+        self.bytes_taken: dict[str, int] = {}
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
@@ -258,7 +293,14 @@ class Channel(redis.Channel):
     def _end_pause(self) -> None:
         self._paused = False
 
+    def forget_taken(self, tag: str) -> None:
+        """Count a message no longer as one that is at work."""
+        self.bulk_taken.discard(tag)
+        self.bytes_taken.pop(tag, None)
+
     def _is_worth_asking(self, queue: str) -> bool:
+        if sum(self.bytes_taken.values()) >= self.at_work_max:
+            return False
         if queue not in self.batched_queues or not self.qos.unacked_count:
             return True
         credit = self.qos.can_consume_max_estimate()
@@ -277,6 +319,7 @@ class Channel(redis.Channel):
             limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
             bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
             bytes_max=self.bytes_max,
+            bytes_limit=self.at_work_max - sum(self.bytes_taken.values()),
             shared=self.shared_queues,
         )
         return ("EVALSHA", self._take_script.sha, *arguments)
@@ -332,6 +375,7 @@ class Channel(redis.Channel):
 
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
+        self.bytes_taken[tag] = len(item)
         try:
             message = json_codec.decode(item)
             message["properties"]["delivery_tag"] = tag  # as it is registered, whatever the message says elsewhere
