@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select
 
-from models.database.schema import accounts, charges, dead_letters, refusals, users
+from models.database.schema import accounts, charges, dead_letters, postponed_jobs, refusals, users
 from models.database.statements import search_by_index
 from models.messages.answer import refused_answer
 from models.messages.base import Json
 from models.sends.answers import answer_to
-from models.sends.charges import charged_since, find_everywhere
+from models.sends.charges import charged_since, find_everywhere, shown_state
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
+from models.sends.postponed import find_postponed, postponed_answer
 
 
 def find_answer(connection: Connection, job_id: str) -> Json | None:
@@ -22,7 +23,10 @@ def find_answer(connection: Connection, job_id: str) -> Json | None:
     Of jobs with this id in several organizations it is the one that was made last.
     """
     found = find_everywhere(connection, [job_id]).values()
-    return answer_to(connection, max(found, key=lambda charge: charge.created_at)) if found else None
+    if found:
+        return answer_to(connection, max(found, key=lambda charge: charge.created_at))
+    postponed = find_postponed(connection, job_id)
+    return None if postponed is None else postponed_answer(postponed)
 
 
 def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, Json]:
@@ -52,10 +56,11 @@ def count_jobs(connection: Connection, since: datetime) -> dict[str, dict[str, i
 
 def _count_queries(since: datetime) -> Sequence[Select[Any]]:
     """Return queries that count jobs by kind and state, each read from an index, however long the history is."""
-    by_state = select(charges.c.kind, charges.c.state, func.count(charges.c.job_id))
+    state = shown_state()
+    by_state = select(charges.c.kind, state, func.count(charges.c.job_id))
     ended_since = (made & charges.c.final_at.is_not(None) for made in charged_since(since))
     conditions = (*is_waiting(), is_leased(), charges.c.unknown_since.is_not(None), *ended_since)
-    return [by_state.where(condition).group_by(charges.c.kind, charges.c.state) for condition in conditions]
+    return [by_state.where(condition).group_by(charges.c.kind, state) for condition in conditions]
 
 
 def count_refusals(connection: Connection, since: datetime) -> int:
@@ -67,6 +72,11 @@ def count_dead_letters(connection: Connection) -> int:
     """Return the number of dead letters that were not replayed yet."""
     unreplayed = select(func.count()).select_from(dead_letters).where(dead_letters.c.replayed_at.is_(None))
     return connection.execute(unreplayed).scalar_one()
+
+
+def count_postponed(connection: Connection) -> int:
+    """Return the number of jobs that are not due yet."""
+    return connection.execute(select(func.count()).select_from(postponed_jobs)).scalar_one()
 
 
 class Pool(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Row, case, false, func, literal, select, tuple_, update
 
 from models.database.schema import accounts, charges, organizations, users
-from models.database.statements import is_among
+from models.database.statements import is_among, sql_literal
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.fields import Kind
@@ -187,9 +187,10 @@ def restart(connection: Connection, charge: Charge, content: Json, now: datetime
     )  # fmt: skip
 
 
-def was_cancelled(row: Any) -> Any:  # noqa: ANN401  columns, or a charge
-    """Whether a message that was charged has been cancelled: it failed, and is shown as refused."""
-    return (row.state == State.FAILED) & (row.reason == Reason.CANCELLED)
+def shown_state() -> ColumnElement[str]:
+    """Return the state of a charge as people are shown it: one that was cancelled after it was paid is refused."""
+    was_cancelled = (charges.c.state == sql_literal(State.FAILED)) & (charges.c.reason == sql_literal(Reason.CANCELLED))
+    return case((was_cancelled, sql_literal(State.REFUSED)), else_=charges.c.state)
 
 
 def bulk_message_id(bulk_id: str, place: int) -> str:
@@ -209,8 +210,8 @@ def is_message_of(bulk: JobKey) -> ColumnElement[bool]:
 
 def count_bulk_states(connection: Connection, bulk: JobKey) -> dict[State, int]:
     """Return how many messages of a bulk job are in each state."""
-    shown = case((was_cancelled(charges.c), State.REFUSED), else_=charges.c.state)
-    found = connection.execute(select(shown, func.count()).where(is_message_of(bulk)).group_by(shown))
+    state = shown_state()
+    found = connection.execute(select(state, func.count()).where(is_message_of(bulk)).group_by(state))
     return {State(state): count for state, count in found}
 
 

@@ -17,6 +17,7 @@ from models.database.schema import postponed_jobs, users
 from models.database.statements import insert
 from models.messages.answer import iso_time
 from models.messages.base import Json
+from models.messages.wire import SEND_TASKS
 from models.users.users import organization_of, take_user_locks
 
 
@@ -90,9 +91,11 @@ def lock_postponed(
     return _find(connection, *its_own, limit=limit, locked=True)
 
 
-def find_postponed(connection: Connection, key: str, person: str) -> Row[Any] | None:
-    """Return the row of a person's job that is not due yet, by its id or its Celery task's."""
-    its_own = ((postponed_jobs.c.key == key), postponed_jobs.c.person == person)
+def find_postponed(connection: Connection, key: str, person: str | None = None) -> Row[Any] | None:
+    """Return the row of a send job that is not due yet, by its id or its Celery task's; only a person's, if given."""
+    its_own = [postponed_jobs.c.key == key, postponed_jobs.c.task.in_(SEND_TASKS)]
+    if person is not None:
+        its_own.append(postponed_jobs.c.person == person)
     return connection.execute(
         select(postponed_jobs).where(*its_own).order_by(postponed_jobs.c.due_at).limit(1)
     ).one_or_none()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models.database.engine import Database, utc_now
 from models.errors import Reason
 from models.messages.base import Json
+from models.reports.status import count_postponed
 from tasks.base import POSTPONED, REFUSED
 from tasks.sending import email_send
 from tasks.upkeep import sweep
@@ -20,6 +21,7 @@ from tests.audits import audit_everything
 from tests.factories import balance, email_job, purchase_order
 from tests.fakes import NOON, FakeCarrier, make_context
 from worker.broker.timing import POSTPONE_AFTER, POSTPONE_MAX, TimedRequest
+from worker.cli.monitor import job_answer
 
 LATER = timedelta(hours=3)
 
@@ -146,6 +148,15 @@ def test_a_user_with_a_postponed_job_is_not_erased(stocked: Database) -> None:
     answer(context, "messages.cancel", {"cancel_id": "c", "actor": "john", "sender": "mary"})
 
     assert answer(context, "users.erase", erasure)["status"] == "done"
+
+
+def test_operators_see_what_is_postponed(stocked: Database) -> None:
+    context = make_context(stocked)
+    with pytest.raises(Retry):
+        answer(context, "email.send", email_job(), **{POSTPONED: ("2027-01-01T00:00:00+00:00", {})})
+
+    assert job_answer(context, "job-1")["next_attempt_at"] == "2027-01-01T00:00:00.000+00:00"
+    assert stocked.read(count_postponed) == 1
 
 
 def test_an_invalid_job_is_refused_before_it_is_postponed(stocked: Database) -> None:

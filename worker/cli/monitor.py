@@ -8,7 +8,14 @@ from redis import RedisError
 from sqlalchemy import Connection
 
 from models.messages.base import Json
-from models.reports.status import count_dead_letters, count_jobs, count_refusals, ended_answers, find_answer
+from models.reports.status import (
+    count_dead_letters,
+    count_jobs,
+    count_postponed,
+    count_refusals,
+    ended_answers,
+    find_answer,
+)
 from tasks.context import Context
 from tasks.queues import Queue
 from worker.app import PostageApp
@@ -52,6 +59,7 @@ def overall(app: PostageApp) -> Json:
         **app.context.database.read(
             lambda connection: {
                 "jobs": count_jobs(connection, since),
+                "postponed": count_postponed(connection),
                 "refusals": count_refusals(connection, since),
                 "dead": count_dead_letters(connection),
             }

@@ -274,6 +274,8 @@ def status(console: Console, answer: Json) -> None:
         for state, count in sorted(states.items()):
             jobs.add_row(kind, coloured(state), str(count))
     console.print(jobs)
+    if answer["postponed"]:
+        console.print(f"Postponed, because they have an eta: {answer['postponed']}")
     console.print(f"Refusals that took no key, in the last 24 hours: {answer['refusals']}")
     if answer["dead"] or answer["quarantined"]:
         console.print(
