@@ -19,7 +19,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final, Literal, Self
 
@@ -149,10 +149,13 @@ class _Server:
 class ValkeyServer(_Server):
     """A Valkey (or Redis) on TCP, without a password."""
 
-    def __init__(self, folder: Path, *, appendonly: bool = False, appendfsync: str = "everysec") -> None:
+    def __init__(
+        self, folder: Path, *, appendonly: bool = False, appendfsync: str = "everysec", **options: str
+    ) -> None:
         super().__init__(folder)
         self.appendonly = appendonly
         self.appendfsync = appendfsync
+        self.options = options
 
     def url(self, db: int = 0) -> str:
         """Give the URL of one of its databases."""
@@ -173,6 +176,7 @@ class ValkeyServer(_Server):
             "appendfsync": self.appendfsync,
             "save": "",
             "maxmemory-policy": "noeviction",
+            **self.options,
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         with self.log.open("ab") as log:
@@ -191,6 +195,58 @@ class ValkeyServer(_Server):
                 return bool(client.ping()) and client.info("server")["process_id"] == self.pid
         except redis.RedisError:
             return False
+
+
+class SentinelServer(_Server):
+    """A Sentinel, which is the same program, and watches one broker as `mymaster` with others of its kind."""
+
+    def __init__(self, folder: Path, master: ValkeyServer, *, quorum: int) -> None:
+        super().__init__(folder)
+        self._config = folder / "sentinel.conf"
+        self._config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {folder}\nprotected-mode no\n"
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} {quorum}\n"
+            "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 6000\n"
+        )
+
+    def ask(self) -> dict[str, object]:
+        """Return what it knows of the broker."""
+        with redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5) as client:
+            return dict(client.sentinel_master("mymaster"))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                dying_with_parent([_valkey_binary(), str(self._config), "--sentinel"], signal.SIGTERM),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.ask())
+        except redis.RedisError:
+            return False
+
+
+@contextmanager
+def sentinels_of(folder: Path, **options: str) -> Iterator[tuple[ValkeyServer, list[SentinelServer]]]:
+    """Give a broker with a replica, and three Sentinels that know of both and of each other."""
+    with ExitStack() as stack:
+        master = stack.enter_context(ValkeyServer(folder / "master", appendonly=True, **options))
+        replica = ValkeyServer(folder / "replica", appendonly=True, replicaof=f"127.0.0.1 {master.port}", **options)
+        stack.enter_context(replica)
+        sentinels = [SentinelServer(folder / f"sentinel-{number}", master, quorum=2) for number in range(3)]
+        for sentinel in sentinels:
+            stack.enter_context(sentinel)
+        until = time.monotonic() + START_S
+        while any((known := one.ask())["num-slaves"] != 1 or known["num-other-sentinels"] != 2 for one in sentinels):
+            if time.monotonic() > until:
+                raise ServerError(f"The Sentinels do not find each other: {known}")
+            time.sleep(0.1)
+        yield master, sentinels
 
 
 POSTGRES_TUNED: Final = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}

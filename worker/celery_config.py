@@ -9,6 +9,7 @@ from models.messages.base import Json
 from models.messages.wire import SAVE_TASKS, SEND_ONE_TASKS
 from tasks.queues import ROUTES, Queue
 from worker.broker.json_codec import PLAIN_JSON
+from worker.broker_urls import without_repeated_passwords
 from worker.settings import Settings
 
 TURNS = {
@@ -34,8 +35,11 @@ def celery_config(settings: Settings) -> Json:
         "broker_transport_options": _transport_options(settings),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "result_backend": settings.results,
-        "result_backend_transport_options": {"visibility_timeout": settings.visibility_timeout_s},
+        "result_backend": without_repeated_passwords(settings.results),
+        "result_backend_transport_options": {
+            "visibility_timeout": settings.visibility_timeout_s,
+            **settings.broker_options,
+        },
         "result_expires": settings.result_expires_s,
         # Only JSON, in both directions: with pickle, whoever writes to the broker could run code here.
         "task_serializer": "json",
@@ -81,6 +85,7 @@ def celery_config(settings: Settings) -> Json:
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
     return {
+        **settings.broker_options,
         "visibility_timeout": settings.visibility_timeout_s,
         # By default kombu looks for the jobs of crashed workers every 100 s.
         "unacked_restore_interval": min(10, settings.visibility_timeout_s / 4),

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import structlog
 from kombu import Connection as BrokerConnection
@@ -25,6 +24,7 @@ from models.database.engine import Database, utc_now
 from models.database.migrations import check_migrated
 from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
+from worker import broker_urls
 from worker.broker.transport import redis_client
 from worker.settings import Settings
 
@@ -79,7 +79,7 @@ def examine(settings: Settings, *, migrated: bool = True, now: Callable[[], date
     """Run every check. `migrated` says whether the schema must be there already."""
     verdict = _check_database(settings, migrated, now) + _check_broker(settings, now)
     if settings.results != settings.broker:
-        verdict += Verdict(_sentences(broker_unreachable(settings.results)))
+        verdict += Verdict(_sentences(broker_unreachable(settings.results, settings)))
     return verdict
 
 
@@ -108,10 +108,10 @@ def _check_database(settings: Settings, migrated: bool, now: Callable[[], dateti
 
 
 def _check_broker(settings: Settings, now: Callable[[], datetime]) -> Verdict:
-    unreachable = broker_unreachable(settings.broker)
+    unreachable = broker_unreachable(settings.broker, settings)
     if unreachable is not None:
         return Verdict([unreachable])
-    with _open_broker(settings.broker) as redis:
+    with _open_broker(settings.broker, settings) as redis:
         return Verdict(
             _sentences(jobs_may_be_evicted(redis), broker_clock_differs(redis, now)),
             _sentences(eviction_is_not_known(redis), jobs_are_not_on_disk(redis)),
@@ -257,13 +257,13 @@ def database_name(url: str) -> str:
 # -- the broker -------------------------------------------------------------------------------------------------------
 
 
-def broker_unreachable(url: str) -> str | None:
-    """Check that a connection can be made."""
+def broker_unreachable(url: str, settings: Settings) -> str | None:
+    """Check that a connection can be made to the broker or the result backend."""
     try:
-        with _open_broker(url) as redis:
+        with _open_broker(url, settings) as redis:
             redis.ping()
     except BROKER_ERRORS as error:
-        return broker_failed(url, error)
+        return broker_failed(url, settings, error)
     return None
 
 
@@ -306,24 +306,16 @@ def broker_clock_differs(redis: Redis, now: Callable[[], datetime]) -> str | Non
     return _clocks_differ("the broker", before, theirs, now())
 
 
-def broker_failed(url: str, error: Exception) -> str:
+def broker_failed(url: str, settings: Settings, error: Exception) -> str:
     """Return the sentence for a broker that cannot be reached or used."""
-    return f"The broker {broker_name(url)} cannot be used: {_words(error)}."
-
-
-def broker_name(url: str) -> str:
-    """Return which broker a URL means, without user and password."""
-    parsed = urlsplit(url)
-    if parsed.scheme == "redis+socket":
-        return unquote(parsed.path)
-    return f"at {parsed.hostname or 'localhost'}:{parsed.port or 6379}{parsed.path.rstrip('/')}"
+    return f"The broker {broker_urls.name(url, settings.sentinel_master)} cannot be used: {_words(error)}."
 
 
 @contextmanager
-def _open_broker(url: str) -> Iterator[Redis]:
+def _open_broker(url: str, settings: Settings) -> Iterator[Redis]:
     """Give a client of the broker, made from the URL by kombu, like the worker's."""
-    timeouts = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
-    with BrokerConnection(url, transport_options=timeouts) as connection:
+    options = {**settings.broker_options, "socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+    with BrokerConnection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=ASK_AGAIN_S)
         yield redis_client(connection.channel())
 
@@ -360,7 +352,7 @@ def explain_failure(error: Exception, settings: Settings) -> str:
     """Return the sentence for a database or a broker that a command could not reach or use."""
     if isinstance(error, DATABASE_ERRORS):
         return database_failed(settings.database, error)
-    return broker_failed(settings.broker, error)
+    return broker_failed(settings.broker, settings, error)
 
 
 def _words(error: Exception) -> str:

@@ -2,17 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import OperatorError
+from worker import broker_urls
 
 PREFIX = "POSTAGE_"
 LEASE_TIMEOUTS = 6
 """Carrier timeouts in a lease: four for one delivery, which may start when a third of the lease is over."""
+SENTINEL_ANSWER_S = 2
+"""How long a Sentinel may take to answer, in seconds, until the next one is asked."""
 SOCKET_PATH_MAX = 100
 """Bytes. Linux allows 108 for a unix socket's path (unix(7), sun_path), macOS 104, both with the closing zero."""
 
@@ -31,9 +34,12 @@ class Settings(BaseSettings):
         default=None, description="postgresql://user:password@host/name, or sqlite:///path. Unset: SQLite under var."
     )
     broker_url: str | None = Field(
-        default=None, description="redis://…, rediss://… or redis+socket://…. Unset: an own Valkey under var."
+        default=None,
+        description="redis://…, rediss://…, redis+socket://… or sentinel://…;sentinel://…. Unset: a Valkey under var.",
     )
     result_url: str | None = Field(default=None, description="Where answers of purchases and views wait; the broker.")
+    sentinel_master: str = Field(default="mymaster", min_length=1, description="The name Sentinels know the broker by.")
+    sentinel_password: str | None = Field(default=None, description="Password of the Sentinels themselves.")
     smtp_url: str = Field(
         default="null://", description="smtp://[user:pass@]host:port, smtps://…, ?starttls=require|if-offered|never."
     )
@@ -132,8 +138,8 @@ class Settings(BaseSettings):
     def _password_is_encoded(cls, url: str | None) -> str | None:
         """Parts of such a password would be taken for host or port, and be shown as these in logs."""
         try:
-            parts = urlsplit(url or "")
-            fits = parts.netloc.count("@") <= 1 and parts.port != 0
+            parts = broker_urls.parts_of(url or "")
+            fits = all(part.netloc.count("@") <= 1 and part.port != 0 for part in parts)
         except ValueError:
             fits = False
         if not fits:
@@ -152,10 +158,10 @@ class Settings(BaseSettings):
     @field_validator("broker_url", "result_url")
     @classmethod
     def _known_broker(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "redis+socket"):
-            msg = "a broker is redis://…, rediss://… or redis+socket://…"
+        if url is not None and urlsplit(url).scheme not in broker_urls.SCHEMES:
+            msg = "a broker is redis://…, rediss://…, redis+socket://…, or sentinel://…;sentinel://…"
             raise ValueError(msg)
-        return url
+        return url and broker_urls.complete(url)
 
     @field_validator("smtp_url")
     @classmethod
@@ -224,6 +230,15 @@ class Settings(BaseSettings):
     def results(self) -> str:
         """The Celery URL of the result backend."""
         return self.result_url or self.broker
+
+    @property
+    def broker_options(self) -> dict[str, Any]:
+        """What it takes to reach the broker or the result backend beside the URL: transport options of kombu's."""
+        # Without timeouts, a Sentinel whose machine is gone would be waited for for ever.
+        sentinel: dict[str, Any] = {"socket_timeout": SENTINEL_ANSWER_S, "socket_connect_timeout": SENTINEL_ANSWER_S}
+        if self.sentinel_password is not None:
+            sentinel["password"] = self.sentinel_password
+        return {"master_name": self.sentinel_master, "sentinel_kwargs": sentinel}
 
 
 def _sentence(where: tuple[int | str, ...], message: str) -> str:

@@ -165,14 +165,22 @@ class Deployment:
     """A worker, and perhaps beat, with a mail server, an SMS gateway and a producer. All of it ends with the block."""
 
     def __init__(
-        self, folder: Path, database_url: str, broker_url: str, *, beat: bool = False, **settings: object
+        self,
+        folder: Path,
+        database_url: str,
+        broker_url: str,
+        *,
+        beat: bool = False,
+        producer: Producer | None = None,
+        redis: Redis | None = None,
+        **settings: object,
     ) -> None:
         self.folder = folder
         self.mail_server = MailServer()
         self.gateway = SmsGateway()
-        self.producer = Producer(broker_url)
+        self.producer = producer or Producer(broker_url)
         self.database = Database(database_url, pool_size=2)
-        self.redis: Redis = Redis.from_url(broker_url)
+        self.redis: Redis = redis or Redis.from_url(broker_url)
         self.settings: dict[str, object] = {
             **SETTINGS,
             "var": folder / "var",

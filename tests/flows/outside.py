@@ -222,9 +222,12 @@ class _Answering(BaseHTTPRequestHandler):
 class Producer:
     """Another system: it enqueues jobs by the names that it was told, and reads answers where Celery keeps them."""
 
-    def __init__(self, broker_url: str) -> None:
+    def __init__(self, broker_url: str, **options: Any) -> None:
+        """Make a producer; `options` are what it is told to set for the transport and the result backend."""
         self.app = Celery("outside", broker=broker_url, backend="disabled://", set_as_current=False)
         self._asking = Celery("asking", broker=broker_url, backend=broker_url, set_as_current=False)
+        for app in (self.app, self._asking):
+            app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from celery import Celery
 from flower.utils import broker as flower_broker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.broker import fair_queue
 from worker.broker.flower_queues import count_as_postage_does
+from worker.broker.transport import register_transport
 
 _numbers = itertools.count()
 
@@ -288,8 +290,10 @@ def test_an_item_that_is_no_message_is_quarantined_from_a_line(redis: Redis) -> 
 
 
 def test_flower_counts_what_was_moved_to_people(redis: Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower_broker.RedisBase, "queues", flower_broker.RedisBase.queues)  # put back afterwards
-    count_as_postage_does()
+    monkeypatch.setattr(flower_broker.Broker, "__new__", flower_broker.Broker.__new__)  # put back afterwards
+    monkeypatch.setattr("kombu.transport._transport_cache", {})  # other tests may have used kombu's own transport
+    register_transport()
+    count_as_postage_does(Celery(broker=valkey_url, set_as_current=False))
     for number in range(50):
         put(redis, f"s{number % 3}")
     take(redis, 10)

@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from redis import Redis
 
-from tests.servers import PostgresServer, ValkeyServer
+from tests.servers import PostgresServer, SentinelServer, ValkeyServer
+from worker import broker_urls
 from worker.local.stack import StackError, exclusive
 from worker.local.valkey import EmbeddedBroker
 from worker.preflight import (
     CLOCKS_APART_MAX,
     NotReadyError,
     Verdict,
-    broker_name,
     database_name,
     examine,
     require_ready,
@@ -293,6 +293,25 @@ def test_a_wrong_password_of_the_broker_is_not_shown(settings: Settings, redis: 
     assert "Authentication required" in without
 
 
+def test_sentinels_that_do_not_answer_are_named_with_their_broker(settings: Settings) -> None:
+    url = f"sentinel://:{SECRET}@127.0.0.1:{NOWHERE};sentinel://127.0.0.1:{NOWHERE + 1}"
+
+    [refusal] = examine(changed(settings, broker_url=url, sentinel_master="jobs")).refusals
+
+    assert f"The broker jobs of the Sentinels 127.0.0.1:{NOWHERE}, 127.0.0.1:{NOWHERE + 1} cannot be used" in refusal
+    assert SECRET not in refusal
+
+
+def test_a_broker_that_sentinels_do_not_know_is_named(settings: Settings, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "broker") as master, SentinelServer(tmp_path / "s", master, quorum=1) as sentinel:
+        found = changed(settings, broker_url=f"sentinel://127.0.0.1:{sentinel.port}")
+        assert examine(found).refusals == []
+
+        [refusal] = examine(changed(found, sentinel_master="jobs")).refusals
+
+        assert "No master found for 'jobs'" in refusal
+
+
 def test_a_socket_that_is_not_there_is_named(settings: Settings, tmp_path: Path) -> None:
     [refusal] = examine(changed(settings, broker_url=f"redis+socket://{tmp_path}/no.sock")).refusals
 
@@ -396,10 +415,11 @@ def test_a_database_is_named_without_its_user(url: str, name: str) -> None:
         (f"redis://u:{SECRET}@broker.example:6380/2", "at broker.example:6380/2"),
         (f"rediss://:{SECRET}@broker.example", "at broker.example:6379"),
         ("redis+socket:///run/our%20valkey.sock", "/run/our valkey.sock"),
+        (f"sentinel://:{SECRET}@a;sentinel://[::1]:5000/1", "mymaster of the Sentinels a:26379, [::1]:5000"),
     ],
 )
 def test_a_broker_is_named_without_its_user(url: str, name: str) -> None:
-    assert broker_name(url) == name
+    assert broker_urls.name(url, "mymaster") == name
 
 
 def test_a_second_local_stack_on_a_folder_is_told_what_to_do(tmp_path: Path) -> None:

@@ -443,6 +443,18 @@ class Transport(redis.Transport):
         super().register_with_event_loop(connection, loop)
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The channel to the broker that Sentinels name."""
+
+    from_transport_options = tuple({*Channel.from_transport_options, *redis.SentinelChannel.from_transport_options})
+
+
+class SentinelTransport(Transport, redis.SentinelTransport):
+    """The transport behind sentinel://: each new connection asks a Sentinel where the broker is."""
+
+    Channel = SentinelChannel
+
+
 def redis_client(channel: Any) -> Redis:  # noqa: ANN401  kombu's
     """Return the Redis client of a channel of this transport."""
     client: Redis = channel.client
@@ -450,6 +462,7 @@ def redis_client(channel: Any) -> Redis:  # noqa: ANN401  kombu's
 
 
 def register_transport() -> None:
-    """Make this the transport for every Redis URL of this process."""
+    """Make these the transports for every Redis URL of this process."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = "worker.broker.transport:Transport"
+    TRANSPORT_ALIASES["sentinel"] = "worker.broker.transport:SentinelTransport"

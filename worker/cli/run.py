@@ -35,7 +35,7 @@ def flower(options: tuple[str, ...]) -> None:
 
     from worker.broker.flower_queues import count_as_postage_does  # noqa: PLC0415  imports Flower too
 
-    count_as_postage_does()
+    count_as_postage_does(current_session().app)
     settings = current_session().settings
     os.environ.setdefault("FLOWER_ADDRESS", settings.flower_address)
     os.environ.setdefault("FLOWER_PORT", str(settings.flower_port))

@@ -1,0 +1,91 @@
+"""URLs of brokers, where one may name several Sentinels: `sentinel://:password@a:26379/0;sentinel://b:26379`.
+
+kombu and Celery read user, password and database number from one of the parts: the first, or the one that they have
+turned to after an error. So `complete` writes them into every part.
+"""
+
+from urllib.parse import SplitResult, unquote, urlsplit
+
+SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
+SENTINEL_PORT = 26379
+"""Where Sentinels listen unless they are told otherwise (redis.io, "High availability with Redis Sentinel")."""
+_SENTINEL = "sentinel://"
+
+
+def names_sentinels(url: str) -> bool:
+    """Whether a URL names Sentinels, which know where the broker is."""
+    return url.startswith(_SENTINEL)
+
+
+def parts_of(url: str) -> list[SplitResult]:
+    """Return the servers that a URL names: the Sentinels, or the one broker.
+
+    Raises
+    ------
+    ValueError
+        If a part is no URL.
+
+    """
+    if not names_sentinels(url):
+        return [urlsplit(url)]
+    named = [part if "://" in part else f"{_SENTINEL}{part}" for part in url.split(";") if part]
+    return [urlsplit(part) for part in named]
+
+
+def complete(url: str) -> str:
+    """Return the URL with user, password, port and database number in the part of each Sentinel.
+
+    Raises
+    ------
+    ValueError
+        With a sentence, if the parts contradict each other or are not Sentinels.
+
+    """
+    if not names_sentinels(url):
+        return url
+    parts = parts_of(url)
+    if any(f"{part.scheme}://" != _SENTINEL or not part.hostname or part.query or part.fragment for part in parts):
+        msg = "each part of it must be sentinel://[user:password@]host:port[/database], with nothing behind (no TLS)"
+        raise ValueError(msg)
+    user = _only("user and password", {part.netloc.rpartition("@")[0] for part in parts})
+    database = _only("database number", {part.path.strip("/") for part in parts})
+    if not (database or "0").isdecimal():
+        msg = "what follows the address of a Sentinel is the number of the broker's database, as in /0"
+        raise ValueError(msg)
+    at = f"{user}@" if user else ""
+    return ";".join(f"{_SENTINEL}{at}{_address(part)}/{database or 0}" for part in parts)
+
+
+def without_repeated_passwords(url: str) -> str:
+    """Return a complete URL with user and password in the first part alone.
+
+    Celery's result backend needs no more, and its remote control would show all but the first.
+    """
+    if not names_sentinels(url):
+        return url
+    first, *others = parts_of(url)
+    return ";".join([first.geturl(), *(f"{_SENTINEL}{_address(part)}{part.path}" for part in others)])
+
+
+def name(url: str, master: str) -> str:
+    """Return which broker a URL means, for people: without user and password."""
+    first = parts_of(url)[0]
+    if names_sentinels(url):
+        return f"{master} of the Sentinels {', '.join(_address(part) for part in parts_of(url))}"
+    if first.scheme == "redis+socket":
+        return unquote(first.path)
+    return f"at {first.hostname or 'localhost'}:{first.port or 6379}{first.path.rstrip('/')}"
+
+
+def _address(part: SplitResult) -> str:
+    host = part.netloc.rpartition("@")[2]
+    return host if part.port else f"{host.rstrip(':')}:{SENTINEL_PORT}"
+
+
+def _only(what: str, found: set[str]) -> str:
+    """Return the one value that some of the parts have."""
+    found = found - {""}
+    if len(found) > 1:
+        msg = f"its parts name more than one {what}; all Sentinels know the same broker"
+        raise ValueError(msg)
+    return found.pop() if found else ""
