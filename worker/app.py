@@ -70,6 +70,7 @@ def create_app(settings: Settings) -> PostageApp:
     app.conf.update(celery_config(settings))
     app.steps["worker"].add("worker.broker.lane:LaneStep")
     app.steps["consumer"].add("worker.broker.events:FlushStep")
+    app.steps["consumer"].add("worker.broker.stats:StatsStep")
     return app
 
 

@@ -222,9 +222,22 @@ class Settings(BaseSettings):
         return Path("/tmp") / f"postage-{os.getuid()}-{name}" / "valkey.sock"  # noqa: S108  made 0700 by its server
 
     @property
+    def embedded_url_file(self) -> Path:
+        """The file that has the URL of the embedded Valkey for producers, with its password."""
+        return self.var / "broker-url"
+
+    @property
     def broker(self) -> str:
         """The kombu URL of the broker."""
-        return self.broker_url or f"redis+socket://{quote(str(self.embedded_socket))}"
+        return self.broker_url or f"redis+socket://{self._embedded_login()}{quote(str(self.embedded_socket))}"
+
+    def _embedded_login(self) -> str:
+        """Return user and password as a URL has them, once the embedded Valkey has been started."""
+        try:
+            login, at, _ = urlsplit(self.embedded_url_file.read_text().strip()).netloc.rpartition("@")
+        except (OSError, ValueError):
+            return ""
+        return login + at
 
     @property
     def results(self) -> str:

@@ -2,9 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +26,14 @@ from models.messages.views import View, ViewUsage
 from models.reports.views import show_orders, show_overview, show_usage
 from tasks.context import Json
 from tests.audits import audit_everything
-from tests.flows.deployment import DEADLINE_S, CommandResult, Program, run, wait_until
+from tests.flows.deployment import DEADLINE_S, CommandResult, Program, environment, run, wait_until
 
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(300)]
 
-STORY = Path(__file__).parents[2] / "examples" / "john-peter-mary.jsonl"
+ROOT = Path(__file__).parents[2]
+STORY = ROOT / "examples" / "john-peter-mary.jsonl"
+EXAMPLES = ROOT / "examples" / "producers"
+ENQUEUE = (ROOT / "README.md").read_text().partition("## Enqueue from your program")[2].partition("\n## ")[0]
 VIEW_COMMANDS = {
     "overview": ["overview", "mary"],
     "usage": ["usage", "mary"],
@@ -313,6 +319,49 @@ def _tasks_of(flower: str, count: int) -> dict[str, Any] | None:
         tasks = json.load(answer)
     sends = {task_id: task for task_id, task in tasks.items() if str(task["name"]).endswith(".send")}
     return sends if sum(task["state"] == "SUCCESS" for task in sends.values()) >= count else None
+
+
+def test_readme_and_the_examples_work_word_for_word(story_folder: Path) -> None:
+    """Pasted into a shell in the folder of `make run`; and the password is nowhere but where it must be."""
+    before = len(outbox_in(story_folder))
+    export, python = re.findall(r"^```(?:python)?\n(.*?)^```", ENQUEUE, re.MULTILINE | re.DOTALL)
+    (story_folder / "readme.py").write_text(python)
+    example = f'{shlex.quote(sys.executable)} {EXAMPLES / "python" / "enqueue.py"} "$BROKER_URL" mary you@example.org'
+    with serving(story_folder, signal.SIGINT) as up:
+        greeted = re.search(r"^export BROKER_URL=.*$", up.output, re.MULTILINE)
+        assert greeted
+        paste(f"{export}{shlex.quote(sys.executable)} readme.py", story_folder)
+        wait_until(lambda: len(outbox_in(story_folder)) == before + 1, "README's email is sent")
+        assert "status   sent" in paste(f"{greeted[0]}\n{example}", story_folder)
+        said = [run("inspect", *words, cwd=story_folder).out for words in (["stats"], ["conf"])]
+
+    password = urlsplit((story_folder / "var" / "broker-url").read_text()).password
+    assert password
+    assert all("valkey.sock" in answer for answer in said)
+    logs = [path.read_text() for path in (story_folder / "var" / "logs").iterdir()]
+    assert [text for text in (*said, *logs, up.output) if password in text] == []
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node")
+def test_the_example_for_node_works(story_folder: Path) -> None:
+    shutil.copytree(EXAMPLES / "node", story_folder / "node", ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run(["npm", "install", "--silent"], cwd=story_folder / "node", check=False)
+    if installed.returncode:
+        pytest.skip("npm finds no registry here")
+    with serving(story_folder, signal.SIGINT):
+        export = re.findall(r"^```\n(.*?)^```", ENQUEUE, re.MULTILINE | re.DOTALL)[0]
+        assert "status   sent" in paste(
+            f'{export}node node/enqueue.mjs "$BROKER_URL" peter you@example.org', story_folder
+        )
+
+
+def paste(lines: str, folder: Path) -> str:
+    """Run lines in a shell, as a person pastes them, and give what they print."""
+    shell = subprocess.run(
+        ["/bin/sh", "-euc", lines], cwd=folder, env=environment({}), capture_output=True, text=True, check=False
+    )
+    assert shell.returncode == 0, shell.stdout + shell.stderr
+    return shell.stdout
 
 
 def test_two_that_start_at_once_find_ports_of_their_own(tmp_path: Path) -> None:

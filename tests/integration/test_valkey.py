@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
-from worker.local.valkey import EmbeddedBroker, EmbeddedError, _ask, _binary, embedded_broker
+from worker.local.broker_url import BrokerUrl, choose_url, read_url
+from worker.local.valkey import EmbeddedBroker, EmbeddedError, _binary, embedded_broker
 from worker.settings import Settings
 
 OTHER_PROCESS = """
@@ -35,8 +38,15 @@ def settings(tmp_path: Path) -> Settings:
 
 @contextmanager
 def client_of(settings: Settings) -> Iterator["redis.Redis"]:
-    with redis.Redis(unix_socket_path=str(settings.embedded_socket)) as client:
+    url = read_url(settings.embedded_url_file)
+    assert url
+    with redis.Redis(unix_socket_path=str(settings.embedded_socket), password=url.password) as client:
         yield client
+
+
+def url_of(broker: EmbeddedBroker) -> BrokerUrl:
+    assert broker.url
+    return broker.url
 
 
 @contextmanager
@@ -66,30 +76,123 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def nobody_listens(settings: Settings) -> bool:
-    return _ask(settings.embedded_socket, b"PING") == b""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(settings.embedded_socket)) != 0
 
 
-def test_a_broker_answers_on_a_private_socket_and_on_no_port(settings: Settings) -> None:
-    with EmbeddedBroker(settings), client_of(settings) as client:
+def test_a_broker_answers_on_a_private_socket_and_on_a_port_of_this_machine(settings: Settings) -> None:
+    with EmbeddedBroker(settings) as broker, client_of(settings) as client:
         assert client.ping()
-        assert client.config_get("port") == {"port": "0"}
         assert stat.S_IMODE(settings.embedded_socket.stat().st_mode) == 0o700
         assert stat.S_IMODE(settings.embedded_socket.parent.stat().st_mode) == 0o700
+        with redis.Redis.from_url(str(url_of(broker))) as producer:
+            assert producer.info("server")["process_id"] == broker.pid
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_broker_opens_no_internet_socket(settings: Settings) -> None:
+def test_a_broker_listens_on_no_address_but_loopback(settings: Settings) -> None:
     with EmbeddedBroker(settings) as broker:
-        held = {str(link.readlink()) for link in Path(f"/proc/{broker.pid}/fd").iterdir()}
-        inodes = {
-            f"socket:[{line.split()[9]}]"
-            for table in ("tcp", "tcp6", "udp", "udp6")
-            if (file := Path(f"/proc/{broker.pid}/net/{table}")).exists()
-            for line in file.read_text().splitlines()[1:]
+        addresses = {
+            (c.laddr.ip, c.laddr.port)
+            for c in psutil.Process(broker.pid).net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
         }
 
-        assert any(name.startswith("socket:") for name in held)
-        assert held & inodes == set()
+        assert addresses == {("127.0.0.1", url_of(broker).port)}
+
+
+def test_whoever_has_no_password_gets_nothing(settings: Settings) -> None:
+    with EmbeddedBroker(settings) as broker, redis.Redis(port=url_of(broker).port) as stranger:
+        for command in ("PING",), ("KEYS", "*"), ("LPUSH", "email", "job"), ("CONFIG", "GET", "*"):
+            with pytest.raises(redis.AuthenticationError):
+                stranger.execute_command(*command)
+        with redis.Redis(port=url_of(broker).port, password="guess") as guess, pytest.raises(redis.AuthenticationError):
+            guess.ping()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_password_is_in_files_of_its_user_alone(settings: Settings) -> None:
+    """Not among the arguments or the environment of the server, and not in its log."""
+    with EmbeddedBroker(settings) as broker:
+        password = url_of(broker).password
+        process = Path(f"/proc/{broker.pid}")
+
+        assert password.encode() not in (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        having = [path for path in settings.var.rglob("*") if path.is_file() and password in path.read_text("latin-1")]
+        assert sorted(path.name for path in having) == ["broker-url", "password.conf"]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in having} == {0o600}
+
+
+def test_port_and_password_stay_the_same(settings: Settings) -> None:
+    urls = set()
+    for _ in range(2):
+        with EmbeddedBroker(settings) as broker:
+            urls.add(str(url_of(broker)))
+
+    assert len(urls) == 1
+
+
+def test_another_port_is_taken_and_noted_if_a_program_listens_there(settings: Settings) -> None:
+    with EmbeddedBroker(settings) as broker:
+        before = url_of(broker)
+    with socket.create_server(("127.0.0.1", before.port)), EmbeddedBroker(settings) as broker:
+        assert url_of(broker).port != before.port
+        assert url_of(broker).password == before.password
+        with redis.Redis.from_url(str(url_of(broker))) as producer:
+            assert producer.ping()
+
+
+def test_a_port_that_is_taken_in_the_last_moment_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takers = []
+
+    def choose_and_lose(path: Path) -> BrokerUrl:
+        chosen = choose_url(path)
+        if not takers:
+            takers.append(socket.create_server(("127.0.0.1", chosen.port)))
+        return chosen
+
+    monkeypatch.setattr("worker.local.valkey.choose_url", choose_and_lose)
+    with EmbeddedBroker(settings) as broker, client_of(settings) as client, takers[0] as taker:
+        assert client.ping()
+        assert url_of(broker).port != taker.getsockname()[1]
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "redis://default:word@127.0.0.1:99999/0", "redis://127.0.0.1:6379/0"])
+def test_a_file_that_has_no_url_gets_one(settings: Settings, text: str) -> None:
+    settings.var.mkdir()
+    settings.embedded_url_file.write_text(text)
+    settings.embedded_url_file.chmod(0o600)
+
+    choose_url(settings.embedded_url_file)
+
+    assert read_url(settings.embedded_url_file)
+
+
+def test_a_password_that_others_could_read_is_replaced(settings: Settings) -> None:
+    settings.var.mkdir()
+    before = choose_url(settings.embedded_url_file)
+    settings.embedded_url_file.chmod(0o644)
+
+    after = choose_url(settings.embedded_url_file)
+
+    assert after.password != before.password
+    assert stat.S_IMODE(settings.embedded_url_file.stat().st_mode) == 0o600
+
+
+def test_a_server_whose_password_was_deleted_is_named(settings: Settings) -> None:
+    with EmbeddedBroker(settings):
+        settings.embedded_url_file.unlink()
+
+        with pytest.raises(EmbeddedError, match=r"asks for a password that is not.* in .*broker-url: end that process"):
+            EmbeddedBroker(settings).start()
+
+
+def test_the_servers_own_url_shows_no_password_when_it_is_printed(settings: Settings) -> None:
+    url = BrokerUrl(6379, "secret")
+
+    assert "secret" not in repr(url) + url.masked
 
 
 def test_a_broker_is_configured_to_lose_nothing(settings: Settings) -> None:
@@ -181,6 +284,9 @@ def test_a_server_that_was_started_by_hand_is_used_and_left_alone(settings: Sett
             with EmbeddedBroker(settings) as broker:
                 assert broker.pid is None
 
+            choose_url(settings.embedded_url_file)  # as an earlier run has left it
+            with EmbeddedBroker(settings) as broker:
+                assert broker.pid is None
             assert not nobody_listens(settings)
         finally:
             by_hand.terminate()

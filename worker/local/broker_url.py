@@ -1,0 +1,107 @@
+"""Where producers reach the embedded broker: a TCP port of this machine, and the password that it asks for.
+
+Both are kept as one URL in a file of `var` that only its user can read, and stay the same from run to run, so that a
+producer needs to be told once. The password is never an argument of a process, which everybody on the machine can read.
+"""
+
+import os
+import secrets
+import socket
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+LOOPBACK: Final = "127.0.0.1"
+PREFERRED_PORT: Final = 6379
+"""Redis' own port, which every producer's documentation has in its examples."""
+USER: Final = "default"
+"""Redis' own user. It is named, because a server without a password accepts any for it, but none without a name."""
+_PASSWORD_BYTES: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerUrl:
+    """A port of 127.0.0.1, and a password of letters, digits, `-` and `_`."""
+
+    port: int
+    password: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"redis://{USER}:{self.password}@{LOOPBACK}:{self.port}/0"
+
+    @property
+    def masked(self) -> str:
+        """The URL without its password, for logs."""
+        return f"redis://{USER}:***@{LOOPBACK}:{self.port}/0"
+
+
+def read_url(path: Path) -> BrokerUrl | None:
+    """Return the URL that the file keeps, or None if there is none."""
+    try:
+        parts = urlsplit(path.read_text().strip())
+        return BrokerUrl(parts.port, parts.password) if parts.port and parts.password else None
+    except (OSError, ValueError):
+        return None
+
+
+def choose_url(path: Path) -> BrokerUrl:
+    """Return the URL for a server that is about to start, and keep it in the file.
+
+    It is the one of the last run. If its port is taken, another one is chosen; if others could read the file, there is
+    a new password.
+
+    Raises
+    ------
+    OSError
+        If no port is free, or the file cannot be written.
+
+    """
+    last = read_url(path) if _is_private(path) else None
+    chosen = BrokerUrl(
+        _free_port(last.port if last else PREFERRED_PORT),
+        last.password if last else secrets.token_urlsafe(_PASSWORD_BYTES),
+    )
+    if chosen != last:
+        write_private(path, f"{chosen}\n")
+    return chosen
+
+
+def is_free(port: int) -> bool:
+    """Whether a server can listen on the port."""
+    try:
+        _bound(port)
+    except OSError:
+        return False
+    return True
+
+
+def _free_port(wanted: int) -> int:
+    for port in dict.fromkeys((wanted, PREFERRED_PORT)):
+        if is_free(port):
+            return port
+    return _bound(0)
+
+
+def _bound(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        probe.bind((LOOPBACK, port))
+        return int(probe.getsockname()[1])
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write the file in one step, so that nobody reads half of it, and no other user any of it."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+        file.write(text)
+    draft.replace(path)
