@@ -16,6 +16,8 @@ LEASE_TIMEOUTS = 6
 """Carrier timeouts in a lease: four for one delivery, which may start when a third of the lease is over."""
 SENTINEL_ANSWER_S = 2
 """How long a Sentinel may take to answer, in seconds, until the next one is asked."""
+PLACEHOLDER = ":replace-"
+"""How the passwords begin that stand in example files, for people to replace."""
 SOCKET_PATH_MAX = 100
 """Bytes. Linux allows 108 for a unix socket's path (unix(7), sun_path), macOS 104, both with the closing zero."""
 
@@ -144,6 +146,15 @@ class Settings(BaseSettings):
             fits = False
         if not fits:
             msg = "its port must be a number, and what is not a letter, a digit or -._~ in its password written as %XX"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("database_url", "broker_url", "result_url", "smtp_url", "sms_url", "flower_auth")
+    @classmethod
+    def _password_is_chosen(cls, url: str | None) -> str | None:
+        """A password that everybody can read in an example protects nothing."""
+        if url is not None and PLACEHOLDER in url:
+            msg = "its password is the one of an example: replace it with one of your own"
             raise ValueError(msg)
         return url
 

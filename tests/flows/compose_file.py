@@ -19,28 +19,43 @@ def read_env(file: Path) -> dict[str, str]:
 
 
 EXAMPLE_ENV = read_env(ROOT / ".env.example")
-VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::(?P<kind>[?-])(?P<rest>[^}]*))?\}")
+ENV = {name: value or ("postage:secret" if name.endswith("AUTH") else "secret") for name, value in EXAMPLE_ENV.items()}
+"""The variables of .env.example, with those set that everybody must set."""
+VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>[A-Z_]+)(?::(?P<kind>[?-])(?P<rest>[^${}]*))?\}")
+"""A variable that has no other within it."""
 
 
-def interpolate(value: Any) -> Any:
-    """Fill in the variables of a value as Compose does, with those of .env.example."""
+def interpolate(value: Any, env: dict[str, str]) -> Any:
+    """Fill in the variables of a value as Compose does, the innermost first."""
     if isinstance(value, dict):
-        return {name: interpolate(part) for name, part in value.items()}
+        return {name: interpolate(part, env) for name, part in value.items()}
     if isinstance(value, list):
-        return [interpolate(part) for part in value]
+        return [interpolate(part, env) for part in value]
     if isinstance(value, str):
-        return VARIABLE.sub(lambda match: EXAMPLE_ENV.get(match["name"]) or _default(match), value)
+        while (filled := VARIABLE.sub(lambda match: env.get(match["name"]) or _default(match), value)) != value:
+            value = filled
+        return value.replace("$$", "$")
     return value
 
 
 def _default(match: re.Match[str]) -> str:
-    assert match["kind"] == "-", f"{match['name']} is needed, but .env.example lacks it"
+    assert match["kind"] == "-", f"{match['name']} is needed, but is not set"
     return match["rest"]
+
+
+def read_services(env: dict[str, str]) -> dict[str, Service]:
+    """Give the services. A variable that stands in an environment without a value is passed on, if it is set."""
+    services: dict[str, Service] = interpolate(RAW["services"], env)
+    for service in services.values():
+        given = service.get("environment", {})
+        values = {name: env.get(name) if value is None else value for name, value in given.items()}
+        service["environment"] = {name: value for name, value in values.items() if value is not None}
+    return services
 
 
 TEXT = (ROOT / "compose.yaml").read_text()
 RAW = yaml.safe_load(TEXT)
-SERVICES: dict[str, Service] = interpolate(RAW["services"])
+SERVICES = read_services(ENV)
 POSTAGE_SERVICES = {name: service for name, service in SERVICES.items() if service["image"] == "postage"}
 WORKERS = {name: service for name, service in POSTAGE_SERVICES.items() if service["command"][0] == "worker"}
 

@@ -20,7 +20,7 @@ from celery import Celery
 from models.database.engine import Database
 from models.database.migrations import check_migrated
 from tasks.queues import Queue
-from tests.flows.compose_file import EXAMPLE_ENV, POSTAGE_SERVICES, WORKERS, Service, queues_of
+from tests.flows.compose_file import ENV, POSTAGE_SERVICES, WORKERS, Service, queues_of
 from tests.servers import PostgresServer, ValkeyServer, _free_port
 from worker.settings import PREFIX
 
@@ -74,12 +74,12 @@ def inspect(broker: str, what: str) -> dict[str, Any]:
     return replies
 
 
-def is_healthy(service: Service, port: int) -> bool:
-    """Run the health check as Docker does, with the port of this test's broker in place of the usual one."""
+def is_healthy(service: Service, broker_url: str) -> bool:
+    """Run the health check as Docker does, with this test's broker in place of the usual one."""
     kind, command = service["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
-    assert ":18EB " in command
-    return subprocess.run(["sh", "-c", command.replace(":18EB ", f":{port:04X} ")], check=False).returncode == 0
+    environment = {**os.environ, "POSTAGE_BROKER_URL": broker_url}
+    return subprocess.run(["sh", "-c", command], env=environment, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -95,15 +95,15 @@ def test_a_worker_starts_answers_and_ends(name: str, tmp_path: Path, broker: Val
     service = WORKERS[name]
     linux = sys.platform == "linux"  # the health check reads /proc, which only Linux has
 
-    assert not (linux and is_healthy(service, broker.port))
+    assert not (linux and is_healthy(service, broker.url()))
     with running(service, tmp_path, POSTAGE_DATABASE_URL=postgres_url, POSTAGE_BROKER_URL=broker.url()) as process:
         wait_until(lambda: inspect(broker.url(), "ping"), process)
         [(worker, queues)] = inspect(broker.url(), "active_queues").items()
 
         assert worker.startswith(f"{service['command'][-1].partition('@')[0]}@")
         assert queues_of(service) == {queue["name"] for queue in queues}
-        assert not linux or is_healthy(service, broker.port)
-    assert not (linux and is_healthy(service, broker.port))
+        assert not linux or is_healthy(service, broker.url())
+    assert not (linux and is_healthy(service, broker.url()))
 
 
 def test_a_worker_does_not_start_on_an_old_schema(
@@ -127,9 +127,7 @@ def test_a_worker_does_not_start_on_an_old_schema(
     assert "postage migrate" in ended.stdout + ended.stderr
 
 
-def test_beat_starts_enqueues_and_ends(
-    tmp_path: Path, valkey: ValkeyServer, valkey_url: str, postgres_url: str
-) -> None:
+def test_beat_starts_enqueues_and_ends(tmp_path: Path, valkey_url: str, postgres_url: str) -> None:
     """It enqueues a sweep, and writes nothing into its working directory, which is read-only in its container."""
     service = POSTAGE_SERVICES["beat"]
     settings = {"POSTAGE_DATABASE_URL": postgres_url, "POSTAGE_BROKER_URL": valkey_url}
@@ -141,7 +139,7 @@ def test_beat_starts_enqueues_and_ends(
         wait_until(lambda: client.llen(Queue.UPKEEP), process)
         client.close()
 
-        assert sys.platform != "linux" or is_healthy(service, valkey.port)
+        assert sys.platform != "linux" or is_healthy(service, valkey_url)
     left = {path.name.partition(".")[0] for path in tmp_path.iterdir()} - {path.name for path in before}
 
     assert left <= {"log", "beat-schedule"}
@@ -158,7 +156,7 @@ def test_flower_starts_asks_for_the_password_and_ends(tmp_path: Path, valkey_url
         wait_until(lambda: status_of(page) is not None, process)
 
         assert status_of(page) == 401
-        assert status_of(page, EXAMPLE_ENV["POSTAGE_FLOWER_AUTH"]) == 200
+        assert status_of(page, ENV["POSTAGE_FLOWER_AUTH"]) == 200
         assert status_of(page, "somebody:else") == 401
         kind, python, *arguments = service["healthcheck"]["test"]
         assert [kind, python] == ["CMD", "python"]

@@ -161,3 +161,20 @@ def test_every_setting_is_described() -> None:
     undescribed = [name for name, field in Settings.model_fields.items() if not field.description]
 
     assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql://postage:replace-with-letters-and-digits@postgres/postage"),
+        ("BROKER_URL", "redis://:replace-with-other-letters-and-digits@redis:6379/0"),
+        ("RESULT_URL", "redis://:replace-me@redis:6379/1"),
+        ("SMTP_URL", "smtp://postage:replace-me@mail.example.org"),
+        ("SMS_URL", "https://postage:replace-me@sms.example.org/messages"),
+        ("FLOWER_AUTH", "postage:replace-this-too"),
+    ],
+)
+def test_a_password_of_an_example_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    said = refusal(monkeypatch, **{name: value})
+
+    assert said == f"POSTAGE_{name}: its password is the one of an example: replace it with one of your own."
