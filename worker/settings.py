@@ -149,11 +149,13 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return url
 
-    @field_validator("database_url", "broker_url", "result_url", "smtp_url", "sms_url", "flower_auth")
+    @field_validator(
+        "database_url", "broker_url", "result_url", "smtp_url", "sms_url", "sentinel_password", "flower_auth"
+    )
     @classmethod
     def _password_is_chosen(cls, url: str | None) -> str | None:
         """A password that everybody can read in an example protects nothing."""
-        if url is not None and PLACEHOLDER in url:
+        if PLACEHOLDER in f":{url}":
             msg = "its password is the one of an example: replace it with one of your own"
             raise ValueError(msg)
         return url

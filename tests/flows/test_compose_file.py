@@ -145,6 +145,7 @@ def test_processes_share_their_settings() -> None:
 SECRETS = {
     "POSTAGE_DATABASE_URL": {"migrate", "beat", *WORKERS},
     "POSTAGE_BROKER_URL": {"beat", "flower", *WORKERS},
+    "POSTAGE_SENTINEL_PASSWORD": {"beat", "flower", *WORKERS},
     "POSTAGE_RESULT_URL": {"beat", *WORKERS},
     "POSTAGE_SMTP_URL": set(WORKERS),
     "POSTAGE_SMS_URL": set(WORKERS),

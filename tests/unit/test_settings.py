@@ -171,6 +171,7 @@ def test_every_setting_is_described() -> None:
         ("RESULT_URL", "redis://:replace-me@redis:6379/1"),
         ("SMTP_URL", "smtp://postage:replace-me@mail.example.org"),
         ("SMS_URL", "https://postage:replace-me@sms.example.org/messages"),
+        ("SENTINEL_PASSWORD", "replace-me"),
         ("FLOWER_AUTH", "postage:replace-this-too"),
     ],
 )
