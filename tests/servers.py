@@ -283,11 +283,13 @@ class PostgresServer(_Server):
         """Give the path of one of PostgreSQL's programs."""
         return str(self._bin / name)
 
-    def create_database(self, name: str, template: str | None = None) -> None:
-        """Make a database, as a copy of `template` if that is given."""
+    def create_database(self, name: str, template: str | None = None, encoding: str | None = None) -> None:
+        """Make a database, as a copy of `template` or in another encoding if that is given."""
         made = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template:  # file by file: three times as fast as through the write-ahead log
             made += sql.SQL(" TEMPLATE {} STRATEGY FILE_COPY").format(sql.Identifier(template))
+        if encoding:
+            made += sql.SQL(" ENCODING {} LOCALE 'C' TEMPLATE template0").format(sql.Literal(encoding))
         self._execute(made)
 
     @contextmanager

@@ -16,7 +16,6 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis import Redis, RedisError
 from redis.exceptions import ResponseError
 from sqlalchemy import func, select, text
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -26,6 +25,7 @@ from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
 from worker import broker_urls
 from worker.broker.transport import redis_client
+from worker.places import database_name
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -92,6 +92,7 @@ def _check_database(settings: Settings, migrated: bool, now: Callable[[], dateti
         return Verdict(
             _sentences(
                 database_is_standby(database),
+                encoding_differs(database),
                 schema_differs(database) if migrated else None,
                 database_clock_differs(database, now),
             ),
@@ -113,7 +114,7 @@ def _check_broker(settings: Settings, now: Callable[[], datetime]) -> Verdict:
         return Verdict([unreachable])
     with _open_broker(settings.broker, settings) as redis:
         return Verdict(
-            _sentences(jobs_may_be_evicted(redis), broker_clock_differs(redis, now)),
+            _sentences(broker_is_cluster(redis), jobs_may_be_evicted(redis), broker_clock_differs(redis, now)),
             _sentences(eviction_is_not_known(redis), jobs_are_not_on_disk(redis)),
         )
 
@@ -133,6 +134,17 @@ def database_unreachable(database: Database) -> str | None:
     except DATABASE_ERRORS as error:
         return database_failed(database.engine.url.render_as_string(hide_password=False), error)
     return None
+
+
+def encoding_differs(database: Database) -> str | None:
+    """Check that PostgreSQL stores text as UTF-8. In SQL_ASCII it would take any bytes, and cut characters apart."""
+    encoding = _postgres_setting(database, "server_encoding")
+    if encoding in (None, "UTF8"):
+        return None
+    return (
+        f"The database's encoding is {encoding}, and names and texts need UTF8: make another database "
+        "(CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0), and let POSTAGE_DATABASE_URL name it."
+    )
 
 
 def schema_differs(database: Database) -> str | None:
@@ -243,17 +255,6 @@ def _asked(database: Database, question: str, **parameters: str) -> Any:  # noqa
         return connection.execute(text(question), parameters).scalar_one()
 
 
-def database_name(url: str) -> str:
-    """Return which database a URL means, without user and password."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        return str(parsed.database)
-    name, hosts = parsed.database or parsed.username, parsed.host or parsed.query.get("host") or "the local socket"
-    if isinstance(hosts, tuple):  # a primary and its standbys, each with its port
-        return f"{name} at {', '.join(hosts)}"
-    return f"{name} at {hosts}:{parsed.port or 5432}"
-
-
 # -- the broker -------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +266,20 @@ def broker_unreachable(url: str, settings: Settings) -> str | None:
     except BROKER_ERRORS as error:
         return broker_failed(url, settings, error)
     return None
+
+
+def broker_is_cluster(redis: Redis) -> str | None:
+    """Check that the broker is no cluster: the keys of a queue must be on one server (celery#2852, kombu#2204)."""
+    try:
+        is_cluster = bool(redis.info("cluster").get("cluster_enabled"))
+    except ResponseError:  # not permitted
+        return None
+    if not is_cluster:
+        return None
+    return (
+        "The broker is a Redis Cluster, which Celery cannot use: its keys would be on several servers. Use one Redis "
+        "or Valkey, with replicas and Sentinel for fail-over."
+    )
 
 
 def jobs_may_be_evicted(redis: Redis) -> str | None:

@@ -79,7 +79,8 @@ class Database:
             options["connect_args"] = {"timeout": SQLITE_BUSY_S, "check_same_thread": False}
         else:
             parsed = parsed.set(drivername="postgresql+psycopg")
-            options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10}
+            # Without an encoding, text of a database in SQL_ASCII would come as bytes, before that can be refused.
+            options["connect_args"] = {"options": POSTGRES_SESSION, "connect_timeout": 10, "client_encoding": "utf8"}
             options["isolation_level"] = "AUTOCOMMIT"  # the driver must not begin transactions: _begin_postgres does
         self.engine: Engine = create_engine(parsed, **options)
         isolated = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}

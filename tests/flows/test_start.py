@@ -82,7 +82,7 @@ def test_a_second_up_on_the_same_folder_is_told_what_to_do(tmp_path: Path) -> No
 )
 def test_a_command_for_people_does_not_wait_long_for_a_database(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A worker waits for five minutes; a command that did so would be ended here after a minute and a half."""
-    sentence = refused(*arguments, cwd=tmp_path, database_url=NO_DATABASE)
+    sentence = refused(*arguments, cwd=tmp_path, database_url=NO_DATABASE, broker_url=NO_BROKER)
 
     assert sentence.startswith("The database money at 127.0.0.1:1 cannot be used: ")
     assert "Connection refused" in sentence

@@ -15,11 +15,11 @@ from tests.servers import PostgresServer, SentinelServer, ValkeyServer
 from worker import broker_urls
 from worker.local.stack import StackError, exclusive
 from worker.local.valkey import EmbeddedBroker
+from worker.places import database_name
 from worker.preflight import (
     CLOCKS_APART_MAX,
     NotReadyError,
     Verdict,
-    database_name,
     examine,
     require_ready,
 )
@@ -322,6 +322,23 @@ def test_a_result_store_that_does_not_answer_is_named(settings: Settings) -> Non
     [refusal] = examine(changed(settings, result_url=f"redis://127.0.0.1:{NOWHERE}/0")).refusals
 
     assert refusal.startswith("The broker at 127.0.0.1:1/0 cannot be used: ")
+
+
+def test_a_database_in_another_encoding_is_refused(settings: Settings, postgres: PostgresServer) -> None:
+    postgres.create_database("ascii_only", encoding="SQL_ASCII")
+    try:
+        verdict = examine(settings.model_copy(update={"database_url": postgres.url("ascii_only")}), migrated=False)
+    finally:
+        postgres.drop_database("ascii_only")
+
+    assert [refusal for refusal in verdict.refusals if "SQL_ASCII" in refusal and "UTF8" in refusal] != []
+
+
+def test_a_cluster_is_refused(settings: Settings, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path, **{"cluster-enabled": "yes"}) as cluster:
+        verdict = examine(settings.model_copy(update={"broker_url": cluster.url()}))
+
+    assert [refusal for refusal in verdict.refusals if "Redis Cluster" in refusal] != []
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])

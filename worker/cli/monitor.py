@@ -22,6 +22,7 @@ from worker.app import PostageApp
 from worker.broker.fair_queue import waiting_count
 from worker.broker.quarantine import count_items
 from worker.broker.transport import redis_client
+from worker.places import carriers
 
 LOOK_EVERY_S = 0.1
 RECENT = timedelta(days=1)
@@ -54,6 +55,7 @@ def overall(app: PostageApp) -> Json:
     queues, quarantined = _queues(app)
     return {
         "status": "done",
+        "carriers": carriers(app.settings),
         "workers": _workers(app),
         "queues": queues,
         **app.context.database.read(

@@ -10,10 +10,11 @@ from celery.bin.worker import worker as celery_worker
 
 from models.database.migrations import migrate as migrate_database
 from worker.cli.session import Need, adopted, current_session, needs
+from worker.places import require_embedded
 
 worker = adopted(
     celery_worker,
-    Need.SERVICE | Need.BROKER | Need.PREFLIGHT | Need.METRICS,
+    Need.SERVICE | Need.BROKER | Need.PREFLIGHT | Need.CARRIERS | Need.METRICS,
     "Run a worker for all queues, or some (-Q).",
 )
 beat = adopted(
@@ -50,6 +51,6 @@ def flower(options: tuple[str, ...]) -> None:
 def migrate() -> None:
     """Migrate the database to the newest schema. Safe at any time, also for several at once."""
     settings = current_session().settings
-    settings.var.mkdir(parents=True, exist_ok=True)
+    require_embedded(settings, database=True, broker=False)
     migrate_database(settings.database)
     click.echo("The database is up to date.")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import click
+import structlog
 from celery.bin.base import CLIContext
 
 from models.database.migrations import check_migrated, migrate
@@ -17,9 +18,11 @@ from worker.app import PostageApp, create_app
 from worker.local.valkey import embedded_broker
 from worker.logs import set_up_logging
 from worker.metrics import served_metrics
+from worker.places import carriers_that_send_nowhere, named_parts, require_embedded
 from worker.preflight import require_ready
 from worker.settings import Settings
 
+log = structlog.get_logger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 PERSON_WAIT_S = 5.0
@@ -30,11 +33,16 @@ class Need(enum.Flag):
     """What a command needs. It is declared on the command, by `needs`."""
 
     BROKER = enum.auto()
-    """A broker. The embedded one is started, unless it runs already or POSTAGE_BROKER_URL names another."""
+    """A broker. The embedded one is started, unless it runs already or POSTAGE_BROKER_URL names another.
+
+    Embedded ones are only used where `postage up` has made them.
+    """
     DATABASE = enum.auto()
-    """A database with every migration. The embedded one is made and migrated."""
+    """A database with every migration. The embedded one is migrated."""
     PREFLIGHT = enum.auto()
     """Everything that worker/preflight.py checks: the command does not start while something is wrong."""
+    CARRIERS = enum.auto()
+    """Carriers: the log warns of those that accept everything and send nothing."""
     METRICS = enum.auto()
     """Metrics, served while the command runs."""
     SERVICE = enum.auto()
@@ -87,15 +95,20 @@ class Session(CLIContext):
             self.settings = self.configured
         settings = self.settings
         set_up_logging(settings)
-        if need & (Need.DATABASE | Need.PREFLIGHT) and settings.database_url is None:
-            settings.var.mkdir(parents=True, exist_ok=True)
+        uses_database = bool(need & (Need.DATABASE | Need.PREFLIGHT))
+        require_embedded(settings, database=uses_database, broker=Need.BROKER in need)
+        if uses_database and settings.database_url is None:
             migrate(settings.database)
         with ExitStack() as stack:
             if Need.BROKER in need:
                 stack.enter_context(embedded_broker(settings))
             stack.callback(self._close)
             if Need.PREFLIGHT in need:
+                log.info("starting", **named_parts(settings))
                 require_ready(settings)
+            if Need.CARRIERS in need:
+                for warning in carriers_that_send_nowhere(settings):
+                    log.warning(warning)
             if Need.METRICS in need:
                 stack.enter_context(served_metrics(settings))
             if Need.DATABASE in need:

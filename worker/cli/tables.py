@@ -264,6 +264,9 @@ def _fields(values: Json | None) -> Text:
 
 def status(console: Console, answer: Json) -> None:
     """Print how workers, queues and jobs stand."""
+    for kind, carrier in answer["carriers"].items():
+        nowhere = " (accepts everything and sends nothing)" if carrier.startswith("null:") else ""
+        console.print(Text(f"Carrier of {kind}: {carrier}{nowhere}", style="yellow" if nowhere else ""))
     console.print("Workers:", ", ".join(answer["workers"]) or "none answers")
     queues = table("Queues", "queue", "jobs waiting", numbers=("jobs waiting",))
     for queue, length in answer["queues"].items():

@@ -25,6 +25,7 @@ from worker.app import PostageApp, create_app
 from worker.local.broker_url import BrokerUrl
 from worker.local.sinks import MailSink, SmsSink
 from worker.local.valkey import dying_with_parent, embedded_broker
+from worker.places import UP_LOCK, make_var
 from worker.preflight import require_ready
 from worker.settings import Settings
 
@@ -86,8 +87,8 @@ def start_stack(settings: Settings, console: Console) -> Iterator[LocalStack]:
 
     """
     with ExitStack() as stack:
-        settings.var.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(exclusive(settings.var / "up.lock"))
+        make_var(settings)
+        stack.enter_context(exclusive(settings.var / UP_LOCK))
         broker = stack.enter_context(embedded_broker(settings))
         console.print(f"Broker    {'embedded Valkey' if broker else 'as set by POSTAGE_BROKER_URL'}")
         require_ready(settings, migrated=False)
