@@ -190,7 +190,7 @@ def _send_jobs(cancellation: Cancellation, jobs: Iterable[QueuedJob]) -> list[li
 
     Those that cannot be read are left out: they will be refused for that.
     """
-    by_task: defaultdict[str, dict[str, tuple[SendJob, int]]] = defaultdict(dict)
+    by_task: defaultdict[str, dict[tuple[str, str], tuple[SendJob, int]]] = defaultdict(dict)
     for job in jobs:
         try:
             message = parse(job.task, job.given, job_id=job.task_id)
@@ -200,7 +200,7 @@ def _send_jobs(cancellation: Cancellation, jobs: Iterable[QueuedJob]) -> list[li
             refused = as_bulk_job(message, list(message.each()), cancellation.refusal), len(message.recipients)
         else:
             refused = as_send_job(cast("SendOne", message), cancellation.refusal), 1
-        by_task[job.task].setdefault(refused[0].job_id, refused)
+        by_task[job.task].setdefault((refused[0].sender, refused[0].job_id), refused)
     return [list(group.values()) for group in by_task.values()]
 
 

@@ -153,8 +153,9 @@ def cancel_uncharged(
     Whoever is first counts: a job that a worker charges meanwhile is left alone, and one that is refused here is
     answered so by the worker that takes it.
     """
+    messages_of = {(job.sender, job.job_id): messages for job, messages in jobs}
     refused = refuse_jobs(connection, [job for job, _ in jobs], org_id=cancellation.org_id, now=now)
-    cancelled = sum(messages for job, messages in jobs if job.job_id in refused)
+    cancelled = sum(messages_of[job.sender, job.job_id] for job in refused)
     if cancelled:
         _count(connection, cancellation, cancelled=cancelled)
 

@@ -84,20 +84,23 @@ def charge_jobs(
     return [_answer_to(draft, first[draft.key], refused, known) for draft in drafts]
 
 
-def refuse_jobs(connection: Connection, jobs: Sequence[SendJob], *, org_id: int, now: datetime) -> set[str]:
-    """Refuse jobs of one task that have a `refusal`, unless they are known already. Returns the ids of those refused.
+def refuse_jobs(connection: Connection, jobs: Sequence[SendJob], *, org_id: int, now: datetime) -> list[SendJob]:
+    """Refuse jobs of one task that have a `refusal`, unless they are known already. Returns those that were refused.
 
-    Jobs of senders who are not in the organization are left alone.
+    Jobs of senders who are not in the organization are left alone: another one may use the same ids.
     """
     if not jobs:
-        return set()
+        return []
     payers = _lock_payers(connection, {job.sender for job in jobs}, jobs[0].kind)
-    its_own = [job for job in jobs if job.sender in payers and payers[job.sender].org_id == org_id]
-    drafts = [_draft(job, payers[job.sender], State.REFUSED, now) for job in its_own]
+    first: dict[str, SendJob] = {}  # of an id that comes twice, the first job counts
+    for job in jobs:
+        if job.sender in payers and payers[job.sender].org_id == org_id:
+            first.setdefault(job.job_id, job)
+    drafts = [_draft(job, payers[job.sender], State.REFUSED, now) for job in first.values()]
     if not drafts:
-        return set()
-    by_key = {draft.key: draft for draft in reversed(drafts)}
-    return {key.job_id for key in _insert(connection, by_key, payers, cause=None, now=now)}
+        return []
+    refused = _insert(connection, {draft.key: draft for draft in drafts}, payers, cause=None, now=now)
+    return [first[key.job_id] for key in refused]
 
 
 def charge_bulk_job(

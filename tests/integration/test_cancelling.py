@@ -207,6 +207,17 @@ def test_a_job_of_another_organization_is_never_touched(stocked: Database) -> No
     assert answer(context, "email.send", theirs.given)["status"] == "sent"
 
 
+def test_a_job_of_another_organization_does_not_hide_ours(stocked: Database) -> None:
+    buy(stocked, "olga", email=5)
+    theirs, ours = (QueuedJob("email.send", "t", email_job("same", sender=sender)) for sender in ("olga", "john"))
+    context = replace(make_context(stocked), queues=OneQueue(theirs, ours))
+
+    assert shown(cancel(context, job_id="same")) == done(cancelled=1)
+
+    assert answer(context, "email.send", ours.given)["reason"] == "cancelled"
+    assert answer(context, "email.send", theirs.given)["status"] == "sent"
+
+
 def test_without_the_right_only_ones_own_jobs_can_be_cancelled(stocked: Database) -> None:
     context = make_context(stocked, email=FakeCarrier(NOT_NOW, NOT_NOW))
     answer(context, "email.send", email_job("johns"))
