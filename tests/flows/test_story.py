@@ -120,6 +120,13 @@ def test_the_story_is_told_and_ends_by_itself(story: StoryRun) -> None:
     assert story.running == [[], []]
 
 
+def test_everything_that_is_kept_is_private(story: StoryRun) -> None:
+    """Database, queues, messages and logs: other users have no right on any of it."""
+    var = story.folder / "var"
+
+    assert [str(path) for path in (var, *var.rglob("*")) if path.lstat().st_mode & 0o077] == []
+
+
 def test_nothing_listens_afterwards(story: StoryRun) -> None:
     """Flower and the broker have ended."""
     flower = urlsplit(_flower_url(story.first.out))

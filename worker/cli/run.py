@@ -10,6 +10,7 @@ from celery.bin.worker import worker as celery_worker
 
 from models.database.migrations import migrate as migrate_database
 from worker.cli.session import Need, adopted, current_session, needs
+from worker.local.folder import make_private
 from worker.places import require_embedded
 
 worker = adopted(
@@ -52,5 +53,7 @@ def migrate() -> None:
     """Migrate the database to the newest schema. Safe at any time, also for several at once."""
     settings = current_session().settings
     require_embedded(settings, database=True, broker=False)
+    if settings.database_url is None:
+        make_private(settings.var)
     migrate_database(settings.database)
     click.echo("The database is up to date.")

@@ -15,6 +15,7 @@ from celery.bin.base import CLIContext
 from models.database.migrations import check_migrated, migrate
 from tasks.context import Context
 from worker.app import PostageApp, create_app
+from worker.local.folder import make_private
 from worker.local.valkey import embedded_broker
 from worker.logs import set_up_logging
 from worker.metrics import served_metrics
@@ -98,6 +99,7 @@ class Session(CLIContext):
         uses_database = bool(need & (Need.DATABASE | Need.PREFLIGHT))
         require_embedded(settings, database=uses_database, broker=Need.BROKER in need)
         if uses_database and settings.database_url is None:
+            make_private(settings.var)
             migrate(settings.database)
         with ExitStack() as stack:
             if Need.BROKER in need:

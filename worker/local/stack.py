@@ -23,6 +23,7 @@ from models.errors import OperatorError
 from tasks.context import Context
 from worker.app import PostageApp, create_app
 from worker.local.broker_url import BrokerUrl
+from worker.local.folder import make_private
 from worker.local.sinks import MailSink, SmsSink
 from worker.local.valkey import dying_with_parent, embedded_broker
 from worker.places import UP_LOCK, make_var
@@ -88,6 +89,7 @@ def start_stack(settings: Settings, console: Console) -> Iterator[LocalStack]:
     """
     with ExitStack() as stack:
         make_var(settings)
+        make_private(settings.var)
         stack.enter_context(exclusive(settings.var / UP_LOCK))
         broker = stack.enter_context(embedded_broker(settings))
         console.print(f"Broker    {'embedded Valkey' if broker else 'as set by POSTAGE_BROKER_URL'}")
