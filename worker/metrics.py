@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery import signals
-from prometheus_client import Counter, Gauge, start_http_server
+from kombu.exceptions import OperationalError
+from prometheus_client import REGISTRY, Counter, Gauge, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from redis import RedisError
 
 from models.errors import OperatorError
 from models.messages.answer import Answer
+from worker.broker.waiting import count_waiting
 from worker.settings import Settings
 
 AUDIT = "upkeep.audit"
@@ -27,6 +32,28 @@ audit_findings.set(math.nan)
 
 class MetricsError(OperatorError):
     """Metrics cannot be served."""
+
+
+class WaitingJobs(Collector):
+    """What waits on each queue, counted when somebody asks. While the broker is away there is no figure."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Return the metric without figures, so that registering it asks no broker."""
+        return [GaugeMetricFamily("postage_queue_waiting", "Jobs that no worker has taken yet.", labels=["queue"])]
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        """Return the metric as it stands."""
+        [metric] = self.describe()
+        try:
+            counts = count_waiting(self._settings.broker, self._settings.broker_options)
+        except (OperationalError, RedisError, OSError):
+            counts = {}
+        for queue, count in counts.items():
+            metric.add_metric([queue], count)
+        return [metric]
 
 
 @contextmanager
@@ -50,9 +77,12 @@ def served_metrics(settings: Settings) -> Iterator[None]:
             "worker process of a machine needs a POSTAGE_METRICS_PORT of its own; without one it serves none."
         )
         raise MetricsError(sentence) from error
+    waiting = WaitingJobs(settings)
+    REGISTRY.register(waiting)
     try:
         yield
     finally:
+        REGISTRY.unregister(waiting)
         server.shutdown()
         server.server_close()
         thread.join()

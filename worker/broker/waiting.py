@@ -5,21 +5,40 @@ worker. So they are read in that order, each list from its head, where new ones 
 beginning is missed, unless it comes back to a queue meanwhile. Some may be read twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from celery import Celery
+from kombu import Connection
 from redis import Redis
 
 from tasks.context import QueuedJob
 from tasks.queues import Queue
 from worker.broker import json_codec
 from worker.broker.consumer import why_unfit
-from worker.broker.fair_queue import other_lists
+from worker.broker.fair_queue import other_lists, waiting_count
 from worker.broker.transport import Channel, redis_client
 
 READ = 100
 """Messages that are read at a time."""
+ANSWER_S = 5
+"""How long a broker may take to answer somebody who only counts, in seconds."""
+
+
+def count_waiting(url: str, options: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many messages wait on each queue of the broker at a URL, over a connection of its own.
+
+    Raises
+    ------
+    kombu.exceptions.OperationalError, redis.RedisError, OSError
+        If the broker cannot be reached, or does not answer in time.
+
+    """
+    patience = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
+    with Connection(url, transport_options={**options, **patience}) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0)
+        redis = redis_client(connection.channel())
+        return {str(queue): waiting_count(redis, str(queue)) for queue in Queue}
 
 
 class RedisQueues:
