@@ -99,11 +99,14 @@ def carriers_that_send_nowhere(settings: Settings) -> list[str]:
     ]
 
 
-def named_parts(settings: Settings) -> dict[str, str]:
-    """Return which database, broker and carriers this process uses, and the folder of everything embedded."""
+def named_parts(settings: Settings, *, sends: bool = True) -> dict[str, str]:
+    """Return which database and broker this process uses, the carriers if it sends, and the folder of what is embedded.
+
+    Beat is not told of carriers where each process gets only what it needs, and would name null:// for them.
+    """
     return {
         "database": database_name(settings.database),
         "broker": broker_urls.name(settings.broker, settings.sentinel_master),
-        **carriers(settings),
+        **(carriers(settings) if sends else {}),
         "var": str(Path(settings.var).absolute()),
     }

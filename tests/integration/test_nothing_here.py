@@ -108,3 +108,4 @@ def test_what_a_process_uses_is_named_without_passwords() -> None:
 
     assert named_parts(settings)["database"] == "postage at db.example:5432"
     assert "s3cret" not in str(named_parts(settings))
+    assert named_parts(settings).keys() - named_parts(settings, sends=False).keys() == {"email", "sms"}

@@ -106,7 +106,7 @@ class Session(CLIContext):
                 stack.enter_context(embedded_broker(settings))
             stack.callback(self._close)
             if Need.PREFLIGHT in need:
-                log.info("starting", **named_parts(settings))
+                log.info("starting", **named_parts(settings, sends=Need.CARRIERS in need))
                 require_ready(settings)
             if Need.CARRIERS in need:
                 for warning in carriers_that_send_nowhere(settings):
