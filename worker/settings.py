@@ -1,6 +1,7 @@
 """Every setting of Postage: one frozen, typed table, read once from POSTAGE_… environment variables."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -42,6 +43,9 @@ class Settings(BaseSettings):
     result_url: str | None = Field(default=None, description="Where answers of purchases and views wait; the broker.")
     sentinel_master: str = Field(default="mymaster", min_length=1, description="The name Sentinels know the broker by.")
     sentinel_password: str | None = Field(default=None, description="Password of the Sentinels themselves.")
+    key_prefix: str = Field(
+        default="", description="Before every key in Redis, so that several installations can share a database."
+    )
     smtp_url: str = Field(
         default="null://", description="smtp://[user:pass@]host:port, smtps://…, ?starttls=require|if-offered|never."
     )
@@ -176,6 +180,14 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return url and broker_urls.complete(url)
 
+    @field_validator("key_prefix")
+    @classmethod
+    def _fit_to_be_prefix(cls, prefix: str) -> str:
+        if re.fullmatch(r"|[A-Za-z0-9._:-]{0,63}[._:-]", prefix) is None:
+            msg = "a prefix is up to 64 letters, digits and ._:- and ends in one of ._:- as in shop-1:"
+            raise ValueError(msg)
+        return prefix
+
     @field_validator("smtp_url")
     @classmethod
     def _known_smtp(cls, url: str) -> str:
@@ -264,7 +276,11 @@ class Settings(BaseSettings):
         sentinel: dict[str, Any] = {"socket_timeout": SENTINEL_ANSWER_S, "socket_connect_timeout": SENTINEL_ANSWER_S}
         if self.sentinel_password is not None:
             sentinel["password"] = self.sentinel_password
-        return {"master_name": self.sentinel_master, "sentinel_kwargs": sentinel}
+        return {
+            "global_keyprefix": self.key_prefix,
+            "master_name": self.sentinel_master,
+            "sentinel_kwargs": sentinel,
+        }
 
 
 def _sentence(where: tuple[int | str, ...], message: str) -> str:

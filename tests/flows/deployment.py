@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -42,6 +42,9 @@ SETTINGS: Final = {
     "log_format": "json",
 }
 """Timeouts are long, as in production, so that a slow machine fails no test; retries and sweeps come at once."""
+
+PATIENT: Final = {"smtp_timeout_s": 50, "lease_s": 300, "visibility_timeout_s": 600}
+"""For tests that hold mails at the server while they do what takes longer on a slow machine."""
 
 BILLING: Final = {"name": "Acme Ltd", "country": "NL"}
 
@@ -119,6 +122,13 @@ class Program:
     def ask_to_end(self, signum: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, without waiting for it."""
         self.process.send_signal(signum)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let it stand still for the length of the block."""
+        self.process.send_signal(signal.SIGSTOP)
+        yield
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end, and return its exit code."""

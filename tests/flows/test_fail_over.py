@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.sentinel import Sentinel
 
-from tests.flows.deployment import Deployment, wait_until
+from tests.flows.deployment import PATIENT, Deployment, wait_until
 from tests.flows.jobs import email_job, new_id
 from tests.flows.outside import Producer
 from tests.servers import SentinelServer, ValkeyServer, sentinels_of
@@ -30,7 +30,7 @@ def test_a_broker_that_fails_over_loses_no_job_and_sends_none_twice(
     url = ";".join(f"sentinel://127.0.0.1:{sentinel.port}" for sentinel in watching)
     to_master = Sentinel([("127.0.0.1", sentinel.port) for sentinel in watching]).master_for("mymaster")
     outside = {"redis": to_master, "producer": Producer(url, master_name="mymaster")}
-    with Deployment(tmp_path, postgres_url, url, beat=True, **outside) as deployment:
+    with Deployment(tmp_path, postgres_url, url, beat=True, **PATIENT, **outside) as deployment:
         _, member = deployment.people(email=JOBS + 1)
         jobs = [new_id("mail") for _ in range(JOBS)]
         deployment.mail_server.hold()

@@ -9,23 +9,40 @@ import pytest
 import time_machine
 from kombu import Connection, Consumer, Message, Producer, Queue
 from kombu.transport import redis as stock
-from redis import Redis
+from redis import ConnectionPool, Redis
 
+from models.messages.base import Json
 from worker.broker import fair_queue
+from worker.broker.prefixed import PrefixedRedis
 from worker.broker.transport import RETURNS_MAX, Transport
 
 
+@pytest.fixture(params=["", "shop-1:"], ids=["no-prefix", "prefix"])
+def options(request: pytest.FixtureRequest) -> Json:
+    """Give the options of all transports: every test is right with a prefix of keys as without one."""
+    return {"global_keyprefix": request.param}
+
+
 @pytest.fixture
-def connection(valkey_url: str) -> Iterator[Connection]:
+def redis(valkey_url: str, options: Json) -> Iterator[Redis]:
+    """Give a client of the empty broker, and make sure that no key is without the prefix in the end."""
+    with PrefixedRedis(connection_pool=ConnectionPool.from_url(valkey_url), **options) as client:
+        yield client
+        prefix = options["global_keyprefix"].encode()
+        assert [name for name in client.scan_iter() if not name.startswith(prefix)] == []
+
+
+@pytest.fixture
+def connection(valkey_url: str, options: Json) -> Iterator[Connection]:
     """Give a connection of our transport."""
-    with Connection(valkey_url, transport=Transport) as connection:
+    with Connection(valkey_url, transport=Transport, transport_options=options) as connection:
         yield connection
 
 
 @pytest.fixture
-def producer(valkey_url: str) -> Iterator[Producer]:
+def producer(valkey_url: str, options: Json) -> Iterator[Producer]:
     """Give a producer that knows nothing of our transport."""
-    with Connection(valkey_url, transport=stock.Transport) as connection:
+    with Connection(valkey_url, transport=stock.Transport, transport_options=options) as connection:
         yield Producer(connection.channel())
 
 
@@ -184,13 +201,13 @@ def restore(connection: Connection, message: Message) -> None:
 
 
 def test_messages_that_a_killed_worker_had_taken_come_back_in_order(
-    valkey_url: str, connection: Connection, producer: Producer
+    valkey_url: str, options: Json, connection: Connection, producer: Producer
 ) -> None:
     """Of two saves of one user, the first one must not win because a worker was killed."""
     publish(producer, "billing", *range(100))
     take(connection, "billing", prefetch=100)
 
-    with Connection(valkey_url, transport=Transport, transport_options={"visibility_timeout": 0}) as other:
+    with Connection(valkey_url, transport=Transport, transport_options={**options, "visibility_timeout": 0}) as other:
         other.default_channel.qos.restore_visible()
         again = take(other, "billing", prefetch=100)
 
@@ -199,7 +216,7 @@ def test_messages_that_a_killed_worker_had_taken_come_back_in_order(
 
 @pytest.mark.parametrize("hours", [2, -2])
 def test_what_others_work_on_is_left_alone_by_a_worker_whose_clock_is_wrong(
-    valkey_url: str, redis: Redis, connection: Connection, producer: Producer, hours: int
+    valkey_url: str, *, options: Json, redis: Redis, connection: Connection, producer: Producer, hours: int
 ) -> None:
     """Its own messages come back in time, too."""
     publish(producer, "email", 1, 2)
@@ -210,7 +227,7 @@ def test_what_others_work_on_is_left_alone_by_a_worker_whose_clock_is_wrong(
         other.default_channel.qos.restore_visible()
         assert (redis.llen("email"), redis.hlen("unacked")) == (0, 2)
 
-    with Connection(valkey_url, transport=Transport, transport_options={"visibility_timeout": 0}) as third:
+    with Connection(valkey_url, transport=Transport, transport_options={**options, "visibility_timeout": 0}) as third:
         third.default_channel.qos.restore_visible()
     assert (redis.llen("email"), redis.hlen("unacked")) == (2, 0)
 
@@ -231,7 +248,7 @@ def test_a_message_goes_back_to_its_queue_whatever_its_exchange_is(
 ) -> None:
     """Bindings may be gone, or may never have existed. kombu would drop the message."""
     publish(producer, "email", 1, priority=3)
-    [email] = redis.keys("email*")
+    email = "email\x06\x163"
     item = json.loads(redis.rpop(email))
     item["properties"]["delivery_info"] = {"exchange": "forgotten", "routing_key": "nowhere"}
     redis.lpush(email, json.dumps(item))

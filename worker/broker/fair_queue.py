@@ -16,10 +16,12 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 from redis.commands.core import Script
+
+from worker.broker.prefixed import prefix_of
 
 PERSON_FIELDS = ("sender", "buyer", "viewer")
 """The fields of a job by which people can take turns."""
@@ -70,6 +72,7 @@ def take_args(
     bytes_max: int,
     bytes_limit: int,
     shared: Mapping[str, str],
+    prefix: str = "",
 ) -> tuple[str | int, ...]:
     """Return the arguments of the script: number of keys, keys, and values.
 
@@ -79,7 +82,7 @@ def take_args(
     """
     keys = (unacked, unacked_index, QUARANTINE, ORGANIZATIONS, *lists)
     named = (word for queue in queues for word in (queue, shared.get(queue, "")))
-    return (len(keys), *keys, "", limit, bulk_limit, bytes_max, bytes_limit, *named)
+    return (len(keys), *keys, prefix, limit, bulk_limit, bytes_max, bytes_limit, *named)
 
 
 def is_bulk(item: bytes) -> bool:
@@ -88,21 +91,21 @@ def is_bulk(item: bytes) -> bool:
     return (b".resume" in item or b".send_many" in item) and _BULK.search(item) is not None
 
 
-def count_text() -> str:
-    """Return the script that counts what waits on the queue KEYS[1]."""
-    return lua("keys.lua", "count.lua")
-
-
 def waiting_count(redis: Redis, queue: str) -> int:
     """Return how many messages wait on a queue, in its own list and in those of its senders."""
-    return int(redis.register_script(count_text())(keys=[queue]))
+    return int(_run(redis, "count.lua", queue))
 
 
 def other_lists(redis: Redis, queue: str) -> list[bytes]:
     """Return the names of the lists, other than the queue's own, that hold messages of a queue."""
-    return cast("list[bytes]", redis.register_script(lua("keys.lua", "lists.lua"))(keys=[queue]))
+    start = len(prefix_of(redis))
+    return [name[start:] for name in cast("list[bytes]", _run(redis, "lists.lua", queue))]
 
 
 def purge(redis: Redis, queue: str) -> int:
     """Delete what waits on a queue. Returns how many messages those were."""
-    return int(redis.register_script(lua("keys.lua", "purge.lua"))(keys=[queue]))
+    return int(_run(redis, "purge.lua", queue))
+
+
+def _run(redis: Redis, name: str, queue: str) -> Any:  # noqa: ANN401  what the script returns
+    return redis.register_script(lua("keys.lua", name))(keys=[queue], args=[prefix_of(redis)])

@@ -1,4 +1,5 @@
--- The keys of a queue on which people take turns, put before each script that uses them. `prefix` is that of all keys.
+-- The keys of a queue on which people take turns, put before each script that uses them. ARGV[1] is the prefix of all
+-- keys, which a queue's own has too, and may be empty.
 --
 --   <queue>                        list  what producers push: new messages at its head, the oldest at its tail
 --   postage.line:<queue>:<person>  list  the messages of one person, in the same order; the person may be empty
@@ -11,22 +12,26 @@
 --   postage.organizations          hash  the organization of each person whose jobs were charged lately
 --
 -- The names stay as they are: after an upgrade the new workers must find what the old ones have put there.
-local prefix = ''
+local prefix = ARGV[1]
+
+local function key_of(kind, queue)
+    return prefix .. 'postage.' .. kind .. ':' .. string.sub(queue, #prefix + 1)
+end
 
 local function people_key(queue, org)
-    return prefix .. 'postage.lines:' .. queue .. (org ~= '' and '@' .. org or '')
+    return key_of('lines', queue) .. (org ~= '' and '@' .. org or '')
 end
 
 local function messages_key(queue, person)
-    return prefix .. 'postage.line:' .. queue .. ':' .. person
+    return key_of('line', queue) .. ':' .. person
 end
 
 local function turns_key(queue)
-    return prefix .. 'postage.turns:' .. queue
+    return key_of('turns', queue)
 end
 
 local function resumes_key(queue)
-    return prefix .. 'postage.resumes:' .. queue
+    return key_of('resumes', queue)
 end
 
 -- The organizations that have messages on a queue. Those that an older worker has moved have none.

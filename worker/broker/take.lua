@@ -27,7 +27,6 @@ local MOVED_AT_ONCE = 16  -- messages that are read together; each may be long
 local unacked, unacked_index, quarantine, organizations = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local limit, bulk_left = tonumber(ARGV[2]), tonumber(ARGV[3])
 local bytes_max, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
-prefix = ARGV[1]
 local queues = (#ARGV - FIRST_QUEUE + 1) / 2
 local answer, taken = {0, {}}, 0
 

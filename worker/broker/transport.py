@@ -25,6 +25,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker import fair_queue, json_codec
+from worker.broker.prefixed import PrefixedRedis, with_prefix
 from worker.broker.sizes import TooLargeError, check_size, ids_in, inflate
 
 log = structlog.get_logger(__name__)
@@ -246,6 +247,18 @@ class Channel(redis.Channel):
         self._not_lists: set[str] = set()
         super().__init__(*args, **options)
 
+    def _get_client(self) -> Any:  # noqa: ANN401  kombu's
+        """Return what makes clients, which put the prefix before every key, if there is one."""
+        plain = super()._get_client()
+        if not self.global_keyprefix:
+            return plain
+        return functools.partial(PrefixedRedis, global_keyprefix=self.global_keyprefix)
+
+    @property
+    def _script_binding_deadlines(self) -> str:
+        """The second key of a script of kombu's, which adds the prefix itself, because its own client would not."""
+        return str(self.keyprefix_binding_deadlines)
+
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  kombu's
         """Return a client of the broker. kombu makes one for each command, which takes longer than most commands."""
         if asynchronous:
@@ -282,7 +295,8 @@ class Channel(redis.Channel):
         self._ack_commands = len(commands) - 1
         if self._paused:
             commands.insert(self._ack_commands, ("BRPOP", NEVER_FILLED, PAUSE_S))
-        connection.send_packed_command(connection.pack_commands(commands))
+        named = [with_prefix(self.global_keyprefix, *command) for command in commands]
+        connection.send_packed_command(connection.pack_commands(named))
 
     def _pause(self) -> None:
         """Ask for nothing for a moment. The clock of the event loop is finer than that of an idle Redis."""
@@ -321,6 +335,7 @@ class Channel(redis.Channel):
             bytes_max=self.bytes_max,
             bytes_limit=self.at_work_max - sum(self.bytes_taken.values()),
             shared=self.shared_queues,
+            prefix=self.global_keyprefix,
         )
         return ("EVALSHA", self._take_script.sha, *arguments)
 
