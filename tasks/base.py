@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from models.errors import PostageError, Reason, Refused
 from models.messages.answer import Answer, iso_time, refused_answer
+from models.messages.answers import refusal
 from models.messages.base import Json, TaskMessage
 from models.messages.wire import MESSAGES, parse
 from models.sends.dead_letters import DeadLetter, Status, is_keepable, keep_letters
@@ -214,7 +215,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
 
     def _answer(self, arrival: Arrival, result: Result) -> Answer:
         if isinstance(result, Refused):
-            return Answer(self._key_field(arrival) | refused_answer(result.reason, result.detail))
+            return Answer(self._refused(arrival, result))
         return Answer(result)
 
     def _log(self, answered: Sequence[tuple[Arrival, Answer]]) -> None:
@@ -332,12 +333,14 @@ class PostageTask(Task):  # type: ignore[type-arg]
     def _job_id(self, arrival: Arrival) -> str | None:
         return arrival.job_id or (arrival.task_id if self.name in MESSAGES else None)
 
-    def _key_field(self, arrival: Arrival) -> Json:
-        """Return the field by whose value the producer knows the job."""
-        name = MESSAGES[self.name].key if self.name in MESSAGES else None
-        if name is None:
-            return {}
-        return {name: first_id(arrival.given, (name,)) or (arrival.task_id if name == "job_id" else None)}
+    def _refused(self, arrival: Arrival, why: Refused) -> Json:
+        """Return the answer to a refused job, with every field that its answer has."""
+        if self.name not in MESSAGES:
+            return refused_answer(why.reason, why.detail)
+        fields = refusal(self.name, arrival.given, why.reason, why.detail)
+        if MESSAGES[self.name].key == "job_id":
+            fields["job_id"] = fields["job_id"] or arrival.task_id
+        return fields
 
 
 def _is_refused(result: Result) -> bool:

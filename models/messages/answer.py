@@ -42,5 +42,5 @@ def exact_time(instant: datetime) -> str:
 
 
 def refused_answer(reason: str, detail: str) -> Json:
-    """Return the fields of every refusal."""
+    """Return the fields of every refusal; `answers.refusal` has those of its task too."""
     return {"status": "refused", "reason": reason, "detail": detail, "credits": 0, "paid_by": None}

@@ -4,7 +4,8 @@ from sqlalchemy import Connection, select
 
 from models.database.schema import refusals, users
 from models.errors import Reason, Refused
-from models.messages.answer import iso_time, refused_answer
+from models.messages.answer import iso_time
+from models.messages.answers import refusal as whole_refusal
 from models.messages.base import Json
 from models.messages.views import ViewMessage
 from models.messages.wire import SEND_TASKS
@@ -49,16 +50,9 @@ def _refused_before(connection: Connection, view: ViewMessage) -> Json:
     ).one_or_none()
     if refusal is None:
         raise _no_message(view)
-    return {
-        **refused_answer(refusal.reason, refusal.detail),
-        "job_id": view.job_id,
-        "task": refusal.task,
-        "kind": refusal.task.partition(".")[0],
-        "sender": refusal.person,
-        "attempts": 0,
-        "created_at": iso_time(refusal.at),
-        "final_at": iso_time(refusal.at),
-    }
+    known = {"job_id": view.job_id, "sender": refusal.person}
+    ended = {"created_at": iso_time(refusal.at), "final_at": iso_time(refusal.at)}
+    return whole_refusal(refusal.task, known, refusal.reason, refusal.detail) | ended
 
 
 def _require_concern(connection: Connection, viewer: User, charge: Charge, payer: str | None) -> None:

@@ -13,7 +13,8 @@ from models.sends.charges import OPEN, Charge, State, bulk_credits, bulk_payer, 
 def answer_to(connection: Connection, charge: Charge) -> Json:
     """Return the answer to a send job as it stands; for a bulk job, with how its messages stand."""
     if charge.state is not State.BULK:
-        return send_answer(charge)
+        was_bulk = charge.bulk_id is None and charge.task.endswith(".send_many")  # and was refused: it has no messages
+        return send_answer(charge) | ({"messages": {}} if was_bulk else {})
     return bulk_answer(
         charge,
         count_bulk_states(connection, charge.key),

@@ -120,9 +120,14 @@ def postponed_answer(row: Any) -> Json:  # noqa: ANN401  a row, or a job
         "sender": row.person,
         "paid_by": None,
         "credits": 0,
+        "cost": None,
         "attempts": 0,
+        "recipients_refused": {},
+        "carrier_reference": None,
+        "created_at": None,
         "next_attempt_at": iso_time(row.due_at),
         "final_at": None,
+        **({"messages": {}} if row.task.endswith(".send_many") else {}),
     }
 
 

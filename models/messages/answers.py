@@ -1,0 +1,288 @@
+"""The fields of every answer. docs/producers.md says what they mean; a test holds both and real answers together.
+
+A refused answer has them all, null where there is nothing to say: a reader need not look at `status` first.
+"""
+
+import re
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+from models.messages.answer import refused_answer
+from models.messages.base import Json
+from models.messages.fields import ID
+
+_ASKED = re.compile(f"{ID.pattern}(/[0-9]{{1,3}})?")
+"""The id of a job, or of one message of a bulk job: nothing else that was asked is repeated."""
+
+
+class AnswerFields(BaseModel):
+    """The base of all answers. Later releases may add fields."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class Outcome(AnswerFields):
+    """How a command ended."""
+
+    status: Literal["done", "refused"]
+    reason: str | None
+    detail: str | None
+
+
+class CreditCounts(AnswerFields):
+    """Credits of each kind."""
+
+    email: int
+    sms: int
+
+
+class _OrderKey(AnswerFields):
+    order_id: str | None
+
+
+class PurchaseAnswer(_OrderKey, Outcome):
+    """`credits.purchase`."""
+
+    buyer: str | None
+    paid_by: str | None
+    owner: str | None
+    credits: CreditCounts | None
+    amount: int | None
+    currency: str | None
+
+
+class _ReversalKey(AnswerFields):
+    reversal_id: str | None
+
+
+class ReversalAnswer(_ReversalKey, Outcome):
+    """`credits.reverse`."""
+
+    order_id: str | None
+    kind: str | None
+    buyer: str | None
+    owner: str | None
+    credits: CreditCounts | None
+    debt: CreditCounts | None
+
+
+class _AdjustmentKey(AnswerFields):
+    adjustment_id: str | None
+
+
+class AdjustmentAnswer(_AdjustmentKey, Outcome):
+    """`credits.adjust`."""
+
+    actor: str | None
+    owner: str | None
+    credits: CreditCounts | None
+
+
+class _ChangeKey(AnswerFields):
+    change_id: str | None
+
+
+class OwnerAnswer(_ChangeKey, Outcome):
+    """`credits.set_owner`."""
+
+    user: str | None
+    owner: str | None
+
+
+class UserAnswer(Outcome):
+    """`users.save`."""
+
+    user_id: str | None
+
+
+class RoleAnswer(Outcome):
+    """`roles.save`."""
+
+    organization: str | None
+    role: str | None
+
+
+class PlanAnswer(Outcome):
+    """`plans.save`."""
+
+    plan: str | None
+
+
+class _CancelKey(AnswerFields):
+    cancel_id: str | None
+
+
+class CancelAnswer(_CancelKey, Outcome):
+    """`messages.cancel`."""
+
+    actor: str | None
+    cancelled: int | None
+    credits: int
+    too_late: int | None
+
+
+class _ErasureKey(AnswerFields):
+    erasure_id: str | None
+
+
+class ErasureAnswer(_ErasureKey, Outcome):
+    """`users.erase`."""
+
+    user: str | None
+
+
+class SendAnswer(AnswerFields):
+    """A send job: what `views.message` returns."""
+
+    job_id: str | None
+    task: str | None
+    kind: str | None
+    status: Literal["sending", "retrying", "sent", "failed", "refused", "unknown"]
+    reason: str | None
+    detail: str | None
+    sender: str | None
+    paid_by: str | None
+    credits: int
+    cost: int | None
+    attempts: int
+    recipients_refused: dict[str, str]
+    carrier_reference: str | None
+    created_at: str | None
+    next_attempt_at: str | None
+    final_at: str | None
+    messages: dict[str, int] = {}
+
+
+class ViewOutcome(AnswerFields):
+    """What all views but `views.message` have. `reason` and `detail` come only with a refusal."""
+
+    status: Literal["done", "refused"]
+    viewer: str | None
+    reason: str | None = None
+    detail: str | None = None
+
+
+class PoolView(ViewOutcome):
+    """What the views of a pool have."""
+
+    owner: str | None
+    of: str | None
+    sharing: bool | None
+    reminder: str | None
+
+
+class Paged(AnswerFields):
+    """What the views in pages have."""
+
+    rows: list[Json] | None
+    page: int | None
+    more: bool | None
+    next: str | None
+
+
+class OverviewAnswer(PoolView):
+    """`views.overview`."""
+
+    remaining: CreditCounts | None
+    debt: CreditCounts | None
+    plans: list[Json] | None
+
+
+class UsageAnswer(PoolView, Paged):
+    """`views.usage`."""
+
+    total: CreditCounts | None
+    by: str | None
+
+
+class OrdersAnswer(PoolView, Paged):
+    """`views.orders`."""
+
+
+class StatementAnswer(PoolView):
+    """`views.statement`: a page of each account."""
+
+    accounts: list[Json] | None
+    more: bool | None
+    next: str | None
+
+
+class EntryAnswer(PoolView):
+    """`views.statement` with `entry`: what is behind it."""
+
+    entry: Json | None
+    messages: list[Json] | None
+    order: Json | None
+    reversal: Json | None
+    adjustment: Json | None
+
+
+class BillingAnswer(ViewOutcome):
+    """`views.billing`."""
+
+    billing: dict[str, str] | None
+
+
+class RowsAnswer(ViewOutcome, Paged):
+    """`views.users` and `views.changes`."""
+
+
+ANSWERS: dict[str, type[AnswerFields]] = {
+    "email.send": SendAnswer,
+    "sms.send": SendAnswer,
+    "email.send_many": SendAnswer,
+    "sms.send_many": SendAnswer,
+    "credits.purchase": PurchaseAnswer,
+    "credits.reverse": ReversalAnswer,
+    "credits.adjust": AdjustmentAnswer,
+    "credits.set_owner": OwnerAnswer,
+    "users.save": UserAnswer,
+    "roles.save": RoleAnswer,
+    "plans.save": PlanAnswer,
+    "messages.cancel": CancelAnswer,
+    "users.erase": ErasureAnswer,
+    "views.overview": OverviewAnswer,
+    "views.usage": UsageAnswer,
+    "views.orders": OrdersAnswer,
+    "views.statement": StatementAnswer,
+    "views.billing": BillingAnswer,
+    "views.users": RowsAnswer,
+    "views.changes": RowsAnswer,
+    "views.message": SendAnswer,
+}
+"""The answer of every task."""
+
+
+def refusal(task: str, given: object, reason: str, detail: str) -> Json:
+    """Return the whole answer to a job of `task` that was refused.
+
+    It has every field: valid ids as they were asked, zero or nothing where a field is never null, and null elsewhere.
+    """
+    answer = _answer_of(task, given)
+    fields: Json = {
+        name: _asked(given, name) if field.annotation == str | None else _nothing(field.annotation)
+        for name, field in answer.model_fields.items()
+    }
+    if answer is SendAnswer:
+        fields |= {"task": task, "kind": task.partition(".")[0]} if task != "views.message" else {}
+        if not task.endswith(".send_many"):
+            del fields["messages"]
+    refused = refused_answer(reason, detail)
+    return refused | fields | {name: refused[name] for name in ("status", "reason", "detail")}
+
+
+def _answer_of(task: str, given: object) -> type[AnswerFields]:
+    is_entry = task == "views.statement" and isinstance(given, dict) and given.get("entry") is not None
+    return EntryAnswer if is_entry else ANSWERS[task]
+
+
+def _asked(given: object, name: str) -> str | None:
+    value = given.get(name) if isinstance(given, dict) else None
+    return value if isinstance(value, str) and _ASKED.fullmatch(value) else None
+
+
+def _nothing(hint: object) -> Any:  # noqa: ANN401  JSON
+    if hint is int:
+        return 0
+    return {} if get_origin(hint) is dict else None
