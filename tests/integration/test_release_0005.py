@@ -118,8 +118,10 @@ def test_jobs_of_the_old_release_get_their_first_answers(migrated: Database) -> 
     assert [answered[:2] for answered in answers] == [(task, given) for task, given, _ in REPLAYS]
     for (task, _, answered), (_, _, before) in zip(answers, REPLAYS, strict=True):
         if task.startswith("credits.") and before["status"] == "refused":
-            assert before.pop("credits") == 0  # the old release said a number here, where the answer is an object
-        assert shows(answered, before), (task, answered, before)
+            assert before["credits"] == 0  # the old release said a number here, where the answer is an object
+            assert shows(answered, before | {"credits": None}), (task, answered, before)
+        else:
+            assert shows(answered, before), (task, answered, before)
     assert (carriers["email"].messages, carriers["sms"].messages) == ([], [])
     assert findings(migrated, NOW) == []
 
