@@ -121,6 +121,13 @@ class Database:
         with self._snapshots.connect() as connection, connection.begin():
             yield connection
 
+    @contextmanager
+    def rehearsal(self) -> Iterator["Rehearsal"]:
+        """Give a database to which everything can be written, and which forgets it all at the end of the block."""
+        with self.engine.connect() as connection, connection.begin() as transaction:
+            yield Rehearsal(connection)
+            transaction.rollback()
+
     def _retrying(self, run: Callable[[], T]) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
@@ -137,6 +144,20 @@ class Database:
         """Close every connection, and end every wait for the database."""
         self.closing.set()
         self.engine.dispose()
+
+
+class Rehearsal(Database):
+    """A database whose transactions are steps of one transaction, which is rolled back. It belongs to one thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` once. What it has written is undone if it raises."""
+        with self._connection.begin_nested():
+            return work(self._connection)
+
+    write_isolated = read = write
 
 
 def _run_once(engine: Engine, work: Callable[[Connection], T]) -> T:

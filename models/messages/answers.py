@@ -22,7 +22,7 @@ class AnswerFields(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
-class Outcome(AnswerFields):
+class CommandAnswer(AnswerFields):
     """How a command ended."""
 
     status: Literal["done", "refused"]
@@ -41,7 +41,7 @@ class _OrderKey(AnswerFields):
     order_id: str | None
 
 
-class PurchaseAnswer(_OrderKey, Outcome):
+class PurchaseAnswer(_OrderKey, CommandAnswer):
     """`credits.purchase`."""
 
     buyer: str | None
@@ -56,7 +56,7 @@ class _ReversalKey(AnswerFields):
     reversal_id: str | None
 
 
-class ReversalAnswer(_ReversalKey, Outcome):
+class ReversalAnswer(_ReversalKey, CommandAnswer):
     """`credits.reverse`."""
 
     order_id: str | None
@@ -71,7 +71,7 @@ class _AdjustmentKey(AnswerFields):
     adjustment_id: str | None
 
 
-class AdjustmentAnswer(_AdjustmentKey, Outcome):
+class AdjustmentAnswer(_AdjustmentKey, CommandAnswer):
     """`credits.adjust`."""
 
     actor: str | None
@@ -83,27 +83,27 @@ class _ChangeKey(AnswerFields):
     change_id: str | None
 
 
-class OwnerAnswer(_ChangeKey, Outcome):
+class OwnerAnswer(_ChangeKey, CommandAnswer):
     """`credits.set_owner`."""
 
     user: str | None
     owner: str | None
 
 
-class UserAnswer(Outcome):
+class UserAnswer(CommandAnswer):
     """`users.save`."""
 
     user_id: str | None
 
 
-class RoleAnswer(Outcome):
+class RoleAnswer(CommandAnswer):
     """`roles.save`."""
 
     organization: str | None
     role: str | None
 
 
-class PlanAnswer(Outcome):
+class PlanAnswer(CommandAnswer):
     """`plans.save`."""
 
     plan: str | None
@@ -113,7 +113,7 @@ class _CancelKey(AnswerFields):
     cancel_id: str | None
 
 
-class CancelAnswer(_CancelKey, Outcome):
+class CancelAnswer(_CancelKey, CommandAnswer):
     """`messages.cancel`."""
 
     actor: str | None
@@ -126,7 +126,7 @@ class _ErasureKey(AnswerFields):
     erasure_id: str | None
 
 
-class ErasureAnswer(_ErasureKey, Outcome):
+class ErasureAnswer(_ErasureKey, CommandAnswer):
     """`users.erase`."""
 
     user: str | None
@@ -154,7 +154,7 @@ class SendAnswer(AnswerFields):
     messages: dict[str, int] = {}
 
 
-class ViewOutcome(AnswerFields):
+class ViewAnswer(AnswerFields):
     """What all views but `views.message` have. `reason` and `detail` come only with a refusal."""
 
     status: Literal["done", "refused"]
@@ -163,7 +163,7 @@ class ViewOutcome(AnswerFields):
     detail: str | None = None
 
 
-class PoolView(ViewOutcome):
+class PoolView(ViewAnswer):
     """What the views of a pool have."""
 
     owner: str | None
@@ -218,13 +218,13 @@ class EntryAnswer(PoolView):
     adjustment: Json | None
 
 
-class BillingAnswer(ViewOutcome):
+class BillingAnswer(ViewAnswer):
     """`views.billing`."""
 
     billing: dict[str, str] | None
 
 
-class RowsAnswer(ViewOutcome, Paged):
+class RowsAnswer(ViewAnswer, Paged):
     """`views.users` and `views.changes`."""
 
 

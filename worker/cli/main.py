@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 
 from models.errors import PostageError
+from worker.cli.apply import apply
 from worker.cli.cancel import cancel, purge
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
@@ -18,6 +19,7 @@ from worker.cli.enqueue import enqueue
 from worker.cli.erase import erase
 from worker.cli.findings import findings
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
+from worker.cli.saving import plan, role, user
 from worker.cli.send import send_email, send_sms
 from worker.cli.session import Session
 from worker.cli.status import audit, status
@@ -30,6 +32,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
+    *(apply, user, role, plan),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, audit, findings, verify, unknown, dead, inspect, control),

@@ -59,6 +59,25 @@ def message(console: Console, answer: Json) -> None:
         console.print(Text(f"  refused {address}: {words}"))
 
 
+def applied(console: Console, answer: Json) -> None:
+    """Print what the entries of a file have changed, or would change."""
+    for row in answer["rows"]:
+        console.print(Text(f"line {row['line']}  {row['task']}  {row['name']}: {row['change']}"), soft_wrap=True)
+        for name, (old, new) in row["fields"].items():
+            console.print(Text(f"    {name}: {'' if old is None else f'{old} → '}{new}"), soft_wrap=True)
+        if row["detail"]:
+            console.print(Text(f"    {row['reason']}: {row['detail']}"), soft_wrap=True)
+    counts = f"{answer['new']} new, {answer['changed']} changed, {answer['unchanged']} unchanged"
+    after = f", {answer['not_reached']} not reached" if answer["not_reached"] else ""
+    console.print(f"{counts}{after}.{' Nothing was written.' if answer['dry_run'] else ''}")
+
+
+def saved(console: Console, answer: Json) -> None:
+    """Print that something was saved."""
+    name = answer.get("user_id") or answer.get("role") or answer.get("plan")
+    console.print(Text(f"{name} is saved."))
+
+
 def purchase(console: Console, answer: Json) -> None:
     """Print a purchase."""
     bought = answer["credits"]
