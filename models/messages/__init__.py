@@ -1,6 +1,7 @@
 """The wire contract: the object that each task takes, and the one that it answers with, as frozen pydantic models.
 
-Nothing here knows of a database. Producers in Python import messages from this package; inside, each is imported from its own module.
+Nothing here knows of a database. Producers in Python import messages from this package; inside, each is imported from
+its own module.
 """
 
 from models.messages.answers import (
