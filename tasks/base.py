@@ -19,6 +19,7 @@ from celery.exceptions import Reject, Retry
 from sqlalchemy import Connection
 
 from models.errors import PostageError, Reason, Refused
+from models.messages.acceptance import check_acceptable
 from models.messages.answer import Answer, iso_time, refused_answer
 from models.messages.answers import refusal
 from models.messages.base import Json, TaskMessage
@@ -125,7 +126,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
         refused: list[tuple[int, Result]] = []
         for place, arrival in enumerate(arrivals):
             try:
-                parsed.append(self._parsed(place, arrival))
+                job = self._parsed(place, arrival)
+                check_acceptable(job.message, context.email_headers)
+                parsed.append(job)
             except Refused as why:
                 refused.append((place, why))
         due, postponed = self._partition(parsed, arrivals)

@@ -1,7 +1,7 @@
 """Everything that a task may reach: one object, given by the app."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -94,6 +94,7 @@ class Context:
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
     this machine, in seconds: how long something takes. `keep_dead` is how long jobs that were refused or failed are
     kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
+    `email_headers` are the headers, in small letters, that emails may have beside the usual ones.
     `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm` how long a message
     may be unknown. `delivery_pool` has the threads that call carriers. `handovers` notes in one transaction all
     messages that are being handed over at the same moment.
@@ -109,6 +110,7 @@ class Context:
     quarantine: Quarantine = field(default_factory=NoQuarantine)
     organizations: Organizations = field(default_factory=NoOrganizations)
     queues: Queues = field(default_factory=NoQueues)
+    email_headers: Collection[str] = ()
     audit_again: int = 10_000
     unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time

@@ -95,6 +95,7 @@ def _make_context(app: PostageApp) -> Context:
         quarantine=RedisQuarantine(app),
         organizations=RedisOrganizations(app),
         queues=RedisQueues(app),
+        email_headers=settings.allowed_email_headers,
         audit_again=settings.audit_again,
         unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
         delivery_pool=DeliveryPool(2 * settings.connections),

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     )
     sms_url: str = Field(default="null://", description="http(s)://… of the SMS gateway, or null://.")
 
+    email_headers: str = Field(
+        default="", description="Headers beginning with X- that emails may have, such as X-Campaign,X-Tag."
+    )
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
     message_bytes_max: int = Field(
         default=6_000_000, ge=10_000, le=100_000_000, description="Bytes of one job, inflated; larger ones are refused."
@@ -227,6 +230,11 @@ class Settings(BaseSettings):
             msg = "POSTAGE_RETRY_MAX_S must not be less than POSTAGE_RETRY_BASE_S"
             raise ValueError(msg)
         return self
+
+    @property
+    def allowed_email_headers(self) -> frozenset[str]:
+        """The headers that emails may have beside the usual ones, in small letters."""
+        return frozenset(name.strip().lower() for name in self.email_headers.split(",") if name.strip())
 
     @property
     def database(self) -> str:

@@ -3,15 +3,16 @@
 import html as html_escape
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from models.errors import Reason, Refused
 from models.messages.addresses import normalize_address, normalize_addresses
 from models.messages.base import TaskMessage, explain
 from models.messages.fields import (
     BULK_MAX,
+    PLACEHOLDER_NAME,
     SUBJECT_MAX,
     TEXT_MAX,
     Address,
@@ -42,7 +43,23 @@ class SmsRecipient(TaskMessage):
     values: dict[Placeholder, Value] = Field(default_factory=dict, max_length=100)
 
 
-PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z0-9_]{1,64})\s*\}\}")
+PLACEHOLDER = re.compile(r"\{\{\s*(" + PLACEHOLDER_NAME + r")\s*\}\}")
+_LEFT_OPEN = re.compile(r"\{\{|\{\0|\0\}")
+"""Braces that would go out: two of them, or one beside a placeholder, as in {{{name}}}. NUL is a placeholder."""
+
+
+def check_placeholders(text: str) -> None:
+    """Make sure that no `{{…}}` goes out: each is a placeholder that is filled.
+
+    Raises
+    ------
+    ValueError
+        If there is another one, or braces around one.
+
+    """
+    if _LEFT_OPEN.search(PLACEHOLDER.sub("\0", text)):
+        msg = "must not have {{ other than in {{name}}, a name of letters, digits, and _ - ."
+        raise ValueError(msg)
 
 
 class Template:
@@ -108,6 +125,15 @@ class SendManyEmails(EmailContent):
     kind: ClassVar[Kind] = "email"
     recipients: list[EmailRecipient] = Field(min_length=1, max_length=BULK_MAX)
 
+    @model_validator(mode="after")
+    def _leaves_nothing_open(self) -> Self:
+        for text in (self.subject, self.text, self.html):
+            check_placeholders(text or "")
+        if any("{{" in text for text in (self.headers or {}).values()):
+            msg = "must not have {{ in headers: placeholders are filled in subject, text and html only"
+            raise ValueError(msg)
+        return self
+
     def each(self) -> Iterator[Content]:
         """Yield what is stored of each message, as of an `email.send` of it. Only what was filled in is checked again.
 
@@ -140,6 +166,11 @@ class SendManySms(SmsContent):
     task: ClassVar[str] = "sms.send_many"
     kind: ClassVar[Kind] = "sms"
     recipients: list[SmsRecipient] = Field(min_length=1, max_length=BULK_MAX)
+
+    @model_validator(mode="after")
+    def _leaves_nothing_open(self) -> Self:
+        check_placeholders(self.text)
+        return self
 
     def each(self) -> Iterator[Content]:
         """Yield what is stored of each message, like `SendManyEmails.each`.

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from models.messages.addresses import check_address, normalize_address
+from models.messages.currencies import check_currency
+from models.messages.headers import check_headers
+from models.messages.numbers import check_number
 
 RECIPIENTS_MAX = 100
 """Recipients of one email: every SMTP server must accept so many at once (RFC 5321, section 4.5.3.1.8)."""
@@ -48,6 +51,33 @@ def _no_controls_but_breaks(text: str) -> str:
     return text
 
 
+PLACEHOLDER_NAME = r"[\w.-]{1,64}"
+
+
+def _placeholder(name: str) -> str:
+    if not re.fullmatch(PLACEHOLDER_NAME, name):
+        msg = "must be made of letters, digits, and _ - ."
+        raise ValueError(msg)
+    return name
+
+
+_SMS_NUMBER = re.compile(r"\+?[0-9]{3,15}")
+_SMS_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9&._+-][A-Za-z0-9&._+ -]{1,9}[A-Za-z0-9&._+-]")
+
+
+def _sms_sender(text: str) -> str:
+    """Refuse what carriers do not take: a name has at most 11 characters (3GPP TS 23.040, section 9.1.2.5).
+
+    Twilio, Vonage and Sinch want a letter in it, and take letters, digits, spaces and a few signs.
+    """
+    if not _SMS_NUMBER.fullmatch(text) and not _SMS_NAME.fullmatch(text):
+        msg = (
+            "must be a number, or a name of 3 to 11 characters with a letter, of letters, digits, spaces and & . _ + -"
+        )
+        raise ValueError(msg)
+    return text
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -75,18 +105,24 @@ Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]
 """The id of a send job, or of one message of a bulk job."""
 TextLine = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_no_controls)]
-Subject = Annotated[str, StringConstraints(min_length=1, max_length=SUBJECT_MAX), AfterValidator(_no_controls)]
+Subject = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=SUBJECT_MAX),
+    AfterValidator(_no_controls),
+]
 Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterValidator(check_address)]
 """An email address as it was written."""
 NormalAddress = Annotated[Address, AfterValidator(normalize_address)]
 """An email address in its normal form, for messages that have no digest."""
 Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
-PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$")]
+PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$"), AfterValidator(check_number)]
 """E.164: a plus and at most 15 digits."""
-SmsFrom = Annotated[str, StringConstraints(pattern=r"^(\+?[0-9]{3,15}|[A-Za-z0-9][A-Za-z0-9 ]{0,10})$")]
-"""A number, a short code, or an alphanumeric sender of at most 11 characters (3GPP TS 23.040, section 9.1.2.5)."""
+SmsFrom = Annotated[str, StringConstraints(max_length=16), AfterValidator(_sms_sender)]
+"""A number, a short code, or a name of 3 to 11 characters."""
 EmailText = Annotated[
-    str, StringConstraints(min_length=1, max_length=TEXT_MAX), AfterValidator(_no_controls_but_breaks)
+    str,
+    StringConstraints(min_length=1, max_length=TEXT_MAX),
+    AfterValidator(_no_controls_but_breaks),
 ]
 EmailHtml = Annotated[
     str, StringConstraints(min_length=1, max_length=HTML_MAX), AfterValidator(_no_controls_but_breaks)
@@ -96,7 +132,7 @@ SmsText = Annotated[
     StringConstraints(min_length=1, max_length=SEGMENTS_MAX * 160),
     AfterValidator(_no_controls_but_breaks),
 ]
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Currency = Annotated[str, StringConstraints(max_length=3), AfterValidator(check_currency)]
 """ISO 4217."""
 Amount = Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
 """Money as a whole number of the currency's minor unit: 1999 with EUR is 19.99 €."""
@@ -112,27 +148,8 @@ Billing = Annotated[
 ]
 """Billing information: lines of text by name, such as name, address, country, tax_id."""
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$")]
-Placeholder = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Placeholder = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_placeholder)]
+"""The name of a placeholder: letters and digits of any script, and _ - ."""
 Value = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_no_controls_but_breaks)]
 
-OUR_HEADERS = frozenset(
-    {
-        *("from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender", "mime-version"),
-        *("return-path", "received", "dkim-signature", "authentication-results"),
-    }
-)
-"""Headers that Postage or the servers on the way write, so that a job must not."""
-
-
-def _free_headers(headers: dict[str, str]) -> dict[str, str]:
-    for name in headers:
-        if name.lower() in OUR_HEADERS or name.lower().startswith(("content-", "resent-", "arc-")):
-            msg = f"must not set {name}: Postage or the servers on the way write it"
-            raise ValueError(msg)
-    if len({name.lower() for name in headers}) != len(headers):
-        msg = "must name each header once"
-        raise ValueError(msg)
-    return headers
-
-
-Headers = Annotated[dict[HeaderName, TextLine], Field(max_length=30), AfterValidator(_free_headers)]
+Headers = Annotated[dict[HeaderName, TextLine], Field(max_length=30), AfterValidator(check_headers)]

@@ -41,7 +41,7 @@ def good_jobs(owner: str, member: str) -> dict[str, Json]:
         "text": "Hello",
         "html": "<p>Hello</p>",
         "reply_to": "bad.desk@customer.example",
-        "headers": {"X-Campaign": "spring"},
+        "headers": {"List-Id": "spring"},
     }
     return {
         "email.send": {**email, "to": ["bad@customer.example"]},

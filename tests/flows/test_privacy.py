@@ -41,7 +41,7 @@ EMAIL = {
     "text": SECRETS["text"],
     "html": SECRETS["html"],
     "reply_to": SECRETS["reply to"],
-    "headers": {"X-Secret": SECRETS["header"]},
+    "headers": {"List-Id": SECRETS["header"]},
 }
 SMS = {"to": SECRETS["number"], "text": SECRETS["sms"]}
 

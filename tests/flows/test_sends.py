@@ -22,7 +22,7 @@ def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment
         "text": "Dear Anna,\n\n.a line that begins with a dot\n\nschöne Grüße",
         "html": "<p>Dear <b>Anna</b>, schöne Grüße</p>",
         "reply_to": "desk@shop.example",
-        "headers": {"X-Campaign": "spring"},
+        "headers": {"List-Id": "spring"},
     }
 
     deployment.send("email.send", job)
@@ -39,7 +39,7 @@ def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment
     assert bcc not in str(mail.content)
     assert mail.content["Subject"] == job["subject"]
     assert mail.content["Reply-To"] == "desk@shop.example"
-    assert mail.content["X-Campaign"] == "spring"
+    assert mail.content["List-Id"] == "spring"
     assert mail.text().rstrip("\n") == job["text"]
     assert mail.text("html").rstrip("\n") == job["html"]
 

@@ -117,7 +117,7 @@ def test_a_repeated_job_has_one_letter_and_another_job_its_own(stocked: Database
     [
         ("email.send", email_job(to=["ada@example.test", "bob@example.test"], cc="carl@example.test",
                                  bcc="eve@example.test", html="<p>Hello</p>", reply_to="john@acme.test",
-                                 headers={"X-Campaign": "one"})),
+                                 headers={"List-Id": "one"})),
         ("email.send", email_job(None)),
         ("sms.send", sms_job(**{"from": "Acme"})),
     ],

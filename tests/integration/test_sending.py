@@ -38,7 +38,7 @@ def test_the_carrier_gets_the_whole_email_and_its_sender(stocked: Database) -> N
         bcc=THREE[2:],
         html="<p>Hello</p>",
         reply_to="desk@example.test",
-        headers={"X-Campaign": "spring"},
+        headers={"List-Id": "spring"},
     )
 
     answer(context, "email.send", job)
@@ -55,7 +55,7 @@ def test_the_carrier_gets_the_whole_email_and_its_sender(stocked: Database) -> N
         text="Hello Ada",
         html="<p>Hello</p>",
         reply_to="desk@example.test",
-        headers={"X-Campaign": "spring"},
+        headers={"List-Id": "spring"},
     )
     assert carrier.messages == [expected]
 

@@ -29,14 +29,58 @@ def test_placeholders_are_filled_and_escaped_only_in_html() -> None:
         "email.send_many",
         [{"to": "ada@x.test", "values": values}],
         subject="To {{name}}",
-        text="{{name}} {{ n_1 }} {{{{n_1}}}} {name} {{ na me }}",
+        text="{{name}} {{ n_1 }} {name} }}",
         html='<p title="{{n_1}}">{{  name  }}</p>',
     )
 
     assert isinstance(message, SendEmail)
     assert message.subject == "To <b>Tom & 'Ada'</b>"
-    assert message.text == "<b>Tom & 'Ada'</b> \" {{\"}} {name} {{ na me }}"
+    assert message.text == "<b>Tom & 'Ada'</b> \" {name} }}"
     assert message.html == '<p title="&quot;">&lt;b&gt;Tom &amp; &#x27;Ada&#x27;&lt;/b&gt;</p>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ na me }}",
+        "{{}}",
+        "{{",
+        "{{{{n}}}}",
+        "{{{n}}}",
+        "{{#if n}}x{{/if}}",
+        "{{n|upper}}",
+        "{{n",
+        "{{ n.\u200b }}",
+        "{ {{n}}{{",
+    ],
+)
+@pytest.mark.parametrize("field", ["subject", "text", "html"])
+def test_no_braces_go_out(field: str, text: str) -> None:
+    recipients = [{"to": "ada@x.test", "values": {"n": "Ada"}}]
+
+    detail = refusal(
+        "email.send_many", {"sender": "a", "subject": "S", "text": "T", "recipients": recipients, field: text}
+    )
+
+    assert "{{name}}" in detail
+    assert "{{name}}" in refusal(
+        "sms.send_many", {"sender": "a", "text": text, "recipients": [{"to": "+31612345678", "values": {"n": "Ada"}}]}
+    )
+
+
+def test_placeholders_are_filled_in_no_header() -> None:
+    job = {"sender": "a", "subject": "S", "text": "T", "recipients": [{"to": "a@x.test"}]}
+
+    assert "headers" in refusal("email.send_many", {**job, "headers": {"List-Unsubscribe": "<https://x.test/{{n}}>"}})
+
+
+@pytest.mark.parametrize("name", ["naïve", "имя", "first-name", "user.name", "名前", "n_1", "0"])
+def test_names_of_placeholders_may_be_of_any_script(name: str) -> None:
+    [message] = messages_of_job(
+        "sms.send_many", [{"to": "+31612345678", "values": {name: "x"}}], text=f"{{{{ {name} }}}}"
+    )
+
+    assert message.text == "x"
 
 
 def test_a_value_that_looks_like_a_placeholder_is_not_filled_again() -> None:

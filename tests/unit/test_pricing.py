@@ -51,9 +51,48 @@ def test_one_character_outside_the_alphabet_makes_the_whole_text_ucs2(character:
     assert sms_segments("a" * 70 + character) == 2
 
 
-@pytest.mark.parametrize(("length", "segments"), [(1, 1), (35, 1), (36, 2), (67, 2), (68, 3)])
+@pytest.mark.parametrize(("length", "segments"), [(1, 1), (35, 1), (36, 2), (66, 2), (67, 3)])
 def test_an_emoji_counts_two_because_it_is_a_surrogate_pair(length: int, segments: int) -> None:
     assert sms_segments("\U0001f600" * length) == segments
+
+
+@pytest.mark.parametrize(
+    ("text", "segments"),
+    [
+        ("a" * 152 + "€" + "a" * 152, 3),  # 306 septets, but the first segment ends before the euro sign
+        ("a" * 151 + "€" + "a" * 153, 2),
+        ("€" * 153, 3),  # 76 in each
+        ("ж" * 66 + "\U0001f600" + "ж" * 66, 3),
+        ("ж" * 65 + "\U0001f600" + "ж" * 67, 2),
+    ],
+)
+def test_a_character_of_two_units_is_never_split_over_two_segments(text: str, segments: int) -> None:
+    """3GPP TS 23.040, section 9.2.3.24.1."""
+    assert sms_segments(text) == segments
+
+
+def cut(text: str, part: int, widths: dict[str, int]) -> list[str]:
+    """Cut a text into segments, one character after the other, as a phone's program does."""
+    segments = [""]
+    for character in text:
+        if sum(widths[each] for each in segments[-1] + character) > part:
+            segments.append("")
+        segments[-1] += character
+    return segments
+
+
+@given(GSM7_TEXTS.filter(lambda text: len(text) > 160))
+def test_a_long_gsm_text_takes_the_segments_into_which_it_can_be_cut(text: str) -> None:
+    widths = dict.fromkeys(GSM7_BASIC, 1) | dict.fromkeys(GSM7_EXTENSION, 2)
+
+    assert sms_segments(text) == len(cut(text, 153, widths))
+
+
+@given(st.text(st.sampled_from("aж漢\U0001f600\U0001f44b"), min_size=71, max_size=300).filter(lambda text: "ж" in text))
+def test_any_other_long_text_takes_the_segments_into_which_it_can_be_cut(text: str) -> None:
+    widths = {character: len(character.encode("utf-16-le")) // 2 for character in text}
+
+    assert sms_segments(text) == len(cut(text, 67, widths))
 
 
 def test_an_emoji_of_several_code_points_counts_each_of_them() -> None:
