@@ -77,8 +77,8 @@ def celery_config(settings: Settings) -> Json:
         "task_send_sent_event": False,
         "worker_enable_remote_control": settings.remote_control,
         "beat_schedule": _beat_schedule(settings),
-        # Without a file: what beat asks for may come too early after a restart, and a broken file would stop it.
-        "beat_scheduler": "celery.beat:Scheduler",
+        "beat_scheduler": "worker.broker.beat:Scheduler",
+        "beat_schedule_filename": str(settings.var / "beat-schedule"),
         "timezone": "UTC",
         "enable_utc": True,
     }
