@@ -3,8 +3,12 @@
 Fields bound in a task (`structlog.contextvars`) are also on the lines that Celery and libraries log in that thread.
 """
 
+import json
 import logging
+import os
 import sys
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TextIO
 
 import structlog
@@ -22,8 +26,11 @@ QUIET = (
 )
 
 
-def set_up_logging(settings: Settings, stream: TextIO | None = None) -> None:
-    """Send every log line of this process to `stream` (standard error if None)."""
+def set_up_logging(settings: Settings, stream: TextIO | None = None) -> bool:
+    """Send every log line of this process to `stream` (standard error if None), and Python's warnings as well.
+
+    Returns whether each line is JSON. Then nothing else may be printed, or whoever reads the lines stumbles over it.
+    """
     stream = stream or sys.stderr
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
     shared: list[Processor] = [
@@ -59,6 +66,15 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(root.level),
         cache_logger_on_first_use=True,
     )
+    logging.captureWarnings(as_json)
+    return as_json
+
+
+def write_line_now(event: str) -> None:
+    """Write a line as JSON at once, past every lock and buffer, for handlers of signals."""
+    line = {"event": event, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
+    with suppress(OSError):  # nobody reads the log any more
+        os.write(sys.stderr.fileno(), f"{json.dumps(line)}\n".encode())
 
 
 def _drop_empty(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

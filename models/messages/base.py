@@ -4,8 +4,10 @@ import functools
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from models.messages.digests import digest, same_digest
+from models.messages.fields import PATTERN_WORDS
 from models.text import sanitize
 
 Json = dict[str, Any]
@@ -78,12 +80,19 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401  a value of a message
 
 def explain(error: ValidationError, most: int = 3) -> str:
     """Return what is wrong with a message, in sentences that name the fields and never repeat their values."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    problems = error.errors(include_url=False, include_input=False)
     sentences = []
     for problem in problems[:most]:
         field = ".".join(sanitize(str(part), FIELD_NAME_MAX) for part in problem["loc"])
-        what = sanitize(problem["msg"].removeprefix("Value error, "), SENTENCE_MAX)
+        what = sanitize(_words(problem), SENTENCE_MAX)
         sentences.append(f"`{field}`: {what}." if field else f"The message {what}.")
     if len(problems) > most:
         sentences.append(f"And {len(problems) - most} more.")
     return " ".join(sentences)
+
+
+def _words(problem: ErrorDetails) -> str:
+    """Return what is wrong with a field, without a regular expression."""
+    if problem["type"] == "string_pattern_mismatch":
+        return PATTERN_WORDS.get(problem.get("ctx", {}).get("pattern", ""), "must have another form")
+    return problem["msg"].removeprefix("Value error, ")

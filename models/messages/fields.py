@@ -152,4 +152,15 @@ Placeholder = Annotated[str, StringConstraints(min_length=1, max_length=64), Aft
 """The name of a placeholder: letters and digits of any script, and _ - ."""
 Value = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_no_controls_but_breaks)]
 
+PATTERN_WORDS = {
+    f"^{ID.pattern}$": f"must be 1 to {ID_MAX} letters, digits, and . _ : -",
+    f"^{ID.pattern}(/[0-9]{{1,3}})?$": "must be the id of a send job or of a bulk job's message, such as news-7/0",
+    r"^\+[1-9][0-9]{6,14}$": "must be a number with a plus and its country code, such as +4915112345678",
+    r"^[A-Za-z0-9_.-]{1,64}$": "must have a name of 1 to 64 letters, digits, and _ . -",
+    r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$": "must have a name of 1 to 64 letters, digits and -",
+    r"^email:[0-9]{1,18},sms:[0-9]{1,18}$": "must be the value of `next` of the page before",
+    r"^(email|sms)/[0-9]{1,18}$": "must be the name of an entry, such as email/57",
+}
+"""What a text must be that does not match a pattern, for people who read no regular expressions."""
+
 Headers = Annotated[dict[HeaderName, TextLine], Field(max_length=30), AfterValidator(check_headers)]

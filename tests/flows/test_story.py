@@ -127,6 +127,14 @@ def test_everything_that_is_kept_is_private(story: StoryRun) -> None:
     assert [str(path) for path in (var, *var.rglob("*")) if path.lstat().st_mode & 0o077] == []
 
 
+def test_every_line_of_a_log_is_json(story: StoryRun) -> None:
+    """Also where a process begins and ends: Celery would print banners there."""
+    lines = [line for path in (story.folder / "var" / "logs").iterdir() for line in path.read_text().splitlines()]
+
+    assert {type(json.loads(line)) for line in lines} == {dict}
+    assert "worker: Warm shutdown (MainProcess)" in {json.loads(line)["event"] for line in lines}
+
+
 def test_nothing_listens_afterwards(story: StoryRun) -> None:
     """Flower and the broker have ended."""
     flower = urlsplit(_flower_url(story.first.out))

@@ -44,7 +44,7 @@ def test_an_order_is_reversed_and_leaves_a_debt_that_everybody_sees(run: Run) ->
 
     assert reversed_.exit_code == 0
     assert "10 email credits of order order-1 taken back from john." in reversed_.stdout
-    assert "4 email credits were spent already: the next purchases pay them first." in reversed_.stdout
+    assert "Spent already: 4 email credits. The next purchases pay for that first." in reversed_.stdout
     assert "Owed: 4 email credits" in overview.stdout
     assert "refund: 10 email credits" in orders.stdout
 

@@ -1,6 +1,7 @@
 """Whatever comes off the wire is read, or refused with a short sentence that repeats no value."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from models.errors import Reason, Refused
 from models.messages.base import TaskMessage
 from models.messages.bulk import SendManyEmails, SendManySms
+from models.messages.fields import PATTERN_WORDS
 from models.messages.sends import SendEmail, SendSms
 from models.messages.wire import MESSAGES, parse
 from tests.factories import content_of, email_job
@@ -137,3 +139,35 @@ def test_any_template_is_filled_or_refused(parts: list[str], values: dict[str, s
     email = {"sender": "john", "subject": template, "html": template, "recipients": recipients}
 
     assert_read_or_refused("email.send_many", email)
+
+
+def patterns(schema: object) -> Iterator[str]:
+    """Every regular expression in a JSON schema."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("pattern"), str):
+            yield schema["pattern"]
+        for name, part in schema.items():
+            if name == "propertyNames" or not isinstance(part, str):
+                yield from patterns(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from patterns(part)
+
+
+@pytest.mark.parametrize("task", MESSAGES)
+def test_what_does_not_match_a_pattern_is_explained_in_words(task: str) -> None:
+    assert set(patterns(MESSAGES[task].model_json_schema())) <= set(PATTERN_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("job", "sentence"),
+    [
+        ({"to": "0171 5678"}, "`to`: must be a number with a plus and its country code, such as +4915112345678."),
+        ({"sender": "a b"}, "`sender`: must be 1 to 64 letters, digits, and . _ : -."),
+    ],
+)
+def test_a_refusal_shows_no_regular_expression(job: dict[str, str], sentence: str) -> None:
+    with pytest.raises(Refused) as refused:
+        parse("sms.send", {"job_id": "one", "sender": "mary", "to": "+4915112345678", "text": "Hello", **job})
+
+    assert refused.value.detail == sentence

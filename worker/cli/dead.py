@@ -22,7 +22,7 @@ from worker.broker import quarantine
 from worker.broker.quarantine import QuarantinedItem
 from worker.broker.transport import redis_client
 from worker.cli import tables
-from worker.cli.output import broker_errors, json_option, list_answer, next_option, print_answer
+from worker.cli.output import broker_errors, csv_option, json_option, list_answer, next_option, print_answer
 from worker.cli.session import Need, current_session, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +57,7 @@ def _filter_options(command: F) -> F:
 
 
 @dead.command("list")
+@csv_option
 @_filter_options
 @next_option
 @needs(Need.BROKER | Need.DATABASE)

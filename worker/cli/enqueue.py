@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import track
 
 from models.errors import Reason, Refused
@@ -13,6 +12,7 @@ from tasks import client
 from worker.cli import tables
 from worker.cli.job_file import JobLine, each_job
 from worker.cli.output import json_option, print_answer
+from worker.cli.printing import PlainConsole
 from worker.cli.session import Need, current_session, needs
 
 SHOWN_MAX = 20
@@ -33,7 +33,7 @@ def enqueue(*, file: Path, as_json: bool) -> None:
     count, invalid = _check(file)
     if invalid:
         print_answer(_refusal(invalid), as_json=as_json, table=tables.enqueued)
-    jobs = track(each_job(file), "Enqueuing", total=count, console=Console(stderr=True), disable=as_json)
+    jobs = track(each_job(file), "Enqueuing", total=count, console=PlainConsole(stderr=True), disable=as_json)
     client.enqueue(current_session().app, ((line.task, line.job) for line in jobs))
     answer = {"status": "done", "reason": None, "detail": None, "enqueued": count}
     print_answer(answer, as_json=as_json, table=tables.enqueued)

@@ -7,7 +7,7 @@ import click
 from tasks.operating import acknowledge as acknowledge_findings
 from tasks.operating import show_findings
 from worker.cli import tables
-from worker.cli.output import json_option, print_answer
+from worker.cli.output import json_option, print_answer, table_options
 from worker.cli.session import Need, current_session, needs
 from worker.cli.unknown import NOTE_MAX, OPERATOR_MAX
 
@@ -23,7 +23,7 @@ def findings() -> None:
 
 @findings.command("list")
 @click.option("--all", "everything", is_flag=True, help="Also what was resolved.")
-@json_option
+@table_options
 @needs(Need.DATABASE)
 def list_findings(*, everything: bool, as_json: bool) -> None:
     """List the findings that stand, newest first."""

@@ -15,9 +15,12 @@ from sqlalchemy import Connection
 from models.errors import Refused
 from models.messages.answer import Answer, refused_answer
 from models.messages.base import Json
+from worker.cli.printing import CsvConsole, PlainConsole
 from worker.cli.session import current_session
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_CSV = "worker.cli.output.csv"
 
 
 def ask(task: str, given: Json) -> Json:
@@ -31,9 +34,26 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:16]}"
 
 
+def table_options(command: F) -> F:
+    """Give a command that shows tables the options --json and --csv."""
+    return json_option(csv_option(command))
+
+
 def json_option(command: F) -> F:
     """Give a command the option --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")(command)
+
+
+def csv_option(command: F) -> F:
+    """Give a command the option --csv, which `print_answer` reads from the context."""
+    return click.option(
+        "--csv", "as_csv", is_flag=True, expose_value=False, callback=_note_csv, help="Print the tables as CSV."
+    )(command)
+
+
+def _note_csv(context: click.Context, _option: click.Parameter, as_csv: bool) -> None:  # noqa: FBT001  click's
+    if as_csv:
+        context.meta[_CSV] = CsvConsole()
 
 
 def next_option(command: F) -> F:
@@ -54,13 +74,16 @@ def list_answer(list_rows: Callable[[Connection], tuple[list[Json], str | None]]
 
 def print_answer(answer: Json, *, as_json: bool, table: Callable[[Console, Json], None]) -> None:
     """Print an answer, as JSON or by `table`. Exits with 1 if it is refused, failed or unknown."""
+    context = click.get_current_context()
+    if as_json and _CSV in context.meta:
+        raise click.UsageError("--json and --csv exclude each other.")
     if as_json:
         text = json.dumps(answer, indent=2, ensure_ascii=False)
         click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate becomes its \\u escape
     elif answer.get("status") == "refused":
         click.echo(f"Refused ({answer['reason']}): {answer['detail']}", err=True)
     else:
-        table(Console(), answer)
+        table(context.meta.get(_CSV) or PlainConsole(), answer)
     if answer.get("status") in ("refused", "failed", "unknown"):
         raise click.exceptions.Exit(1)
 

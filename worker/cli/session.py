@@ -3,6 +3,7 @@
 import copy
 import enum
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -95,7 +96,10 @@ class Session(CLIContext):
         if Need.SERVICE in need:
             self.settings = self.configured
         settings = self.settings
-        set_up_logging(settings)
+        logs_json = set_up_logging(settings)
+        self.quiet = logs_json and Need.SERVICE in need
+        if self.quiet:  # no banner, which is not JSON
+            sys.__stdout__ = None  # type: ignore[misc]  # Celery says there that a worker shuts down
         uses_database = bool(need & (Need.DATABASE | Need.PREFLIGHT))
         require_embedded(settings, database=uses_database, broker=Need.BROKER in need)
         if uses_database and settings.database_url is None:

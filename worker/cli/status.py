@@ -7,13 +7,13 @@ from models.reports.audit import run_audit
 from tasks.upkeep import audit_rules
 from worker.cli import tables
 from worker.cli.monitor import job_answer, overall
-from worker.cli.output import json_option, print_answer
+from worker.cli.output import print_answer, table_options
 from worker.cli.session import Need, current_session, needs
 
 
 @click.command()
 @click.argument("job_id", required=False)
-@json_option
+@table_options
 @needs(Need.BROKER | Need.DATABASE)
 def status(*, job_id: str | None, as_json: bool) -> None:
     """Show how a job stands, or everything.
@@ -29,7 +29,7 @@ def status(*, job_id: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.option("--full", is_flag=True, help="Check the whole history, not only what is new and a part of the rest.")
-@json_option
+@table_options
 @needs(Need.DATABASE)
 def audit(*, full: bool, as_json: bool) -> None:
     """Check every invariant of the money; names what differs.

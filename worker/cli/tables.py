@@ -52,7 +52,8 @@ def message(console: Console, answer: Json) -> None:
     if answer.get("detail"):
         console.print(Text(answer["detail"]))
     if answer.get("paid_by"):
-        console.print(f"{answer['credits']} credits paid by {answer['paid_by']}, {answer['attempts']} attempts")
+        attempts = _count(answer["attempts"], "attempt")
+        console.print(f"{_count(answer['credits'], 'credit')} paid by {answer['paid_by']}, {attempts}")
     for state, count in (answer.get("messages") or {}).items():
         console.print(f"  {count} {state}")
     for address, words in (answer.get("recipients_refused") or {}).items():
@@ -80,11 +81,8 @@ def saved(console: Console, answer: Json) -> None:
 
 def purchase(console: Console, answer: Json) -> None:
     """Print a purchase."""
-    bought = answer["credits"]
-    console.print(
-        f"{answer['order_id']}: {bought['email']} email and {bought['sms']} SMS credits for {answer['owner']}, "
-        f"bought by {answer['buyer']}."
-    )
+    bought = _counts(answer["credits"])
+    console.print(f"{answer['order_id']}: {bought} for {answer['owner']}, bought by {answer['buyer']}.")
 
 
 def reversal(console: Console, answer: Json) -> None:
@@ -92,7 +90,7 @@ def reversal(console: Console, answer: Json) -> None:
     taken = f"{_counts(answer['credits'])} of order {answer['order_id']}"
     console.print(f"{answer['reversal_id']}: {taken} taken back from {answer['owner']}.")
     if any(answer["debt"].values()):
-        console.print(f"{_counts(answer['debt'])} were spent already: the next purchases pay them first.")
+        console.print(f"Spent already: {_counts(answer['debt'])}. The next purchases pay for that first.")
 
 
 def adjustment(console: Console, answer: Json) -> None:
@@ -104,7 +102,12 @@ def _counts(credits_: Json, sign: str = "") -> str:
     """Return credits of both kinds in words, without a kind of which there are none."""
     counts = ("email", credits_["email"]), ("SMS", credits_["sms"])
     words = [f"{count:{sign}} {kind}" for kind, count in counts if count]
-    return f"{' and '.join(words)} credits" if words else "no credits"
+    last = [count for _, count in counts if count][-1:]
+    return f"{' and '.join(words)} credit{'' if last in ([1], [-1]) else 's'}" if words else "no credits"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if abs(count) == 1 else f"{count} {noun}s"
 
 
 def change(console: Console, answer: Json) -> None:
@@ -121,15 +124,14 @@ def cancelled(console: Console, answer: Json) -> None:
     """Print what a cancellation has stopped."""
     stopped, late = answer["cancelled"], answer["too_late"]
     console.print(
-        f"{answer['cancel_id']}: {stopped} message{'' if stopped == 1 else 's'} cancelled, {answer['credits']} "
-        f"credit{'' if answer['credits'] == 1 else 's'} given back; too late for {late}."
+        f"{answer['cancel_id']}: {_count(stopped, 'message')} cancelled, {_count(answer['credits'], 'credit')} given "
+        f"back; too late for {late}."
     )
 
 
 def purged(console: Console, answer: Json) -> None:
     """Print what was taken off a queue."""
-    jobs = answer["cancelled"]
-    console.print(f"{answer['queue']}: {jobs} message{'' if jobs == 1 else 's'} refused as cancelled.")
+    console.print(f"{answer['queue']}: {_count(answer['cancelled'], 'message')} refused as cancelled.")
     if answer["left"]:
         console.print(f"{answer['left']} could not be read, and are left for a worker, which quarantines them.")
 
@@ -193,7 +195,7 @@ def statement(console: Console, answer: Json) -> None:
     """Print the entries of both accounts."""
     _reminder(console, answer)
     for account in answer["accounts"]:
-        title = f"{account['kind']} of {account['owner']}: {account['balance']} credits"
+        title = f"{account['kind']} of {account['owner']}: {_count(account['balance'], 'credit')}"
         title += f", {account['debt']} owed" if account["debt"] else ""
         rows = table(title, "entry", "at", "cause", "credits", "balance", "debt",
                      numbers=("credits", "balance", "debt"))  # fmt: skip
@@ -221,9 +223,9 @@ def entry(console: Console, answer: Json) -> None:
     _reminder(console, answer)
     made = answer["entry"]
     name = f"{made['kind']}/{made['seq']} of {made['owner']}"
-    amount = _signed(made["amount"])
+    amount = f"{_signed(made['amount'])} credit{'' if abs(made['amount']) == 1 else 's'}"
     left = f"{made['balance_after']}" + (f" and a debt of {made['debt_after']}" if made["debt_after"] else "")
-    console.print(f"{name}, {moment(made['at'])}: {_cause(made)}, {amount} credits, which left {left}.")
+    console.print(f"{name}, {moment(made['at'])}: {_cause(made)}, {amount}, which left {left}.")
     if answer["messages"]:
         rows = table("Messages", "job", "user", "credits", "status", "at", numbers=("credits",))
         for row in answer["messages"]:
@@ -300,9 +302,8 @@ def status(console: Console, answer: Json) -> None:
         console.print(f"Postponed, because they have an eta: {answer['postponed']}")
     console.print(f"Refusals that took no key, in the last 24 hours: {answer['refusals']}")
     if answer["dead"] or answer["quarantined"]:
-        console.print(
-            f"Dead: {answer['dead']} jobs, and {answer['quarantined'] or 0} in quarantine: `postage dead list`."
-        )
+        dead_jobs = _count(answer["dead"], "job")
+        console.print(f"Dead: {dead_jobs}, and {answer['quarantined'] or 0} in quarantine: `postage dead list`.")
     if any(states.get("unknown") for states in answer["jobs"].values()):
         console.print("Some messages are unknown: `postage unknown list`.")
 
@@ -448,4 +449,5 @@ def verified(console: Console, answer: Json) -> None:
 
 def enqueued(console: Console, answer: Json) -> None:
     """Print how many jobs were enqueued."""
-    console.print(f"{answer['enqueued']} jobs are on their queues. `postage status JOB_ID` shows how each stands.")
+    are = "is on its queue" if answer["enqueued"] == 1 else "are on their queues"
+    console.print(f"{_count(answer['enqueued'], 'job')} {are}. `postage status JOB_ID` shows how each stands.")

@@ -9,7 +9,7 @@ from models.sends import unknown as unknown_jobs
 from models.sends.unknown import Decision
 from tasks.operating import decide
 from worker.cli import tables
-from worker.cli.output import json_option, list_answer, next_option, print_answer
+from worker.cli.output import json_option, list_answer, next_option, print_answer, table_options
 from worker.cli.session import Need, current_session, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ def unknown() -> None:
 
 @unknown.command("list")
 @next_option
-@json_option
+@table_options
 @needs(Need.DATABASE)
 def list_unknown(*, cursor: str | None, as_json: bool) -> None:
     """List messages whose outcome is unknown, oldest first."""

@@ -19,7 +19,6 @@ from types import FrameType
 
 import click
 from celery.states import READY_STATES
-from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -33,6 +32,7 @@ from models.reports.views import show_orders, show_overview, show_usage
 from tasks.job_ids import USER_FIELDS, first_id
 from worker.cli import tables
 from worker.cli.job_file import each_job
+from worker.cli.printing import PlainConsole
 from worker.cli.session import Need, current_session, needs
 from worker.local.broker_url import BrokerUrl
 from worker.local.stack import LOOK_EVERY_S, LocalStack, StackError, start_stack
@@ -90,7 +90,7 @@ def run_up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> No
 
     """
     lines = [StoryLine(line.number, line.task, line.job, str(uuid.uuid4())) for line in each_job(file)] if file else []
-    console = Console()
+    console = PlainConsole()
     with ExitStack() as stack:
         stack.enter_context(_ended_by_signals())
         try:
@@ -105,7 +105,7 @@ def run_up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> No
     console.print("Ended cleanly.")
 
 
-def _run(local: LocalStack, lines: Sequence[StoryLine], console: Console) -> None:
+def _run(local: LocalStack, lines: Sequence[StoryLine], console: PlainConsole) -> None:
     """Enqueue the jobs, wait for their ends, and show how they ended."""
     if not lines:
         return
@@ -163,7 +163,7 @@ def _wait_for_ends(local: LocalStack, lines: Sequence[StoryLine], progress: Prog
             time.sleep(LOOK_EVERY_S)
 
 
-def _print_refused(lines: Sequence[StoryLine], console: Console) -> None:
+def _print_refused(lines: Sequence[StoryLine], console: PlainConsole) -> None:
     """Print what was not done, and why: a story is told by its refusals."""
     answered = [(line, line.answer or {}) for line in lines]
     not_done = [(line, answer) for line, answer in answered if answer.get("status") in ("refused", "failed", "unknown")]
@@ -174,16 +174,16 @@ def _print_refused(lines: Sequence[StoryLine], console: Console) -> None:
         console.print(
             f"  line {line.number}", line.task, f"by {first_id(line.job, USER_FIELDS)}:", status, answer["reason"] or ""
         )
-        console.print(Padding(Text(answer["detail"] or "", style="dim"), (0, 0, 0, 4)))
+        console.print(Padding(Text(answer["detail"] or "", style="dim"), (0, 0, 0, 4), expand=False))
     if len(not_done) > SHOWN_MAX:
         console.print(f"And {len(not_done) - SHOWN_MAX} more.")
 
 
-def _print_pools(connection: Connection, console: Console) -> None:
+def _print_pools(connection: Connection, console: PlainConsole) -> None:
     """Print overview, usage and orders of each pool that has any history, as its owner sees them."""
     pools = list_pools(connection)
     for owner, credit_users in pools[:SHOWN_MAX]:
-        console.rule(f"{owner}'s pool" + (f", shared with {', '.join(credit_users)}" if credit_users else ""))
+        console.heading(f"{owner}'s pool" + (f", shared with {', '.join(credit_users)}" if credit_users else ""))
         tables.overview(console, show_overview(connection, View(viewer=owner)))
         tables.usage(console, show_usage(connection, ViewUsage(viewer=owner)))
         tables.orders(console, show_orders(connection, View(viewer=owner)))
@@ -191,8 +191,8 @@ def _print_pools(connection: Connection, console: Console) -> None:
         console.print(f"And {len(pools) - SHOWN_MAX} more pools: `postage overview USER` shows any.")
 
 
-def _print_places(local: LocalStack, console: Console) -> None:
-    console.rule("Where to look")
+def _print_places(local: LocalStack, console: PlainConsole) -> None:
+    console.heading("Where to look")
     console.print(f"Flower    {local.flower_url}")
     if local.outbox is not None:
         console.print(f"Outbox    {local.outbox}{os.sep}   (each message that was sent, as a file)")
@@ -201,7 +201,7 @@ def _print_places(local: LocalStack, console: Console) -> None:
         _print_broker(local.broker_url, local.app.settings.embedded_url_file, console)
 
 
-def _print_broker(url: BrokerUrl, file: Path, console: Console) -> None:
+def _print_broker(url: BrokerUrl, file: Path, console: PlainConsole) -> None:
     """Print how producers reach the broker: with the password for a person, and without it into a log."""
     console.print(f"Broker    {url if console.is_terminal else url.masked}", soft_wrap=True, highlight=False)
     console.print("Producers paste this line first, then README's example runs as it stands:", soft_wrap=True)

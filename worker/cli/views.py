@@ -8,7 +8,7 @@ import click
 
 from models.messages.base import Json
 from worker.cli import tables
-from worker.cli.output import ask, json_option, next_option, print_answer
+from worker.cli.output import ask, csv_option, next_option, print_answer, table_options
 from worker.cli.session import Need, needs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,7 +24,7 @@ def _view_options(command: F) -> F:
         click.argument("viewer"),
     ):
         command = option(command)
-    return json_option(command)
+    return table_options(command)
 
 
 def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, cursor: str | None) -> Json:
@@ -78,6 +78,7 @@ def changes(*, as_json: bool, subject: str | None, **given: Any) -> None:  # noq
 @next_option
 @click.option("--all", "all_pages", is_flag=True, help="Every page, back to the first entry.")
 @click.option("--json", "as_json", is_flag=True, help="Print each page as JSON, on a line of its own.")
+@csv_option
 @needs(Need.DATABASE)
 def statement(
     *, viewer: str, of_self: bool, since: str | None, until: str | None, cursor: str | None, all_pages: bool,
@@ -112,7 +113,7 @@ def _pages(given: Json, *, all_pages: bool) -> Iterator[Json]:
 @click.argument("viewer")
 @click.argument("entry")
 @click.option("--self", "of_self", is_flag=True, help="An entry of the viewer's own account.")
-@json_option
+@table_options
 @needs(Need.DATABASE)
 def entry(*, viewer: str, entry: str, of_self: bool, as_json: bool) -> None:
     """Show what is behind ENTRY, such as email/57: the messages, the order, the reversal or the adjustment.
@@ -125,7 +126,7 @@ def entry(*, viewer: str, entry: str, of_self: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("viewer")
-@json_option
+@table_options
 @needs(Need.DATABASE)
 def billing(*, viewer: str, as_json: bool) -> None:
     """Show VIEWER's own billing information."""
