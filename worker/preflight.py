@@ -77,13 +77,11 @@ def require_ready(settings: Settings, *, migrated: bool = True, now: Callable[[]
 
 def examine(settings: Settings, *, migrated: bool = True, now: Callable[[], datetime] = utc_now) -> Verdict:
     """Run every check. `migrated` says whether the schema must be there already."""
-    verdict = _check_database(settings, migrated, now) + _check_broker(settings, now)
-    if settings.results != settings.broker:
-        verdict += Verdict(_sentences(broker_unreachable(settings.results, settings)))
-    return verdict
+    return check_database(settings, migrated=migrated, now=now) + check_broker(settings, now)
 
 
-def _check_database(settings: Settings, migrated: bool, now: Callable[[], datetime]) -> Verdict:  # noqa: FBT001
+def check_database(settings: Settings, *, migrated: bool = True, now: Callable[[], datetime] = utc_now) -> Verdict:
+    """Run every check of the database."""
     database = Database(settings.database, pool_size=1, wait_s=0)
     try:
         unreachable = database_unreachable(database)
@@ -106,6 +104,14 @@ def _check_database(settings: Settings, migrated: bool, now: Callable[[], dateti
         )
     finally:
         database.close()
+
+
+def check_broker(settings: Settings, now: Callable[[], datetime] = utc_now) -> Verdict:
+    """Run every check of the broker, and whether the result backend can be reached."""
+    verdict = _check_broker(settings, now)
+    if settings.results != settings.broker:
+        verdict += Verdict(_sentences(broker_unreachable(settings.results, settings)))
+    return verdict
 
 
 def _check_broker(settings: Settings, now: Callable[[], datetime]) -> Verdict:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, func, select
 
-from models.database.schema import accounts, charges, dead_letters, postponed_jobs, refusals, users
+from models.database.engine import transaction_time
+from models.database.schema import accounts, audit_progress, charges, dead_letters, postponed_jobs, refusals, users
 from models.database.statements import search_by_index
 from models.messages.answer import refused_answer
 from models.messages.base import Json
@@ -27,6 +28,11 @@ def find_answer(connection: Connection, job_id: str) -> Json | None:
         return answer_to(connection, max(found, key=lambda charge: charge.created_at))
     postponed = find_postponed(connection, job_id)
     return None if postponed is None else postponed_answer(postponed)
+
+
+def last_clean_audit(connection: Connection) -> tuple[datetime | None, datetime]:
+    """Return when an audit last found nothing, or None if none ever did, and the time of this transaction."""
+    return connection.execute(select(audit_progress.c.checked_at)).scalar(), transaction_time(connection)
 
 
 def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, Json]:

@@ -20,6 +20,7 @@ ANSWER_MAX = 64 * 1024
 """Bytes of an answer that are read: more than any gateway needs for an id."""
 KEPT_MAX = 64
 """Idle connections that are kept."""
+_LOGIN_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}
 _LATER = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -81,6 +82,19 @@ class SmsGateway:
             return _receipt(answer)
         finally:
             _give_back(answer)
+
+    def find_fault(self) -> str | None:
+        """Ask for the gateway's options (RFC 9110 section 9.3.7), which sends nothing.
+
+        Returns a sentence if it cannot be reached, or refuses the login. Many gateways look at no login for this.
+        """
+        try:
+            answer = self._pool.request("OPTIONS", self._url, headers=self._authorization, redirect=False)
+        except urllib3.exceptions.HTTPError as error:
+            return _without_answer(error, begun=False).detail
+        if answer.status in _LOGIN_REFUSED:
+            return f"The SMS gateway refuses Postage's login ({answer.status})."
+        return None
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -152,6 +166,8 @@ def _why(error: urllib3.exceptions.HTTPError) -> str:
     match error:
         case urllib3.exceptions.NameResolutionError():
             return "its name is not known"
+        case urllib3.exceptions.NewConnectionError():  # to urllib3 it is a TimeoutError too
+            return "the connection was refused or broken"
         case urllib3.exceptions.TimeoutError():
             return "it did not answer in time"
         case urllib3.exceptions.SSLError():

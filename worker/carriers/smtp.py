@@ -93,6 +93,15 @@ class SmtpCarrier:
             Outcome.NOT_NOW, "The mail server closed the connection before anything was sent."
         )
 
+    def find_fault(self) -> str | None:
+        """Connect, greet, encrypt, log in, and leave; nothing is sent. Returns a sentence if that is not possible."""
+        try:
+            connection = self._connect(time.monotonic() + STEPS * self._timeout_s)
+        except OSError as error:
+            return self._unreachable(error).detail
+        _quit(connection)
+        return None
+
     def close(self) -> None:
         """Close the kept connections. Deliveries that still run close theirs when they end."""
         with self._lock:

@@ -15,6 +15,7 @@ from worker.cli.apply import apply
 from worker.cli.cancel import cancel, purge
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
+from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.erase import erase
 from worker.cli.findings import findings
@@ -35,7 +36,7 @@ COMMANDS = (
     *(apply, user, role, plan),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
-    *(status, audit, findings, verify, unknown, dead, inspect, control),
+    *(status, doctor, audit, findings, verify, unknown, dead, inspect, control),
 )
 
 
