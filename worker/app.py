@@ -26,7 +26,7 @@ from worker.broker.transport import register_transport
 from worker.broker.waiting import RedisQueues
 from worker.carriers import open_email, open_sms
 from worker.celery_config import celery_config
-from worker.logs import set_up_logging, write_line_now
+from worker.logs import set_up_logging, write_log_now
 from worker.settings import Settings
 
 TASK_MODULES = (billing, bulk, cancelling, erasing, sending, upkeep, views)
@@ -178,7 +178,7 @@ def _send_to_any_queue(sender: Any = None, **_kwargs: object) -> None:  # noqa: 
 def _stop_waiting(how: str = "", **_kwargs: object) -> None:
     """End every wait for the database: the jobs of a worker that shuts down go back to their queues."""
     if sys.__stdout__ is None:  # where Celery says so, but not as JSON (worker/cli/session.py)
-        write_line_now(f"worker: {how} shutdown (MainProcess)")
+        write_log_now(f"worker: {how} shutdown (MainProcess)")
     from celery import current_app  # noqa: PLC0415  the app of this process
 
     app: PostageApp = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001

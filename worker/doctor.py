@@ -48,7 +48,7 @@ State = Literal["ok", "warning", "fault"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """What a check has found: that all is well, a warning, or a fault that keeps jobs from being done or kept."""
 
     check: str
@@ -69,7 +69,7 @@ class Found:
 Check = Callable[[PostageApp], Found]
 
 
-def examine(app: PostageApp, checks: dict[str, Check] | None = None, within_s: float = CHECK_S) -> list[Finding]:
+def examine(app: PostageApp, checks: dict[str, Check] | None = None, within_s: float = CHECK_S) -> list[Diagnosis]:
     """Run every check at the same time, and return what they found, in order."""
     running = [(name, _start(check, app)) for name, check in (checks or CHECKS).items()]
     return [finding for name, result in running for finding in _findings(name, _await(result, within_s))]
@@ -101,10 +101,10 @@ def _await(result: "SimpleQueue[Found]", within_s: float) -> Found:
         return Found([f"No answer within {within_s:g} s: what it depends on hangs, or the network drops it."])
 
 
-def _findings(check: str, found: Found) -> Sequence[Finding]:
-    findings = [Finding(check, "fault", text) for text in found.faults]
-    findings += [Finding(check, "warning", text) for text in found.warnings]
-    return findings or [Finding(check, "ok", found.well)]
+def _findings(check: str, found: Found) -> Sequence[Diagnosis]:
+    findings = [Diagnosis(check, "fault", text) for text in found.faults]
+    findings += [Diagnosis(check, "warning", text) for text in found.warnings]
+    return findings or [Diagnosis(check, "ok", found.well)]
 
 
 # -- the checks -------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> bool:
     return as_json
 
 
-def write_line_now(event: str) -> None:
+def write_log_now(event: str) -> None:
     """Write a line as JSON at once, past every lock and buffer, for handlers of signals."""
     line = {"event": event, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
     with suppress(OSError):  # nobody reads the log any more

@@ -64,6 +64,17 @@ def test_jobs_on_a_queue_that_nobody_consumes_are_found(app: PostageApp, redis: 
     assert sentence.startswith("Jobs wait on the queue celery, which no worker consumes (2): producers must name one")
 
 
+def test_only_what_is_under_the_key_prefix_is_looked_at(sqlite_url: str, valkey_url: str, redis: Redis) -> None:
+    app = create_app(Settings(database_url=sqlite_url, broker_url=valkey_url, key_prefix="shop-1:"))
+    redis.rpush("shop-1:celery", "job")
+    redis.rpush("shop-1:email", "job")
+    redis.rpush("of somebody else", "job")
+
+    [sentence] = doctor.check_queues(app).faults
+
+    assert sentence.startswith("Jobs wait on the queue celery, which no worker consumes (1)")
+
+
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Redis]:
     with Redis.from_url(valkey_url) as client:

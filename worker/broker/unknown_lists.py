@@ -18,11 +18,13 @@ _REPLIES = ".pidbox"
 def unknown_lists(channel: Any) -> tuple[list[tuple[str, int]], bool]:  # noqa: ANN401  kombu's
     """Return the lists whose names are no queue of ours, with their lengths, and whether every key was looked at."""
     client: Any = redis_client(channel)
+    prefix = channel.global_keyprefix  # which the client adds to the keys of LLEN, but neither adds nor takes off here
     names: set[str] = set()
     cursor = rounds = 0
     while rounds < ROUNDS_MAX:
-        cursor, keys = client.scan(cursor, count=KEYS_PER_ROUND, _type="list")
-        names |= {name for name in map(bytes_to_str, keys) if not _is_known(name, channel.sep)}
+        cursor, keys = client.scan(cursor, match=f"{prefix}*", count=KEYS_PER_ROUND, _type="list")
+        found = {bytes_to_str(key).removeprefix(prefix) for key in keys}
+        names |= {name for name in found if not _is_known(name, channel.sep)}
         rounds += 1
         if cursor == 0:
             break
