@@ -72,7 +72,7 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> bool:
 
 def write_log_now(event: str) -> None:
     """Write a line as JSON at once, past every lock and buffer, for handlers of signals."""
-    line = {"event": event, "level": "info", "timestamp": datetime.now(UTC).isoformat()}
+    line = {"event": event, "level": "info", "logger": "celery.worker", "timestamp": datetime.now(UTC).isoformat()}
     with suppress(OSError):  # nobody reads the log any more
         os.write(sys.stderr.fileno(), f"{json.dumps(line)}\n".encode())
 

@@ -126,7 +126,8 @@ def test_saves_have_their_events_and_are_revoked_delayed_and_refused_as_before(d
             return Counter(event["type"] for event in list(events) if event.get("uuid") == task_id)
 
         for task_id in done:
-            wanted = Counter(["task-received", "task-started", "task-succeeded"])
+            end = "task-failed" if task_id == "broken" else "task-succeeded"
+            wanted = Counter(["task-received", "task-started", end])
             wait_until(lambda task_id=task_id, wanted=wanted: kinds_of(task_id) == wanted, f"events of {task_id}")
         with deployment.database.snapshot() as connection:
             saved = set(connection.execute(select(users.c.id)).scalars())
