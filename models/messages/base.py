@@ -4,7 +4,6 @@ import functools
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from models.messages.digests import digest, same_digest
 from models.messages.fields import PATTERN_WORDS
@@ -91,8 +90,8 @@ def explain(error: ValidationError, most: int = 3) -> str:
     return " ".join(sentences)
 
 
-def _words(problem: ErrorDetails) -> str:
+def _words(problem: Any) -> str:  # noqa: ANN401  one of the errors of pydantic
     """Return what is wrong with a field, without a regular expression."""
     if problem["type"] == "string_pattern_mismatch":
-        return PATTERN_WORDS.get(problem.get("ctx", {}).get("pattern", ""), "must have another form")
-    return problem["msg"].removeprefix("Value error, ")
+        return PATTERN_WORDS.get(problem["ctx"]["pattern"], "must have another form")
+    return str(problem["msg"]).removeprefix("Value error, ")
