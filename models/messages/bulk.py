@@ -12,6 +12,7 @@ from models.messages.addresses import normalize_address, normalize_addresses
 from models.messages.base import TaskMessage, explain
 from models.messages.fields import (
     BULK_MAX,
+    HTML_MAX,
     PLACEHOLDER_NAME,
     SUBJECT_MAX,
     TEXT_MAX,
@@ -62,6 +63,10 @@ def check_placeholders(text: str) -> None:
         raise ValueError(msg)
 
 
+EXPANDED_MAX = 25_000_000
+"""Characters of all messages of one bulk job, which are stored before the first is sent: 500 with 50,000 each."""
+
+
 class Template:
     """A text with placeholders, taken apart once for all recipients. `escape` is done to each value."""
 
@@ -74,17 +79,23 @@ class Template:
         """Whether there is any placeholder."""
         return len(self._parts) > 1
 
-    def fill(self, values: Mapping[str, str]) -> str:
+    def fill(self, values: Mapping[str, str], limit: int = HTML_MAX) -> str:
         """Return the text with each `{{name}}` replaced by the escaped value of that name.
 
         Raises
         ------
         KeyError
             With the name of a placeholder that has no value.
+        ValueError
+            If the text would have more than `limit` characters: it is counted before it is made.
 
         """
         parts = self._parts.copy()
-        parts[1::2] = [self._escape(values[name]) for name in parts[1::2]]
+        escaped = {name: self._escape(values[name]) for name in parts[1::2]}
+        parts[1::2] = [escaped[name] for name in parts[1::2]]
+        if sum(map(len, parts)) > limit:
+            msg = f"must not have more than {limit:,} characters in one text"
+            raise ValueError(msg)
         return "".join(parts)
 
 
@@ -140,9 +151,13 @@ class SendManyEmails(EmailContent):
         Raises
         ------
         Refused
-            `invalid_job`, naming the recipient whose values leave a placeholder open or make the message invalid.
+            `invalid_job`, naming the recipient whose values leave a placeholder open or make the message invalid;
+            `too_large`.
 
         """
+        return _within_total(self._each())
+
+    def _each(self) -> Iterator[Content]:
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
         shared = normalize_addresses(shared)
         copied = [*shared.get("cc", ()), *shared.get("bcc", ())]
@@ -181,6 +196,9 @@ class SendManySms(SmsContent):
             `invalid_job`, naming the recipient.
 
         """
+        return _within_total(self._each())
+
+    def _each(self) -> Iterator[Content]:
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
         template = Template(self.text)
         for index, recipient in enumerate(self.recipients):
@@ -196,6 +214,27 @@ class SendManySms(SmsContent):
 
 SendMany = SendManyEmails | SendManySms
 """A message of a task that sends many."""
+
+
+def _within_total(contents: Iterator[Content]) -> Iterator[Content]:
+    """Yield the messages of a bulk job as long as all of them together are not too large.
+
+    Raises
+    ------
+    Refused
+        `too_large`.
+
+    """
+    total = 0
+    for content in contents:
+        total += sum(len(content.fields.get(name) or "") for name in ("subject", "text", "html"))
+        if total > EXPANDED_MAX:
+            sentence = (
+                f"The messages of one job must not have more than {EXPANDED_MAX:,} characters together: send fewer "
+                "recipients at a time."
+            )
+            raise Refused(Reason.TOO_LARGE, sentence)
+        yield content
 
 
 def _refused_recipient(index: int, error: KeyError | ValueError) -> Refused:

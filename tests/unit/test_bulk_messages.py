@@ -184,3 +184,24 @@ def test_a_bulk_job_has_one_to_five_hundred_recipients(count: int) -> None:
 
     job = {"sender": "john", "subject": "S", "text": "T", "recipients": recipients}
     assert "`recipients`" in refusal("email.send_many", job)
+
+
+def test_a_text_is_counted_before_it_is_made() -> None:
+    """A hundred kilobytes would become 28 MB for each recipient."""
+    recipients = [{"to": f"a{number}@x.test", "values": {"n": "v" * 2_000}} for number in range(500)]
+
+    with pytest.raises(Refused, match="more than 2,000,000 characters") as refused:
+        messages_of_job("email.send_many", recipients, text="{{n}}" * 14_000)
+
+    assert refused.value.reason is Reason.INVALID_JOB
+
+
+def test_a_bulk_job_whose_messages_are_too_large_together_is_refused() -> None:
+    recipients = [{"to": f"a{number}@x.test"} for number in range(500)]
+
+    with pytest.raises(Refused, match="send fewer recipients") as refused:
+        messages_of_job("email.send_many", recipients, html="x" * 60_000)
+    few = messages_of_job("email.send_many", recipients[:400], html="x" * 60_000)
+
+    assert refused.value.reason is Reason.TOO_LARGE
+    assert len(few) == 400
