@@ -5,6 +5,7 @@ those workers could not be told, the sweeper tells them.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import cast
 
 from celery import shared_task
@@ -12,7 +13,7 @@ from sqlalchemy import Connection
 
 from models.errors import Refused
 from models.messages.base import Json
-from models.messages.bulk import SendMany, SendManyEmails, SendManySms
+from models.messages.bulk import SendMany, SendManyEmails, SendManySms, characters_at_most
 from models.messages.sends import Content
 from models.sends.answers import answer_to, bulk_answer
 from models.sends.charges import Charge, SendJob, State, bulk_message_id
@@ -20,6 +21,11 @@ from models.sends.charging import charge_bulk_job
 from tasks.base import Parsed, PostageTask
 from tasks.context import Context
 from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
+
+
+LARGE = 2_000_000
+"""Characters of a bulk job from which on a process makes ready one such job at a time: until its messages are stored,
+they are in memory several times."""
 
 
 def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) -> Json:
@@ -72,7 +78,9 @@ class BulkTask(PostageTask):
     refusal_takes_key = True
 
     def _run(self, context: Context, job: Parsed) -> Json:
-        return send_many(context, cast("SendMany", job.message), job.refusal)
+        bulk = cast("SendMany", job.message)
+        with context.large_bulk if characters_at_most(bulk) > LARGE else nullcontext():
+            return send_many(context, bulk, job.refusal)
 
 
 @shared_task(name="email.send_many", base=BulkTask, ignore_result=True)

@@ -1,5 +1,6 @@
 """Everything that a task may reach: one object, given by the app."""
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,8 @@ class Context:
     kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
     `email_headers` are the headers, in small letters, that emails may have beside the usual ones.
     `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm` how long a message
-    may be unknown. `delivery_pool` has the threads that call carriers. `handovers` notes in one transaction all
+    may be unknown. `large_bulk` is held while a large bulk job is made ready. `delivery_pool` has the threads that
+    call carriers. `handovers` notes in one transaction all
     messages that are being handed over at the same moment.
     """
 
@@ -116,6 +118,7 @@ class Context:
     now: Callable[[Connection], datetime] = transaction_time
     monotonic: Callable[[], float] = time.monotonic
     delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
+    large_bulk: threading.Lock = field(default_factory=threading.Lock)
     handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
 
     @property

@@ -67,6 +67,10 @@ EXPANDED_MAX = 25_000_000
 """Characters of all messages of one bulk job, which are stored before the first is sent: 500 with 50,000 each."""
 
 
+ESCAPED_MAX = 6
+"""Characters of the longest escape of one character in HTML: &quot;"""
+
+
 class Template:
     """A text with placeholders, taken apart once for all recipients. `escape` is done to each value."""
 
@@ -210,6 +214,14 @@ class SendManySms(SmsContent):
             except (KeyError, ValueError) as error:
                 raise _refused_recipient(index, error) from None
             yield Content({**shared, "text": text, "to": recipient.to, "segments": segments}, segments)
+
+
+def characters_at_most(bulk: "SendMany") -> int:
+    """Return what all messages of a bulk job can have together, in characters, without making them."""
+    longest = max((len(value) for each in bulk.recipients for value in each.values.values()), default=0)
+    texts = [text for name in ("subject", "text", "html") if (text := getattr(bulk, name, None))]
+    each: int = sum(min(HTML_MAX, len(text) + text.count("{{") * longest * ESCAPED_MAX) for text in texts)
+    return each * len(bulk.recipients)
 
 
 SendMany = SendManyEmails | SendManySms
