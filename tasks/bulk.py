@@ -22,7 +22,6 @@ from tasks.base import Parsed, PostageTask
 from tasks.context import Context
 from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
 
-
 LARGE = 2_000_000
 """Characters of a bulk job from which on a process makes ready one such job at a time: until its messages are stored,
 they are in memory several times."""
