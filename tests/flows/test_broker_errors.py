@@ -15,7 +15,7 @@ from tests.flows.jobs import email_job, new_id, sms_job
 
 pytestmark = [pytest.mark.xdist_group("broker-errors"), pytest.mark.timeout(240)]
 
-FAULT_S = 1.5
+FAULT_S = 1.0
 """How long a fault lasts: long enough for a worker that restarts its connection to meet it several times."""
 
 
