@@ -157,21 +157,21 @@ def garbage(rng: Random, queue: str) -> list[bytes]:
         _item(queue, call, body="!!! no base64 !!!"),
         _item(queue, call, body=base64.b64encode(rng.randbytes(40)).decode()),
         _item(queue, call, body=base64.b64encode(b'[[{}], {}, {"chord": ').decode()),
-        _item(queue, call, body=base64.b64encode(deep.encode()).decode()),
         _item(queue, call, body=17),
         _item(queue, "no call"),
         _item(queue, {"a": "call"}),
         _item(queue, []),
-        _item(queue, call, eta="yesterday, or so"),
         _item(queue, call, **{"content-type": "application/x-python-serialize"}),
     ]
 
 
 def refusable(queue: str) -> list[bytes]:
-    """Give messages to tasks that exist, with arguments that no task takes. They are refused, not quarantined."""
+    """Give messages to tasks that exist, with parts that no task takes. They are refused, not quarantined."""
+    deep = "[" * NESTED + "]" * NESTED
     calls: list[Any] = [[[], {}, {}], [[17], {}, {}], [[{"to": "x"}], {}, {}], [[{}, {}], {"a": 1}, {}]]
     oddly_encoded = _item(queue, [[17], {}, {}], **{"content-encoding": "no such encoding"})
-    return [*(_item(queue, call) for call in calls), oddly_encoded]
+    nested = _item(queue, [], body=base64.b64encode(deep.encode()).decode())
+    return [*(_item(queue, call) for call in calls), oddly_encoded, nested, _item(queue, calls[0], eta="yesterday")]
 
 
 def _item(queue: str, call: object, *, drop: tuple[str, ...] = (), **changes: Any) -> bytes:

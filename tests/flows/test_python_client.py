@@ -2,17 +2,21 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from models.messages.answers import ANSWERS
 from models.messages.wire import MESSAGES
 from tests.flows.deployment import Deployment
 from tests.servers import ValkeyServer
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
 
@@ -120,3 +124,14 @@ def test_it_takes_no_import_name_but_its_own_and_imports_nothing_of_the_server(p
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.partition(".")[0] for name in names} & {"models", "tasks", "worker"}, module
+
+
+def test_the_example_in_the_documentation_works(python: Path, valkey_url: str) -> None:
+    document = (ROOT / "docs" / "producers.md").read_text()
+    section = document.partition("### Many at once")[2]
+    [example, *_] = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+    call(python, "-c", example.replace("redis://127.0.0.1:6379/0", valkey_url))
+
+    with Redis.from_url(valkey_url) as redis:
+        assert [redis.llen(queue) for queue in ("email", "sms")] == [10_000, 1]

@@ -23,6 +23,14 @@ def _short_tracebacks() -> Iterator[None]:
     structlog.configure(processors=processors)
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Undo what a command that runs in this process does to the logging, or later tests see no logs."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Redis]:
     """Give a client of the empty broker."""

@@ -248,8 +248,6 @@ def test_the_examples_in_the_documentation_work(valkey_url: str, redis: Redis) -
     section = DOCUMENT.partition("### Many at once")[2].partition("\n## ")[0]
     with_client, with_celery = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
-    exec(with_client.replace("redis://127.0.0.1:6379/0", valkey_url), {})  # noqa: S102
-    assert [redis.llen(queue) for queue in ("email", "sms")] == [10_000, 1]
-    redis.flushdb()
+    assert "from postage_client import" in with_client  # tests/flows/test_python_client.py runs it
     exec(with_celery.replace("redis://127.0.0.1:6379/0", valkey_url), {})  # noqa: S102
     assert job_ids(redis) == [f"newsletter-7-{number}" for number in range(10_000)]

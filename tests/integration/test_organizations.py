@@ -214,7 +214,10 @@ def test_somebody_without_rights_learns_nothing(of_both: Database, change: dict[
     answered = answer(context, "credits.set_owner", {**known, "change_id": "c", "actor": "peter", **change})
 
     assert usual["reason"] == "not_permitted"
-    assert {**answered, "change_id": "c"} == usual
+    asked = {"change_id", "user", "owner"}  # an answer repeats what was asked
+    assert {name: value for name, value in answered.items() if name not in asked} == {
+        name: value for name, value in usual.items() if name not in asked
+    }
     with of_both.snapshot() as connection:
         assert "c" not in connection.execute(select(owner_changes.c.change_id)).scalars().all()
 
