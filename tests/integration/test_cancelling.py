@@ -321,12 +321,14 @@ def test_every_place_of_a_queue_is_read_and_nothing_is_taken(app: PostageApp, re
             {job.given["job_id"] for group in app.context.queues.read(Queue.EMAIL) for job in group} for _ in range(2)
         )
 
-        assert taken > 0
-    assert found | again == {f"job-{number}" for number in range(301)}
+        assert taken
+    all_jobs = {f"job-{number}" for number in range(301)}
+    assert found | again <= all_jobs
+    assert all_jobs - found - again <= taken  # what a worker has is nearly always seen, and never cancelled for sure
 
 
-def _take_some(connection: Any) -> int:
-    """Take some messages as a worker does, and leave them unanswered. Returns how many."""
+def _take_some(connection: Any) -> set[str]:
+    """Take some messages as a worker does, and leave them unanswered. Returns their job ids."""
     taken: list[Any] = []
     channel = connection.default_channel
     channel.basic_qos(0, 50, False)
@@ -334,7 +336,7 @@ def _take_some(connection: Any) -> int:
     consumer.consume()
     while not taken:
         connection.drain_events(timeout=5)
-    return len(taken)
+    return {message.payload[0][0]["job_id"] for message in taken}
 
 
 def app_queue(name: str) -> Any:
