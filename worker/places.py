@@ -4,7 +4,6 @@ Embedded ones are for `postage up`. Any other command uses them only where `post
 audit in the wrong folder would make an empty database, and find that all is well.
 """
 
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
@@ -108,5 +107,5 @@ def named_parts(settings: Settings, *, sends: bool = True) -> dict[str, str]:
         "database": database_name(settings.database),
         "broker": broker_urls.name(settings.broker, settings.sentinel_master),
         **(carriers(settings) if sends else {}),
-        "var": str(Path(settings.var).absolute()),
+        "var": str(settings.var.absolute()),
     }

@@ -238,6 +238,7 @@ class Channel(redis.Channel):
         self.taken_tags: set[str] = set()
         self.bulk_taken: set[str] = set()
         self.bytes_taken: dict[str, int] = {}
+        self._bytes_left = self.at_work_max
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
@@ -285,7 +286,9 @@ class Channel(redis.Channel):
             return
         if self._paused and self.connection.loop is not None:
             return
-        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if self._is_worth_asking(queue)]
+        self._bytes_left = self.at_work_max - sum(self.bytes_taken.values())
+        asked = self._queue_cycle.consume(len(self.active_queues)) if self._bytes_left > 0 else ()
+        queues = [queue for queue in asked if self._is_worth_asking(queue)]
         if not queues:
             return
         connection = self.client.connection
@@ -313,8 +316,6 @@ class Channel(redis.Channel):
         self.bytes_taken.pop(tag, None)
 
     def _is_worth_asking(self, queue: str) -> bool:
-        if sum(self.bytes_taken.values()) >= self.at_work_max:
-            return False
         if queue not in self.batched_queues or not self.qos.unacked_count:
             return True
         credit = self.qos.can_consume_max_estimate()
@@ -333,7 +334,7 @@ class Channel(redis.Channel):
             limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
             bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
             bytes_max=self.bytes_max,
-            bytes_limit=self.at_work_max - sum(self.bytes_taken.values()),
+            bytes_limit=self._bytes_left,
             shared=self.shared_queues,
             prefix=self.global_keyprefix,
         )
