@@ -26,7 +26,7 @@ class Reason(enum.StrEnum):
     INSUFFICIENT_CREDITS = "insufficient_credits"
     """The payer's balance is smaller than the cost."""
     NOT_PERMITTED = "not_permitted"
-    """The user's role lacks a right that the job needs."""
+    """The user's role lacks a right that the job needs, or its producer's key does not allow it."""
     OTHER_ORGANIZATION = "other_organization"
     """The users named belong to different organizations."""
     OWNER_IS_CREDIT_USER = "owner_is_credit_user"

@@ -30,6 +30,7 @@ from models.sends.refusals import Refusal, record_refusals
 from models.text import sanitize
 from tasks.context import Context
 from tasks.job_ids import ID_FIELDS, USER_FIELDS, first_id
+from tasks.producers import BoundJob, refusals_of_strangers
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +40,13 @@ FAULT_WAIT_MAX_S = 60.0
 """After a fault a job comes back after 2, 4, 8 … 60 seconds, with jitter: waits of about a quarter of an hour in all,
 beside the time that each try waits for the database itself."""
 
-UNREADABLE = (Reason.INVALID_JOB, Reason.TOO_LARGE)
-"""The reasons for which the broker's side refuses a job without its content."""
+UNACCEPTED = (Reason.INVALID_JOB, Reason.TOO_LARGE, Reason.NOT_PERMITTED)
+"""The reasons for which the broker's side refuses a message, whatever job it holds: the job's id is not taken."""
 TASK_ID_MAX = 255
 """Characters of a Celery task id that are kept."""
-REFUSED, POSTPONED = "postage_refused", "postage_postponed"
-"""The fields of a request in which the broker's side says why the job is refused, and until when it is postponed."""
+REFUSED, POSTPONED, ORGANIZATION = "postage_refused", "postage_postponed", "postage_organization"
+"""The fields of a request in which the broker's side says why the job is refused, until when it is postponed, and for
+which organization alone its producer may ask."""
 
 
 class Postponement(NamedTuple):
@@ -59,13 +61,14 @@ class Arrival:
     """A job as it arrived: the object that was on the wire, which may be anything, and its Celery task id.
 
     `refusal` is why it is refused whatever it asks for: it has expired, or was revoked. `postponement` is when it is
-    due, if that is not soon.
+    due, if that is not soon. `organization` is the only one for whose people its producer may ask, if there is one.
     """
 
     given: object
     task_id: str
     refusal: Refused | None = None
     postponement: Postponement | None = None
+    organization: str | None = None
     job_id: str | None = field(init=False)
     user: str | None = field(init=False)
 
@@ -131,8 +134,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
                 parsed.append(job)
             except Refused as why:
                 refused.append((place, why))
+        parsed, strangers = self._without_strangers(context, parsed, arrivals)
         due, postponed = self._partition(parsed, arrivals)
-        for results in chain([refused], self._postpone(context, postponed), self.handle(context, due)):
+        for results in chain([refused + strangers], self._postpone(context, postponed), self.handle(context, due)):
             if results:
                 yield self._close(context, arrivals, results)
 
@@ -144,6 +148,18 @@ class PostageTask(Task):  # type: ignore[type-arg]
             except Refused as why:
                 result = why
             yield [(job.place, result)]
+
+    def _without_strangers(
+        self, context: Context, parsed: list[Parsed], arrivals: Sequence[Arrival]
+    ) -> tuple[list[Parsed], list[tuple[int, Result]]]:
+        """Divide jobs into those that their producers may ask for, and those of other organizations, with refusals."""
+        bound = [(job.place, bounded) for job in parsed if (bounded := _bounded(arrivals[job.place])) is not None]
+        if not bound:
+            return parsed, []
+        jobs = [bounded for _, bounded in bound]
+        refusals = context.database.read(lambda connection: refusals_of_strangers(connection, jobs))
+        strangers = {place: why for (place, _), why in zip(bound, refusals, strict=True) if why is not None}
+        return [job for job in parsed if job.place not in strangers], list(strangers.items())
 
     def _run(self, context: Context, job: Parsed) -> Json:
         if job.refusal is not None:
@@ -196,11 +212,12 @@ class PostageTask(Task):  # type: ignore[type-arg]
             str(request.id),
             refusal=refused and Refused(Reason(refused[0]), refused[1]),
             postponement=postponed and Postponement(datetime.fromisoformat(postponed[0]), postponed[1]),
+            organization=request.get(ORGANIZATION),
         )
 
     def _parsed(self, place: int, arrival: Arrival) -> Parsed:
-        if arrival.refusal is not None and arrival.refusal.reason in UNREADABLE:
-            raise arrival.refusal  # like any other invalid job, it takes no key
+        if arrival.refusal is not None and arrival.refusal.reason in UNACCEPTED:
+            raise arrival.refusal
         message = self._parse(arrival)
         return Parsed(place, message, arrival.refusal)
 
@@ -253,6 +270,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
         letters = [
             letter
             for arrival, result in refused
+            if not _is_unproven(arrival, result)
             for letter in self._letter(context, arrival, "refused", *_reason_of(result))
         ]
         unrecorded = [self._refusal(arrival, result) for arrival, result in refused if isinstance(result, Refused)]
@@ -346,6 +364,12 @@ class PostageTask(Task):  # type: ignore[type-arg]
         return fields
 
 
+def _bounded(arrival: Arrival) -> BoundJob | None:
+    if arrival.organization is None or not isinstance(arrival.given, dict):
+        return None
+    return BoundJob(arrival.organization, arrival.given)
+
+
 def _is_refused(result: Result) -> bool:
     return isinstance(result, Refused) or result.get("status") == "refused"
 
@@ -358,6 +382,11 @@ def _reason_of(result: Result) -> tuple[str | None, str]:
 
 def _wait_s(retries: int) -> float:
     return float(min(FAULT_WAIT_MAX_S, FAULT_WAIT_S * 2 ** min(retries, FAULT_RETRIES)) * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+
+
+def _is_unproven(arrival: Arrival, result: Result) -> bool:
+    """Whether a job was refused because of its signature. Its replay would be signed by Postage, so there is none."""
+    return result is arrival.refusal and arrival.refusal.reason is Reason.NOT_PERMITTED
 
 
 class InternalTask(PostageTask):

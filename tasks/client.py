@@ -6,9 +6,12 @@
 Celery's own `send_task` makes every message, inside kombu's batch: on the wire it is like a job that was sent alone.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import time  # noqa: TID251  nothing is stored of it
+from uuid import uuid4
 
 from celery import Celery
 from kombu import Producer
@@ -18,6 +21,7 @@ from models.errors import PostageError, Reason, Refused
 from models.messages.base import Json, TaskMessage
 from models.messages.bulk import SendMany
 from models.messages.sends import Send
+from models.messages.signatures import HEADER, ProducerKey
 from models.messages.views import View
 from models.messages.wire import MESSAGES, parse
 from models.text import sanitize
@@ -37,6 +41,8 @@ TASKS = {message: task for task, message in MESSAGES.items() if message is not V
 """The task that takes a message. A plain `View` fits several tasks; those are enqueued by name and object."""
 CONNECTING = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 """After four tries within a second the broker counts as away."""
+NOTHING_AFTERWARDS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+"""The last part of a message's body as Celery writes it, if nothing is to be done after the job."""
 TIMEOUTS = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
 """Without timeouts, a call to a broker that stands still would wait for ever."""
 NO_KEY = "`job_id`: must be there, made before the first try: with it, publishing a job again is harmless."
@@ -102,11 +108,11 @@ def producer_app(broker_url: str, results_url: str | None = None) -> Celery:
     return app
 
 
-def enqueue(app: Celery, jobs: Iterable[JobLike]) -> list[str]:
+def enqueue(app: Celery, jobs: Iterable[JobLike], key: ProducerKey | None = None) -> list[str]:
     """Put jobs on their queues, through any Celery app with Postage's broker. Returns their Celery task ids, in order.
 
     All jobs of a list are checked before the first is published. Those of any other iterable are checked and published
-    batch by batch, so there may be more of them than fit into memory.
+    batch by batch, so there may be more of them than fit into memory. With a `key`, every message is signed.
 
     Raises
     ------
@@ -120,7 +126,7 @@ def enqueue(app: Celery, jobs: Iterable[JobLike]) -> list[str]:
     task_ids: list[str] = []
     try:
         for batch in _batches(list(checked) if isinstance(jobs, Sequence) else checked):
-            task_ids += _publish(app, batch)
+            task_ids += _publish(app, batch, key)
     except EnqueueError as error:
         error.published = len(task_ids)
         raise
@@ -178,6 +184,12 @@ def check_job(task: str, given: Json) -> _Checked:
     return _Checked(task, given, len(message.model_dump_json()))
 
 
+def signature(key: ProducerKey, task: str, task_id: str, given: Json) -> Json:
+    """Return the headers that sign a job which Celery sends as JSON: those of `send_task`, with the same `task_id`."""
+    body = json.dumps(([given], {}, NOTHING_AFTERWARDS)).encode()
+    return {HEADER: key.sign(task=task, task_id=task_id, body=body, at=int(time()))}
+
+
 # -- publishing -------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +206,7 @@ def _batches(jobs: Iterable[_Checked]) -> Iterator[list[_Checked]]:
         yield batch
 
 
-def _publish(app: Celery, batch: Sequence[_Checked]) -> list[str]:
+def _publish(app: Celery, batch: Sequence[_Checked], key: ProducerKey | None) -> list[str]:
     """Publish a batch in one round trip.
 
     Raises
@@ -209,7 +221,7 @@ def _publish(app: Celery, batch: Sequence[_Checked]) -> list[str]:
             producer.connection.ensure_connection(**CONNECTING)
             uncertain = len(batch)
             with producer.batch(max_size=JOBS_BATCH):
-                return [_send(app, producer, job) for job in batch]
+                return [_send(app, producer, job, key) for job in batch]
         except (OperationalError, BatchPublishError) as error:
             # Not chained, because redis repeats the beginning of the message when it refuses a command.
             raise BrokerAwayError(producer.connection.as_uri(), _words(error), uncertain) from None
@@ -221,11 +233,14 @@ def _words(error: Exception) -> str:
     return sanitize(said).rstrip(".")
 
 
-def _send(app: Celery, producer: Producer, job: _Checked) -> str:
+def _send(app: Celery, producer: Producer, job: _Checked, key: ProducerKey | None) -> str:
     """Let Celery make the message, which kombu keeps until the batch is complete."""
+    task_id = str(uuid4())
     sent = app.send_task(
         job.task,
         args=[job.given],
+        task_id=task_id,
+        headers=None if key is None else signature(key, job.task, task_id, job.given),
         queue=str(ROUTES[job.task]),
         argsrepr=redacted_args([job.given]),
         serializer="json",

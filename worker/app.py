@@ -22,11 +22,14 @@ from tasks.job_ids import redacted_args
 from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
 from worker.broker.quarantine import RedisQuarantine
+from worker.broker.signatures import SignaturePolicy
+from worker.broker.signing import BY_US, as_signed_before
 from worker.broker.transport import register_transport
 from worker.broker.waiting import RedisQueues
 from worker.carriers import open_email, open_sms
 from worker.celery_config import celery_config
 from worker.logs import set_up_logging, write_log_now
+from worker.producer_keys import keys_at
 from worker.settings import Settings
 
 TASK_MODULES = (billing, bulk, cancelling, erasing, sending, upkeep, views)
@@ -44,6 +47,9 @@ class PostageApp(Celery):
     def __init__(self, settings: Settings, **options: Any) -> None:  # noqa: ANN401  Celery's
         super().__init__("postage", set_as_current=True, **options)
         self.settings = settings
+        self.signature_policy = SignaturePolicy(
+            keys_at(settings.producer_keys_file), settings.must_be_signed, settings.signature_age_s
+        )
         self._context: Context | None = None
         self._context_lock = threading.Lock()
 
@@ -108,13 +114,15 @@ def enqueue(app: Celery, task: str, given: Sequence[Json]) -> None:
 
     Nobody waits for an answer, so no connection to the result store is made.
     """
-    _send_together(app, [(task, {"args": [one], "argsrepr": "(…)", "ignore_result": True}) for one in given])
+    _send_together(app, [(task, {"args": [one], "argsrepr": "(…)", "ignore_result": True, "headers": BY_US})
+                         for one in given])  # fmt: skip
 
 
 def enqueue_again(app: Celery, jobs: Sequence[PostponedJob]) -> None:
     """Put jobs that were postponed on their queues as they were there before, in one round trip."""
     _send_together(app, [(job.task, {"args": [job.job], "argsrepr": redacted_args([job.job]), "kwargsrepr": "{}",
-                                     "task_id": job.task_id, **job.options}) for job in jobs])  # fmt: skip
+                                     "task_id": job.task_id, **job.options,
+                                     "headers": as_signed_before(job.options)}) for job in jobs])  # fmt: skip
 
 
 def _send_together(app: Celery, messages: Sequence[tuple[str, Json]]) -> None:

@@ -9,6 +9,7 @@ from models.messages.base import Json
 from models.messages.wire import SAVE_TASKS, SEND_ONE_TASKS
 from tasks.queues import ROUTES, Queue
 from worker.broker.json_codec import PLAIN_JSON
+from worker.broker.signing import BY_US
 from worker.broker_urls import without_repeated_passwords
 from worker.settings import Settings
 
@@ -99,6 +100,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "bytes_max": 3 * settings.message_bytes_max,
         "at_work_max": AT_WORK_MAX,
         "bulk_max": settings.concurrency,
+        "producer_keys": str(settings.producer_keys_file),
         # Every thread may acknowledge, while the consumer takes messages and the heart beats.
         "max_connections": settings.concurrency + 10,
         # Without timeouts, a call to a broker that stands still would wait for ever.
@@ -113,6 +115,11 @@ def _beat_schedule(settings: Settings) -> dict[str, Json]:
     """Return beat's table. A round that no worker has begun two rounds later expires, so they never pile up."""
     every_s = {"sweep": settings.sweep_s, "roll_up": settings.roll_up_s, "audit": settings.audit_s}
     return {
-        name: {"task": f"upkeep.{name}", "schedule": seconds, "args": [{}], "options": {"expires": 2 * seconds}}
+        name: {
+            "task": f"upkeep.{name}",
+            "schedule": seconds,
+            "args": [{}],
+            "options": {"expires": 2 * seconds, "headers": BY_US},
+        }
         for name, seconds in every_s.items()
     }

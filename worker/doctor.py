@@ -214,6 +214,14 @@ def check_files(app: PostageApp) -> Found:
     return Found([], [sentence] if found else [], "Only this user may read them.")
 
 
+def check_keys(app: PostageApp) -> Found:
+    """Check that the keys of producers can be read, if messages must be signed."""
+    verdict = preflight.check_keys(app.settings)
+    count = len(app.signature_policy.keys.all())
+    signed = ", ".join(sorted(app.settings.must_be_signed)) or "nothing"
+    return Found(verdict.refusals, verdict.warnings, f"{count} keys of producers; {signed} must be signed.")
+
+
 def _is_open(path: Path) -> bool:
     try:
         mode = path.lstat().st_mode
@@ -232,4 +240,5 @@ CHECKS: dict[str, Check] = {
     "beat": check_beat,
     "queues": check_queues,
     "files": check_files,
+    "keys": check_keys,
 }

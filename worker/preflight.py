@@ -26,6 +26,7 @@ from models.text import sanitize
 from worker import broker_urls
 from worker.broker.transport import redis_client
 from worker.places import database_name
+from worker.producer_keys import OTHERS, OURS, KeysFileError, read_keys
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,7 @@ def require_ready(settings: Settings, *, migrated: bool = True, now: Callable[[]
 
 def examine(settings: Settings, *, migrated: bool = True, now: Callable[[], datetime] = utc_now) -> Verdict:
     """Run every check. `migrated` says whether the schema must be there already."""
-    return check_database(settings, migrated=migrated, now=now) + check_broker(settings, now)
+    return check_database(settings, migrated=migrated, now=now) + check_broker(settings, now) + check_keys(settings)
 
 
 def check_database(settings: Settings, *, migrated: bool = True, now: Callable[[], datetime] = utc_now) -> Verdict:
@@ -104,6 +105,21 @@ def check_database(settings: Settings, *, migrated: bool = True, now: Callable[[
         )
     finally:
         database.close()
+
+
+def check_keys(settings: Settings) -> Verdict:
+    """Check that what must be signed can be: that the keys of producers can be read, and that Postage has its own."""
+    path = settings.producer_keys_file
+    try:
+        keys = read_keys(path)
+    except KeysFileError as error:
+        return Verdict([str(error)])
+    if settings.must_be_signed and OURS not in keys:
+        sentence = f"POSTAGE_SIGNED_QUEUES needs keys, and there are none in {path}: `postage keys new NAME` makes one."
+        return Verdict([sentence])
+    if keys and path.stat().st_mode & OTHERS:
+        return Verdict(warnings=[f"Other users of this machine can read the keys of producers: chmod 600 {path}."])
+    return Verdict()
 
 
 def check_broker(settings: Settings, now: Callable[[], datetime] = utc_now) -> Verdict:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import OperatorError
+from tasks.queues import Queue
 from worker import broker_urls
 
 PREFIX = "POSTAGE_"
@@ -53,6 +54,15 @@ class Settings(BaseSettings):
 
     email_headers: str = Field(
         default="", description="Headers beginning with X- that emails may have, such as X-Campaign,X-Tag."
+    )
+    producer_keys: Path | None = Field(
+        default=None, description="File of the keys with which producers sign. Unset: producer-keys.json under var."
+    )
+    signed_queues: str = Field(
+        default="", description="Queues whose messages must be signed with a key, such as billing,views,bulk."
+    )
+    signature_age_s: int = Field(
+        default=604_800, ge=60, le=31_622_400, description="How old a signature may be when its message is read."
     )
     concurrency: int = Field(default=8, ge=1, le=256, description="Jobs a worker process runs at a time (threads).")
     message_bytes_max: int = Field(
@@ -191,6 +201,15 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return prefix
 
+    @field_validator("signed_queues")
+    @classmethod
+    def _known_queues(cls, queues: str) -> str:
+        unknown = {name.strip() for name in queues.split(",")} - {*Queue, ""}
+        if unknown:
+            msg = f"{', '.join(sorted(unknown))} is no queue; the queues are {', '.join(Queue)}"
+            raise ValueError(msg)
+        return queues
+
     @field_validator("smtp_url")
     @classmethod
     def _known_smtp(cls, url: str) -> str:
@@ -235,6 +254,16 @@ class Settings(BaseSettings):
     def allowed_email_headers(self) -> frozenset[str]:
         """The headers that emails may have beside the usual ones, in small letters."""
         return frozenset(name.strip().lower() for name in self.email_headers.split(",") if name.strip())
+
+    @property
+    def producer_keys_file(self) -> Path:
+        """The file of the keys with which producers sign; it need not exist."""
+        return self.producer_keys or (self.var / "producer-keys.json").absolute()
+
+    @property
+    def must_be_signed(self) -> frozenset[str]:
+        """The queues whose messages must be signed."""
+        return frozenset(name.strip() for name in self.signed_queues.split(",") if name.strip())
 
     @property
     def database(self) -> str:

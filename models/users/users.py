@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Executable, bindparam, exists, func, select, update
 
 from models.database.json_rows import array_param, in_array
-from models.database.schema import users
+from models.database.schema import organizations, users
 from models.database.statements import insert
 from models.errors import Reason, Refused
 from models.messages.base import Json
@@ -109,6 +109,18 @@ def organization_of(user_id: ColumnElement[str]) -> ColumnElement[int]:
     """Return the subquery of a user's organization: nobody's, if the user was never saved."""
     known = select(users.c.org_id).where(users.c.id == user_id).scalar_subquery()
     return func.coalesce(known, NOBODYS)
+
+
+def organizations_of(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Return the names of the organizations of users, by user id, without a lock; of those who were saved."""
+    rows = connection.execute(_select_organizations(connection.dialect.name), {"ids": array_param(connection, ids)})
+    return {row.id: row.name for row in rows}
+
+
+@functools.cache
+def _select_organizations(dialect: str) -> Executable:
+    joined = users.join(organizations, organizations.c.id == users.c.org_id)
+    return select(users.c.id, organizations.c.name).select_from(joined).where(in_array(dialect, users.c.id, "ids"))
 
 
 def is_erased(*user_ids: ColumnElement[str]) -> ColumnElement[bool]:

@@ -5,8 +5,11 @@ The producer is a plain Celery app that knows the names of tasks and queues, and
 
 import email
 import email.policy
+import hashlib
+import hmac
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -15,6 +18,7 @@ from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 from urllib.parse import unquote
+from uuid import uuid4
 
 from aiosmtpd.smtp import SMTP, Envelope
 from celery import Celery
@@ -219,11 +223,28 @@ class _Answering(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+NOTHING_AFTERWARDS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+"""What Celery writes as the last part of a body, if a producer asks for nothing after the task."""
+
+
+def signed(key: tuple[str, str], task: str, task_id: str, body: object, at: int | None = None) -> Json:
+    """Give the headers that sign a message, as producers are told to make them, for a body that Celery is to write."""
+    name, secret = key
+    at = int(time.time()) if at is None else at
+    lines = "\n".join(["postage-1", name, task, task_id, str(at), json.dumps(body)])
+    mac = hmac.new(secret.encode(), lines.encode(), hashlib.sha256).hexdigest()
+    return {"postage": {"key": name, "at": at, "mac": mac}}
+
+
 class Producer:
     """Another system: it enqueues jobs by the names that it was told, and reads answers where Celery keeps them."""
 
-    def __init__(self, broker_url: str, **options: Any) -> None:
-        """Make a producer; `options` are what it is told to set for the transport and the result backend."""
+    def __init__(self, broker_url: str, key: tuple[str, str] | None = None, **options: Any) -> None:
+        """Make a producer, which signs with a key if it has one: its name and secret.
+
+        `options` are what it is told to set for the transport and the result backend.
+        """
+        self.key = key
         self.app = Celery("outside", broker=broker_url, backend="disabled://", set_as_current=False)
         self._asking = Celery("asking", broker=broker_url, backend=broker_url, set_as_current=False)
         for app in (self.app, self._asking):
@@ -239,15 +260,36 @@ class Producer:
         self._asking.close()
         self.app.close()
 
-    def send(self, task: str, job: object, task_id: str | None = None) -> str:
-        """Enqueue a job. Returns its task id."""
-        return self.send_raw(task, [job], task_id=task_id)
+    def send(self, task: str, job: object, task_id: str | None = None, **options: Any) -> str:
+        """Enqueue a job, with any options of Celery's. Returns its task id."""
+        return self.send_raw(task, [job], task_id=task_id, **options)
 
     def send_raw(
-        self, task: str, args: list[Any], kwargs: Mapping[str, Any] | None = None, task_id: str | None = None
+        self,
+        task: str,
+        args: list[Any],
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        **options: Any,
     ) -> str:
         """Enqueue a task with any arguments. Returns its task id."""
-        return str(self.app.send_task(task, args=args, kwargs=dict(kwargs or {}), task_id=task_id, queue=QUEUES[task]))
+        task_id = task_id or str(uuid4())
+        self.app.send_task(
+            task,
+            args=args,
+            kwargs=dict(kwargs or {}),
+            task_id=task_id,
+            queue=QUEUES[task],
+            headers=self._signed(task, task_id, args, kwargs),
+            **options,
+        )
+        return task_id
+
+    def _signed(self, task: str, task_id: str, args: list[Any], kwargs: Mapping[str, Any] | None = None) -> Json:
+        """The headers that sign a task."""
+        return (
+            {} if self.key is None else signed(self.key, task, task_id, [args, dict(kwargs or {}), NOTHING_AFTERWARDS])
+        )
 
     def publish(
         self, queue: str, body: str, headers: Mapping[str, Any], content_type: str = "application/json"
@@ -273,7 +315,11 @@ class Producer:
     @contextmanager
     def asked(self, task: str, job: object, **options: Any) -> Iterator[Any]:
         """Enqueue a job; gives its result, which can be asked for within the block."""
-        result: Any = self._asking.send_task(task, args=[job], queue=QUEUES[task], **options)
+        task_id = options.pop("task_id", None) or str(uuid4())
+        headers = self._signed(task, task_id, [job])
+        result: Any = self._asking.send_task(
+            task, args=[job], queue=QUEUES[task], task_id=task_id, headers=headers, **options
+        )
         try:
             yield result
         finally:

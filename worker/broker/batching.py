@@ -140,7 +140,13 @@ def _acknowledge(messages: Sequence[Any], errors: tuple[type[BaseException], ...
 
 
 def _arrival(request: Any) -> Arrival:  # noqa: ANN401  Celery's
-    return Arrival(_only_argument(request), request.id, refusal=request.ending(), postponement=request.postponement)
+    return Arrival(
+        _only_argument(request),
+        request.id,
+        refusal=request.ending(),
+        postponement=request.postponement,
+        organization=request.organization,
+    )
 
 
 def _only_argument(request: Any) -> object:  # noqa: ANN401  Celery's

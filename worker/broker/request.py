@@ -4,13 +4,13 @@ import re
 from typing import Any
 
 from tasks.job_ids import redacted_args
-from worker.broker.timing import TimedRequest
+from worker.broker.signatures import SignedRequest
 
 NOT_DONE = re.compile(r"\bstatus=(?:refused|failed|unknown)(?: reason=\w+)?$")
 """What an answer shows at its end, where a job was not done (models/messages/answer.py)."""
 
 
-class RedactedRequest(TimedRequest):
+class RedactedRequest(SignedRequest):
     """Celery's request, showing the job's id and its sender only, whatever the producer said of the arguments."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  Celery's

@@ -94,6 +94,11 @@ class TimedRequest(Request):
             return
         self._eta = None  # the task gets it at once
 
+    def refuse(self, why: Refused) -> None:
+        """Have the task refuse the job at once, for a reason that goes before any other."""
+        self.refusal, self.postponement, self._eta = why, None, None
+        self._tell_task(why)
+
     def revoked(self) -> bool:
         """Whether Celery is to drop the job. Only Postage's own are; of any other, the task is told."""
         if not self._is_ours:
@@ -125,6 +130,7 @@ class TimedRequest(Request):
     def _tell_task(self, refusal: Refused | None) -> None:
         told = self._request_dict  # type: ignore[attr-defined]
         told[REFUSED] = None if refusal is None else (str(refusal.reason), refusal.detail)
+        told[POSTPONED] = None
         if self.postponement is not None:
             told[POSTPONED] = (self.postponement.due_at.isoformat(), self.postponement.options)
 

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,9 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker import fair_queue, json_codec
 from worker.broker.prefixed import PrefixedRedis, with_prefix
+from worker.broker.signing import signed_headers
 from worker.broker.sizes import TooLargeError, check_size, ids_in, inflate
+from worker.producer_keys import keys_at
 
 log = structlog.get_logger(__name__)
 
@@ -228,10 +231,12 @@ class Channel(redis.Channel):
     """Bytes of the messages that are at work at a time, at most; one message may have more."""
     bulk_max: int = 1
     """Messages that stand for many jobs and are at work at a time, at most; those with an ETA do not count."""
+    producer_keys: str | None = None
+    """The file of the keys with which messages are signed that are published here."""
     from_transport_options = (
         *redis.Channel.from_transport_options,
         *("shared_queues", "batched_queues", "batch", "bulk_max"),
-        *("body_max", "bytes_max", "at_work_max"),
+        *("body_max", "bytes_max", "at_work_max", "producer_keys"),
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
@@ -267,6 +272,13 @@ class Channel(redis.Channel):
         if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
             self._kept_client = super()._create_client()
         return self._kept_client
+
+    def prepare_message(self, body: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401  kombu's
+        """Return a message as it is published, signed if its headers say so."""
+        message: Any = super().prepare_message(body, *args, **options)
+        if self.producer_keys:
+            message["headers"] = signed_headers(message["headers"], body, keys_at(Path(self.producer_keys)))
+        return message
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:  # noqa: ANN401, FBT001
         """Consume a queue. Without acknowledgements (replies of remote control) its messages are taken as kombu does.

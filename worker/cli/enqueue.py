@@ -34,7 +34,8 @@ def enqueue(*, file: Path, as_json: bool) -> None:
     if invalid:
         print_answer(_refusal(invalid), as_json=as_json, table=tables.enqueued)
     jobs = track(each_job(file), "Enqueuing", total=count, console=PlainConsole(stderr=True), disable=as_json)
-    client.enqueue(current_session().app, ((line.task, line.job) for line in jobs))
+    app = current_session().app
+    client.enqueue(app, ((line.task, line.job) for line in jobs), key=app.signature_policy.keys.ours)
     answer = {"status": "done", "reason": None, "detail": None, "enqueued": count}
     print_answer(answer, as_json=as_json, table=tables.enqueued)
 

@@ -19,6 +19,7 @@ from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.erase import erase
 from worker.cli.findings import findings
+from worker.cli.keys import keys
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
 from worker.cli.saving import plan, role, user
 from worker.cli.send import send_email, send_sms
@@ -33,7 +34,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
     *(send_email, send_sms, enqueue),
-    *(apply, user, role, plan),
+    *(apply, user, role, plan, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, doctor, audit, findings, verify, unknown, dead, inspect, control),

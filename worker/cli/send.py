@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from models.messages.base import Json
+from worker.broker.signing import BY_US
 from worker.cli import tables
 from worker.cli.monitor import wait_for_answer
 from worker.cli.output import json_option, new_id, print_answer
@@ -62,6 +63,6 @@ def _send(task: str, given: Json, *, wait: float, as_json: bool) -> None:
         if job.get(body) == "-":
             job[body] = sys.stdin.read()
     job.setdefault("job_id", new_id("cli"))
-    sent = session.app.send_task(task, args=[job], argsrepr="(…)", ignore_result=True)
+    sent = session.app.send_task(task, args=[job], argsrepr="(…)", headers=BY_US, ignore_result=True)
     answer = wait_for_answer(session.context, sent.id, job["job_id"], until=time.monotonic() + wait)
     print_answer(answer, as_json=as_json, table=tables.message)

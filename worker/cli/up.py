@@ -30,6 +30,7 @@ from models.messages.wire import SEND_TASKS
 from models.reports.status import ended_answers, list_pools
 from models.reports.views import show_orders, show_overview, show_usage
 from tasks.job_ids import USER_FIELDS, first_id
+from worker.broker.signing import BY_US
 from worker.cli import tables
 from worker.cli.job_file import each_job
 from worker.cli.printing import PlainConsole
@@ -117,7 +118,7 @@ def _run(local: LocalStack, lines: Sequence[StoryLine], console: PlainConsole) -
         sends: list[StoryLine] = []
         for line in lines:
             if line.task in SEND_TASKS:
-                local.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)")
+                local.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)", headers=BY_US)
                 sends.append(line)
                 continue
             # This line may depend on what the lines before it asked for.
@@ -135,7 +136,7 @@ def _answer(local: LocalStack, line: StoryLine) -> Json:
 
     The result object is dropped at once: it would go on listening to a broker that ends before this process does.
     """
-    local.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)")
+    local.app.send_task(line.task, args=[line.job], task_id=line.task_id, argsrepr="(…)", headers=BY_US)
     deadline = time.monotonic() + ANSWER_WITHIN_S
     while time.monotonic() < deadline:
         local.check()

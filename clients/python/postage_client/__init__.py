@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from postage_client.models import messages
 from postage_client.models.messages import *  # noqa: F403  the contract
+from postage_client.models.messages.signatures import ProducerKey
 from postage_client.tasks.client import BrokerAwayError, EnqueueError, InvalidJobError, JobLike, enqueue, producer_app
 
 __all__ = [  # noqa: PLE0604
@@ -19,6 +20,7 @@ __all__ = [  # noqa: PLE0604
     "JobLike",
     "NoAnswerError",
     "PostageClient",
+    "ProducerKey",
 ]  # fmt: skip
 
 
@@ -29,8 +31,10 @@ class NoAnswerError(EnqueueError):
 class PostageClient:
     """A producer. It may be shared by threads; make one in each process, after a fork."""
 
-    def __init__(self, broker_url: str, results_url: str | None = None) -> None:
+    def __init__(self, broker_url: str, results_url: str | None = None, key: ProducerKey | None = None) -> None:
+        """Make a producer. With a `key`, every message is signed."""
         self.app = producer_app(broker_url, results_url or broker_url)
+        self.key = key
 
     def send(self, job: JobLike) -> str:
         """Put one job on its queue, and return its Celery task id. Raises as `send_many` does."""
@@ -47,7 +51,7 @@ class PostageClient:
             Saying how much was published. The same jobs can be sent again.
 
         """
-        return enqueue(self.app, jobs)
+        return enqueue(self.app, jobs, key=self.key)
 
     def ask(self, job: JobLike, timeout_s: float = 30.0) -> dict[str, Any]:
         """Put a purchase, a change, a save or a view on its queue, and wait for its answer.
