@@ -90,6 +90,13 @@ class Parsed(NamedTuple):
     refusal: Refused | None = None
 
 
+class FaultError(PostageError):
+    """A fault as Celery shows it, by its type: its own text may repeat what was given, and is in no event or result."""
+
+    def __init__(self, fault: Exception) -> None:
+        super().__init__(f"{type(fault).__name__}: the log says more.")
+
+
 class PostageTask(Task):  # type: ignore[type-arg]
     """The base of every task. Its `run` is called with the context and the parsed message."""
 
@@ -113,7 +120,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
             [(_, answer)] = chain.from_iterable(self.answer([arrival]))
         except Exception as fault:
             log.exception("fault", retries=self.request.retries)
-            raise self._retry_or_give_up(arrival, fault) from fault
+            raise self._retry_or_give_up(arrival, fault) from None
         if arrival.postponement is not None and answer.fields["status"] != "refused":
             due_at = arrival.postponement.due_at  # its result and its callbacks come then
             raise Retry("postponed", exc=PostageError(f"It is not due before {iso_time(due_at)}."), when=due_at)
@@ -337,7 +344,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
             log.exception("job not given up: its dead letter could not be stored", retries=retries)
             return self._retry(arrival, fault, retries, retries + 1)
         log.error("job given up after too many faults", kept=bool(letters), retries=retries)
-        return fault
+        return FaultError(fault)
 
     def _retry(self, arrival: Arrival, fault: Exception, retries: int, most: int) -> Exception:
         """Enqueue the job once more. If the broker does not take it, leave it where it is.
@@ -347,7 +354,7 @@ class PostageTask(Task):  # type: ignore[type-arg]
         postponed = arrival.postponement
         when = {"countdown": _wait_s(retries)} if postponed is None else {"eta": postponed.due_at}
         try:
-            return self.retry(exc=fault, max_retries=most, **when)
+            return cast("Exception", self.retry(exc=FaultError(fault), max_retries=most, throw=False, **when))
         except Reject:  # without this Celery would drop the job
             raise Reject(type(fault).__name__, requeue=True) from fault
 

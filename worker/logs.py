@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
@@ -14,6 +15,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.fault_words import format_fault, hide_texts, write_fault
 from worker.settings import Settings
 
 QUIET = (
@@ -40,16 +42,17 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> bool:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _drop_empty,
     ]
-    # Pretty tracebacks would show local variables, which are messages and addresses.
-    for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    faults_as_text = structlog.processors.ExceptionRenderer(lambda exc_info: format_fault(exc_info[1]))
+    for_people = structlog.dev.ConsoleRenderer(exception_formatter=write_fault)
     renderer: Processor = structlog.processors.JSONRenderer() if as_json else for_people
     handler = logging.StreamHandler(stream)
+    handler.addFilter(hide_texts)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *([structlog.processors.format_exc_info] if as_json else []),
+                *([faults_as_text] if as_json else []),
                 renderer,
             ],
         )
@@ -67,6 +70,8 @@ def set_up_logging(settings: Settings, stream: TextIO | None = None) -> bool:
         cache_logger_on_first_use=True,
     )
     logging.captureWarnings(as_json)
+    # With the text of the exception, which may repeat what was given. `celery.app.trace` logs the same as an error.
+    warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)
     return as_json
 
 

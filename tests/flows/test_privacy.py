@@ -194,23 +194,23 @@ def _check_lines_of_jobs(log: str, job_ids: list[str], owner: str, member: str) 
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_fault_logs_nothing_private(deploy: Deploy, form: str) -> None:
-    """The database fails while a job is answered. The traceback names no value, and the job is sent by a retry."""
+    """The database refuses a row, and names it. No log line or event does, and the job is sent by a retry."""
     with deploy(log_level="DEBUG", log_format=form) as deployment:
         _, member = deployment.people(email=20)
         with collected_events(deployment.producer.app) as events:
             with deployment.database.engine.begin() as connection:
-                connection.execute(text("ALTER TABLE entries RENAME TO entries_away"))
+                connection.execute(text("ALTER TABLE charges ADD CONSTRAINT no_room CHECK (false) NOT VALID"))
             task_id = deployment.send("email.send", {**EMAIL, "sender": member, "job_id": "faulty"})
             wait_until(lambda: _kinds(events, task_id) >= {"task-retried"}, "the job is retried")
             scheduled = [deployment.producer.control("scheduled"), deployment.producer.control("reserved")]
             with deployment.database.engine.begin() as connection:
-                connection.execute(text("ALTER TABLE entries_away RENAME TO entries"))
+                connection.execute(text("ALTER TABLE charges DROP CONSTRAINT no_room"))
             deployment.wait_until_final("faulty")
             wait_until(lambda: _kinds(events, task_id) >= {"task-succeeded"}, "the job has succeeded")
 
         assert len(deployment.mail_server.mails_of("faulty")) == 1
         assert "fault" in deployment.worker.output
-        assert "entries" in deployment.worker.output
+        assert "no_room" in deployment.worker.output
         assert private_lines(events) == []
         assert private_lines(scheduled) == []
         assert private_lines(deployment.worker.output) == []

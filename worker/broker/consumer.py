@@ -14,9 +14,10 @@ import structlog
 from celery.worker.consumer import Consumer
 from redis import ResponseError
 
-from models.text import sanitize
+from models.messages.fields import ID
 from worker.broker.json_codec import JSON
 from worker.broker.transport import set_aside
+from worker.fault_words import describe
 
 log = structlog.get_logger(__name__)
 
@@ -24,10 +25,6 @@ REFUSED_WAIT_S = 1.0
 """How long a worker waits before it tries again after the broker answered with an error, in seconds."""
 BACK_AFTER_S = 3.0
 """How long the broker must have answered well before that is logged, in seconds."""
-NAME_MAX = 64
-"""Characters of names in a message that are logged."""
-ERROR_MAX = 200
-"""Characters of the broker's error that are logged."""
 
 
 class QuarantiningConsumer(Consumer):
@@ -46,7 +43,7 @@ class QuarantiningConsumer(Consumer):
             super().on_connection_error_after_connected(exc)
             return
         if not self._refused:
-            log.error("broker answers with an error; waiting until it is over", error=sanitize(str(exc), ERROR_MAX))
+            log.error("broker answers with an error; waiting until it is over", error=describe(exc))
         self._refused = True
         with suppress(Exception):  # whatever the rest of the connection does
             self.connection.collect()  # type: ignore[union-attr]
@@ -100,10 +97,17 @@ class QuarantiningConsumer(Consumer):
         self._quarantine(message, "a body that cannot be read")
 
     def _quarantine(self, message: Any, why: str) -> None:  # noqa: ANN401
+        """Quarantine a message. The log names its id there, and a name in it only if it is one of ours, or an id."""
         headers = message.headers if isinstance(message.headers, dict) else {}
-        task, task_id = (sanitize(str(headers.get(name)), NAME_MAX) for name in ("task", "id"))
-        log.error("quarantined", why=why, task=task, task_id=task_id)
-        set_aside(message)
+        task, task_id = headers.get("task"), headers.get("id")
+        item = set_aside(message)
+        log.error(
+            "quarantined",
+            why=why,
+            task=task if isinstance(task, str) and task in self.app.tasks else None,
+            task_id=task_id if isinstance(task_id, str) and ID.fullmatch(task_id) else None,
+            item=item,
+        )
 
 
 def why_unfit(message: Any) -> str | None:  # noqa: ANN401  kombu's
@@ -121,11 +125,16 @@ def why_unfit(message: Any) -> str | None:  # noqa: ANN401  kombu's
     headers = message.headers or {}
     if not isinstance(headers, dict):
         return "headers that are no object"
-    if str(headers.get("task")).startswith("celery."):
+    if _names_task_of_celery(headers) or _names_task_of_celery(body):
         return "one of Celery's own tasks, which would show what it is given"
     if "task" in headers:
         return None if _is_version_2(headers, body) else "not a task message of protocol 2"
     return None if _is_version_1(body) else "not a task message of protocol 1"
+
+
+def _names_task_of_celery(named: object) -> bool:
+    """Whether headers, or the body of protocol 1, name a task that Celery brings along."""
+    return isinstance(named, dict) and str(named.get("task")).startswith("celery.")
 
 
 def _is_version_2(headers: dict[str, Any], body: object) -> bool:

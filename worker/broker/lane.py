@@ -16,6 +16,8 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.strategy import default
 
+from worker.broker.pool import watch
+
 WAIT_MAX_S = 60.0
 """How long a save waits for those before it, in seconds. A database that is away holds up each of them for minutes, so
 that the last of many would outlast the visibility timeout, after which Redis delivers it once more."""
@@ -34,7 +36,7 @@ class Lane:
 
     def apply_async(self, target: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  Celery's
         """Run `target` once everything that was given before has ended."""
-        self._thread.submit(self._run, monotonic() + self._wait_max_s, target, options)
+        watch(self._thread.submit(self._run, monotonic() + self._wait_max_s, target, options), options)
 
     def _run(self, until: float, target: Callable[..., Any], options: dict[str, Any]) -> None:
         run = apply_target if monotonic() <= until else self._pool.apply_async

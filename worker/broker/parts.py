@@ -7,6 +7,9 @@ given back. The types are those that celery 5.6 writes (celery/app/amqp.py, `as_
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kombu.compression import get_encoder
+from kombu.serialization import registry  # type: ignore[attr-defined]  # untyped
+
 RETRIES_MAX = 1_000
 """How often Celery may have retried a job, at most; Postage gives up after twenty."""
 Check = Callable[[Any], bool]
@@ -35,7 +38,27 @@ def _is_signature(value: object) -> bool:
         and _is_text(value.get("task"))
         and isinstance(value.get("args", []), list)
         and all(isinstance(value.get(part) or {}, dict) for part in ("kwargs", "options"))
+        and not malformed_parts(value.get("options") or {}, OPTIONS)
     )
+
+
+def _is_serializer(value: object) -> bool:
+    return isinstance(value, str) and value in registry.name_to_type
+
+
+def _is_compression(value: object) -> bool:
+    try:
+        return isinstance(value, str) and get_encoder(value) is not None
+    except KeyError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text_or_number(value: object) -> bool:
+    return _is_text(value) or _is_number(value)
 
 
 def _are_signatures(value: object) -> bool:
@@ -50,6 +73,17 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
+OPTIONS: Mapping[str, Check] = {
+    **dict.fromkeys(("queue", "exchange", "routing_key"), _is_text),
+    "serializer": _is_serializer,
+    "compression": _is_compression,
+    "countdown": _is_number,
+    "priority": _is_number,
+    "eta": _is_text,
+    "expires": _is_text_or_number,
+    "headers": _is_object,
+}
+"""With what a task is to be sent afterwards. With others Celery fails once the job is done, and repeats them."""
 HEADERS: Mapping[str, Check] = {
     **dict.fromkeys(("root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), _is_text),
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),

@@ -5,6 +5,7 @@ thread ends quietly, and the message is neither acknowledged nor given back: it 
 work for ever. Here it goes to the quarantine, with a line in the log.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,10 +24,15 @@ class TaskPool(thread.TaskPool):
     def on_apply(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401  Celery's
         """Run a request in a thread. The option `callback` is its method that is told the result."""
         applied = super().on_apply(*args, **options)
-        request = getattr(options.get("callback"), "__self__", None)
-        if isinstance(request, Request):
-            applied.f.add_done_callback(lambda future: give_up_if_failed(request, future))
+        watch(applied.f, options)
         return applied
+
+
+def watch(future: "Future[Any]", options: Mapping[str, Any]) -> None:
+    """Have the request that runs in a thread given up if Celery fails with it. `options` are those of the pool."""
+    request = getattr(options.get("callback"), "__self__", None)
+    if isinstance(request, Request):
+        future.add_done_callback(lambda ended: give_up_if_failed(request, ended))
 
 
 def give_up_if_failed(request: Any, future: "Future[Any]") -> None:  # noqa: ANN401  Celery's
@@ -34,7 +40,7 @@ def give_up_if_failed(request: Any, future: "Future[Any]") -> None:  # noqa: ANN
     error = None if future.cancelled() else future.exception()
     if error is None or request.acknowledged:
         return
-    # Without its text and traceback, which may show parts of the message.
-    log.error("quarantined", why=f"Celery failed after the task: {type(error).__name__}", task_id=request.id)
     request.acknowledged = True
-    set_aside(request.message)
+    item = set_aside(request.message)
+    # Without its text and traceback, which may show parts of the message.
+    log.error("quarantined", why=f"Celery failed after the task: {type(error).__name__}", task_id=request.id, item=item)

@@ -5,7 +5,6 @@ and is erased when the time is over for which data that names people is kept.
 """
 
 import base64
-import hashlib
 import heapq
 import json
 from collections.abc import Iterator
@@ -24,9 +23,8 @@ from models.text import sanitize
 from tasks.job_ids import names_user
 from tasks.queues import Queue
 from worker.broker.fair_queue import QUARANTINE, lua
-from worker.broker.transport import redis_client
+from worker.broker.transport import item_id, redis_client
 
-ID_LENGTH = 17
 TASK_NAME_MAX = 64
 """Characters of the name of a task that are shown."""
 LIST_BEFORE = "postage.quarantine"
@@ -44,7 +42,7 @@ class QuarantinedItem:
     @property
     def id(self) -> str:
         """An id made from the bytes: the same ones have the same."""
-        return "q" + hashlib.sha256(self.raw).hexdigest()[: ID_LENGTH - 1]
+        return item_id(self.raw)
 
     def row(self) -> Json:
         """Return what a list may show: where the item was going, and nothing of its contents."""

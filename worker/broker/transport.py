@@ -9,6 +9,7 @@ trip. On the wire nothing changes: producers, Flower and other workers go on usi
 
 import base64
 import functools
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ ACK_BATCH = 500
 """Acknowledgements that wait to be written, at most."""
 PAUSE_S = 0.02
 """How long a worker waits before it asks again after it got nothing, in seconds."""
+ID_LENGTH = 17
+"""Characters of the id of a quarantined item."""
 NEVER_FILLED = "postage.pause"
 """A list to which nobody ever pushes. To wait for it is a pause that takes nothing."""
 
@@ -414,7 +417,7 @@ class Channel(redis.Channel):
             raise
         except Exception as error:  # noqa: BLE001  whatever is wrong with one message, the next ones are delivered
             # Without its traceback, which may show the body.
-            log.error("quarantined", why=f"{type(error).__name__} while it was read")  # noqa: TRY400
+            log.error("quarantined", why=f"{type(error).__name__} while it was read", item=item_id(item))  # noqa: TRY400
             self.qos.quarantine(tag, item)
 
     def _size(self, queue: str) -> int:
@@ -447,13 +450,23 @@ def _is_published_message(data: bytes) -> bool:
     )
 
 
-def set_aside(message: Any) -> None:  # noqa: ANN401  kombu's
-    """Quarantine a message that was taken; a broker without this transport has no quarantine, and drops it."""
+def set_aside(message: Any) -> str | None:  # noqa: ANN401  kombu's
+    """Quarantine a message that was taken; a broker without this transport has no quarantine, and drops it.
+
+    Returns its id in the quarantine.
+    """
     channel = message.channel
-    if isinstance(channel, Channel):
-        channel.qos.quarantine(message.delivery_tag, json.dumps(message._raw).encode())  # noqa: SLF001
-    else:
+    if not isinstance(channel, Channel):
         message.reject()
+        return None
+    item = json.dumps(message._raw).encode()  # noqa: SLF001  as it came
+    channel.qos.quarantine(message.delivery_tag, item)
+    return item_id(item)
+
+
+def item_id(item: bytes) -> str:
+    """Return the id of a quarantined item, which is made from its bytes: the same ones have the same."""
+    return "q" + hashlib.sha256(item).hexdigest()[: ID_LENGTH - 1]
 
 
 class Transport(redis.Transport):
