@@ -114,7 +114,11 @@ Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterV
 """An email address as it was written."""
 NormalAddress = Annotated[Address, AfterValidator(normalize_address)]
 """An email address in its normal form, for messages that have no digest."""
-Addresses = Annotated[list[Address], BeforeValidator(_as_list), Field(min_length=1, max_length=RECIPIENTS_MAX)]
+Addresses = Annotated[
+    list[Address],
+    BeforeValidator(_as_list, json_schema_input_type=list[Address] | Address),
+    Field(min_length=1, max_length=RECIPIENTS_MAX),
+]
 PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$"), AfterValidator(check_number)]
 """E.164: a plus and at most 15 digits."""
 SmsFrom = Annotated[str, StringConstraints(max_length=16), AfterValidator(_sms_sender)]
