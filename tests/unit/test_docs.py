@@ -18,7 +18,7 @@ from worker.carriers.null import NullCarrier
 from worker.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("clients/*/*.md")])
 PRODUCERS = (ROOT / "docs/producers.md").read_text()
 OPERATING = (ROOT / "docs/operating.md").read_text()
 

@@ -1,0 +1,2 @@
+export { PostageClient } from "./lib/client.js";
+export { BrokerAwayError, EnqueueError, InvalidJobError, NoAnswerError } from "./lib/errors.js";

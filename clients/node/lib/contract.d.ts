@@ -1,0 +1,583 @@
+// Made by clients/node/make_contract.py from the server's own messages: change them, and run it again.
+
+/**
+ * `email.send`: one email to one or several recipients, which is one message and one charge.
+ */
+export interface SendEmail {
+  job_id: string;
+  sender: string;
+  cc?: Array<string> | string | null;
+  bcc?: Array<string> | string | null;
+  subject: string;
+  text?: string | null;
+  html?: string | null;
+  reply_to?: string | null;
+  headers?: Record<string, string> | null;
+  to: Array<string> | string;
+}
+
+/**
+ * `sms.send`: one text message.
+ */
+export interface SendSms {
+  job_id: string;
+  sender: string;
+  text: string;
+  from?: string | null;
+  to: string;
+}
+
+/**
+ * One recipient of a bulk email, and the values for the placeholders.
+ */
+export interface EmailRecipient {
+  to: string;
+  values?: Record<string, string>;
+}
+
+/**
+ * `email.send_many`: one email for each recipient, filled in with the recipient's values.
+ */
+export interface SendManyEmails {
+  job_id: string;
+  sender: string;
+  cc?: Array<string> | string | null;
+  bcc?: Array<string> | string | null;
+  subject: string;
+  text?: string | null;
+  html?: string | null;
+  reply_to?: string | null;
+  headers?: Record<string, string> | null;
+  recipients: Array<EmailRecipient>;
+}
+
+/**
+ * One recipient of a bulk text message, and the values for the placeholders.
+ */
+export interface SmsRecipient {
+  to: string;
+  values?: Record<string, string>;
+}
+
+/**
+ * `sms.send_many`: one text message for each recipient, filled in with the recipient's values.
+ */
+export interface SendManySms {
+  job_id: string;
+  sender: string;
+  text: string;
+  from?: string | null;
+  recipients: Array<SmsRecipient>;
+}
+
+/**
+ * Whole credits of each kind.
+ */
+export interface Credits {
+  email?: number;
+  sms?: number;
+}
+
+/**
+ * `credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits.
+ */
+export interface Purchase {
+  order_id: string;
+  buyer: string;
+  plan?: string | null;
+  credits?: Credits | null;
+  amount?: number | null;
+  currency?: string | null;
+  credit_to?: "owner" | "self";
+  billing?: Record<string, string> | null;
+}
+
+/**
+ * `credits.reverse`: a purchase was paid back, by a refund or a chargeback, so its credits are taken back.
+ *
+ * Without `credits` it is everything that is left of the order. `buyer` is needed only where several organizations
+ * have an order of that id.
+ */
+export interface Reversal {
+  reversal_id: string;
+  order_id: string;
+  kind: "refund" | "chargeback";
+  credits?: Credits | null;
+  reason: string;
+  buyer?: string | null;
+}
+
+/**
+ * Whole credits of each kind, to be given (positive) or taken (negative).
+ */
+export interface SignedCredits {
+  email?: number;
+  sms?: number;
+}
+
+/**
+ * `credits.adjust`: a correction by hand of what `owner` holds.
+ */
+export interface Adjustment {
+  adjustment_id: string;
+  actor: string;
+  owner: string;
+  credits: SignedCredits;
+  reason: string;
+}
+
+/**
+ * `credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again.
+ */
+export interface SetOwner {
+  change_id: string;
+  actor: string;
+  user: string;
+  owner: string;
+}
+
+/**
+ * `users.save`: a new user, or a new name, address, role or billing information of one.
+ */
+export interface SaveUser {
+  version?: number | null;
+  actor?: string | null;
+  user_id: string;
+  organization: string;
+  name: string;
+  email: string;
+  role: string;
+  billing?: Record<string, string> | null;
+}
+
+/**
+ * `roles.save`: a role of an organization and the rights it holds.
+ */
+export interface SaveRole {
+  version?: number | null;
+  actor?: string | null;
+  organization: string;
+  role: string;
+  rights: Array<"view_user_list" | "edit_user" | "adjust_credits">;
+}
+
+/**
+ * `plans.save`: what can be bought under a name. Orders keep the terms they were made under.
+ */
+export interface SavePlan {
+  version?: number | null;
+  actor?: string | null;
+  plan: string;
+  name: string;
+  credits: Credits;
+  price: number;
+  currency: string;
+}
+
+/**
+ * `messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more.
+ */
+export interface CancelMessages {
+  cancel_id: string;
+  actor: string;
+  job_id?: string | null;
+  sender?: string | null;
+}
+
+/**
+ * `users.erase`: what names `user`, or those they wrote to, except what invoices keep.
+ */
+export interface EraseUser {
+  erasure_id: string;
+  actor: string;
+  user: string;
+}
+
+/**
+ * `views.overview`, `views.orders`, `views.billing`, `views.users`: who looks, at what, and at which page.
+ *
+ * `next` is what `next` was in the answer before. `page` counts pages from 1, as far as there is no `next`.
+ */
+export interface View {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+}
+
+/**
+ * `views.usage`: by user, day and kind, or one row a message.
+ */
+export interface ViewUsage {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  by?: "day" | "message";
+}
+
+/**
+ * `views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them.
+ *
+ * It has no numbered pages.
+ */
+export interface ViewStatement {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: 1;
+  next?: string | null;
+  entry?: string | null;
+}
+
+/**
+ * `views.changes`: who changed what; of one user, role or plan if `subject` is given.
+ */
+export interface ViewChanges {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  subject?: string | null;
+}
+
+/**
+ * `views.message`: the answer to one send job, read back.
+ */
+export interface ViewMessage {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  job_id: string;
+}
+
+/**
+ * A send job: what `views.message` returns.
+ */
+export interface SendAnswer {
+  job_id: string | null;
+  task: string | null;
+  kind: string | null;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  reason: string | null;
+  detail: string | null;
+  sender: string | null;
+  paid_by: string | null;
+  credits: number;
+  cost: number | null;
+  attempts: number;
+  recipients_refused: Record<string, string>;
+  carrier_reference: string | null;
+  created_at: string | null;
+  next_attempt_at: string | null;
+  final_at: string | null;
+  messages?: Record<string, number>;
+}
+
+/**
+ * Credits of each kind.
+ */
+export interface CreditCounts {
+  email: number;
+  sms: number;
+}
+
+/**
+ * `credits.purchase`.
+ */
+export interface PurchaseAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  order_id: string | null;
+  buyer: string | null;
+  paid_by: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+  amount: number | null;
+  currency: string | null;
+}
+
+/**
+ * `credits.reverse`.
+ */
+export interface ReversalAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  reversal_id: string | null;
+  order_id: string | null;
+  kind: string | null;
+  buyer: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+  debt: CreditCounts | null;
+}
+
+/**
+ * `credits.adjust`.
+ */
+export interface AdjustmentAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  adjustment_id: string | null;
+  actor: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+}
+
+/**
+ * `credits.set_owner`.
+ */
+export interface OwnerAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  change_id: string | null;
+  user: string | null;
+  owner: string | null;
+}
+
+/**
+ * `users.save`.
+ */
+export interface UserAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  user_id: string | null;
+}
+
+/**
+ * `roles.save`.
+ */
+export interface RoleAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  organization: string | null;
+  role: string | null;
+}
+
+/**
+ * `plans.save`.
+ */
+export interface PlanAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  plan: string | null;
+}
+
+/**
+ * `messages.cancel`.
+ */
+export interface CancelAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  cancel_id: string | null;
+  actor: string | null;
+  cancelled: number | null;
+  credits: number;
+  too_late: number | null;
+}
+
+/**
+ * `users.erase`.
+ */
+export interface ErasureAnswer {
+  status: "done" | "refused";
+  reason: string | null;
+  detail: string | null;
+  erasure_id: string | null;
+  user: string | null;
+}
+
+/**
+ * `views.overview`.
+ */
+export interface OverviewAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  remaining: CreditCounts | null;
+  debt: CreditCounts | null;
+  plans: Array<Record<string, unknown>> | null;
+}
+
+/**
+ * `views.usage`.
+ */
+export interface UsageAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  total: CreditCounts | null;
+  by: string | null;
+}
+
+/**
+ * `views.orders`.
+ */
+export interface OrdersAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+}
+
+/**
+ * `views.statement`: a page of each account.
+ */
+export interface StatementAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  accounts: Array<Record<string, unknown>> | null;
+  more: boolean | null;
+  next: string | null;
+}
+
+/**
+ * `views.billing`.
+ */
+export interface BillingAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  billing: Record<string, string> | null;
+}
+
+/**
+ * `views.users` and `views.changes`.
+ */
+export interface RowsAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+}
+
+/**
+ * `views.statement` with `entry`: what is behind it.
+ */
+export interface EntryAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: string | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  entry: Record<string, unknown> | null;
+  messages: Array<Record<string, unknown>> | null;
+  order: Record<string, unknown> | null;
+  reversal: Record<string, unknown> | null;
+  adjustment: Record<string, unknown> | null;
+}
+
+/** The message of each task. */
+export interface Messages {
+  "email.send": SendEmail;
+  "sms.send": SendSms;
+  "email.send_many": SendManyEmails;
+  "sms.send_many": SendManySms;
+  "credits.purchase": Purchase;
+  "credits.reverse": Reversal;
+  "credits.adjust": Adjustment;
+  "credits.set_owner": SetOwner;
+  "users.save": SaveUser;
+  "roles.save": SaveRole;
+  "plans.save": SavePlan;
+  "messages.cancel": CancelMessages;
+  "users.erase": EraseUser;
+  "views.overview": View;
+  "views.usage": ViewUsage;
+  "views.orders": View;
+  "views.statement": ViewStatement;
+  "views.billing": View;
+  "views.users": View;
+  "views.changes": ViewChanges;
+  "views.message": ViewMessage;
+}
+
+/** The answer of each task. Later releases may add fields. */
+export interface Answers {
+  "email.send": SendAnswer;
+  "sms.send": SendAnswer;
+  "email.send_many": SendAnswer;
+  "sms.send_many": SendAnswer;
+  "credits.purchase": PurchaseAnswer;
+  "credits.reverse": ReversalAnswer;
+  "credits.adjust": AdjustmentAnswer;
+  "credits.set_owner": OwnerAnswer;
+  "users.save": UserAnswer;
+  "roles.save": RoleAnswer;
+  "plans.save": PlanAnswer;
+  "messages.cancel": CancelAnswer;
+  "users.erase": ErasureAnswer;
+  "views.overview": OverviewAnswer;
+  "views.usage": UsageAnswer;
+  "views.orders": OrdersAnswer;
+  "views.statement": StatementAnswer | EntryAnswer;
+  "views.billing": BillingAnswer;
+  "views.users": RowsAnswer;
+  "views.changes": RowsAnswer;
+  "views.message": SendAnswer;
+}
+
+export type Task = keyof Messages;
+/** The tasks that send. They keep no result: `views.message` has their answer. */
+export type SendTask = "email.send" | "sms.send" | "email.send_many" | "sms.send_many";
+export declare const QUEUES: Readonly<Record<Task, string>>;
+export declare const NEEDED: Readonly<Record<Task, readonly string[]>>;
+export declare const OPTIONAL: Readonly<Record<Task, readonly string[]>>;
+export declare const SEND_TASKS: readonly string[];
+export declare const ID: RegExp;
+export declare const ID_FIELDS: readonly string[];
+export declare const USER_FIELDS: readonly string[];
