@@ -145,6 +145,7 @@ def outbound_message(charge: Charge) -> OutboundMessage:
             text=content["text"],
             segments=content["segments"],
         )
+    reply_to = content.get("reply_to") or ()
     return Email(
         job_id=charge.job_id,
         org_id=org_id,
@@ -156,6 +157,6 @@ def outbound_message(charge: Charge) -> OutboundMessage:
         subject=content["subject"],
         text=content.get("text"),
         html=content.get("html"),
-        reply_to=content.get("reply_to"),
+        reply_to=(reply_to,) if isinstance(reply_to, str) else tuple(reply_to),
         headers=content.get("headers", {}),
     )

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from pydantic import Field, ValidationError, model_validator
 
 from models.errors import Reason, Refused
-from models.messages.addresses import normalize_address, normalize_addresses
+from models.messages.addresses import bare_address, normalize_addresses, normalize_mailbox
 from models.messages.base import TaskMessage, explain
 from models.messages.fields import (
     BULK_MAX,
@@ -16,10 +16,10 @@ from models.messages.fields import (
     PLACEHOLDER_NAME,
     SUBJECT_MAX,
     TEXT_MAX,
-    Address,
     EmailHtml,
     EmailText,
     Kind,
+    Mailbox,
     PhoneNumber,
     Placeholder,
     SmsText,
@@ -27,13 +27,20 @@ from models.messages.fields import (
     Value,
 )
 from models.messages.pricing import GSM7_SINGLE
-from models.messages.sends import Content, EmailContent, SmsContent, count_segments, limit_recipients
+from models.messages.sends import (
+    Content,
+    EmailContent,
+    SmsContent,
+    count_segments,
+    limit_recipients,
+    with_single_reply_to,
+)
 
 
 class EmailRecipient(TaskMessage):
     """One recipient of a bulk email, and the values for the placeholders."""
 
-    to: Address
+    to: Mailbox
     values: dict[Placeholder, Value] = Field(default_factory=dict, max_length=100)
 
 
@@ -163,16 +170,16 @@ class SendManyEmails(EmailContent):
 
     def _each(self) -> Iterator[Content]:
         shared = self.model_dump(mode="json", exclude_none=True, exclude={"job_id", "sender", "recipients"})
-        shared = normalize_addresses(shared)
-        copied = [*shared.get("cc", ()), *shared.get("bcc", ())]
+        shared = with_single_reply_to(normalize_addresses(shared))
+        copied = [bare_address(mailbox) for mailbox in (*shared.get("cc", ()), *shared.get("bcc", ()))]
         templates = _open_templates(shared)
         for index, recipient in enumerate(self.recipients):
             try:
                 filled = {name: template.fill(recipient.values) for name, template in templates.items()}
                 if not _is_surely_valid(filled):
                     _FilledEmail.model_validate(filled)
-                to = normalize_address(recipient.to)
-                recipients = list(dict.fromkeys([to, *copied]))
+                to = normalize_mailbox(recipient.to)
+                recipients = list(dict.fromkeys([bare_address(to), *copied]))
                 limit_recipients(recipients)
             except (KeyError, ValueError) as error:
                 raise _refused_recipient(index, error) from None

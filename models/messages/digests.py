@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from models.messages.addresses import normalize_address, normalize_addresses
+from models.messages.addresses import normalize_addresses, normalize_mailbox
 
 
 def digest(task: str, given: dict[str, Any]) -> str:
@@ -47,5 +47,5 @@ def _covered_by_version_1(task: str, given: dict[str, Any]) -> dict[str, Any]:
         given = {**given, "recipients": [{"values": {}, **recipient} for recipient in given["recipients"]]}
     if task == "email.send_many":
         for recipient in given["recipients"]:
-            recipient["to"] = normalize_address(recipient["to"])
+            recipient["to"] = normalize_mailbox(recipient["to"])
     return normalize_addresses(given) if task.startswith("email.") else given

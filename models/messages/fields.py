@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
-from models.messages.addresses import check_address, normalize_address
+from models.messages.addresses import MAILBOX_MAX, check_address, check_mailbox, normalize_address
 from models.messages.currencies import check_currency
-from models.messages.headers import check_headers
+from models.messages.headers import HEADER_MAX, check_headers
 from models.messages.numbers import check_number
 
 RECIPIENTS_MAX = 100
 """Recipients of one email: every SMTP server must accept so many at once (RFC 5321, section 4.5.3.1.8)."""
+REPLY_TO_MAX = 10
+"""Addresses to which replies go."""
 BULK_MAX = 500
 """Messages of one bulk job."""
 SEGMENTS_MAX = 10
@@ -114,10 +116,17 @@ Address = Annotated[str, StringConstraints(min_length=3, max_length=320), AfterV
 """An email address as it was written."""
 NormalAddress = Annotated[Address, AfterValidator(normalize_address)]
 """An email address in its normal form, for messages that have no digest."""
-Addresses = Annotated[
-    list[Address],
-    BeforeValidator(_as_list, json_schema_input_type=list[Address] | Address),
+Mailbox = Annotated[str, StringConstraints(min_length=3, max_length=MAILBOX_MAX), AfterValidator(check_mailbox)]
+"""An email address as it was written, perhaps with a name: `Ann <ann@example.org>`."""
+Mailboxes = Annotated[
+    list[Mailbox],
+    BeforeValidator(_as_list, json_schema_input_type=list[Mailbox] | Mailbox),
     Field(min_length=1, max_length=RECIPIENTS_MAX),
+]
+ReplyTo = Annotated[
+    list[Mailbox],
+    BeforeValidator(_as_list, json_schema_input_type=list[Mailbox] | Mailbox),
+    Field(min_length=1, max_length=REPLY_TO_MAX),
 ]
 PhoneNumber = Annotated[str, StringConstraints(pattern=r"^\+[1-9][0-9]{6,14}$"), AfterValidator(check_number)]
 """E.164: a plus and at most 15 digits."""
@@ -167,4 +176,5 @@ PATTERN_WORDS = {
 }
 """What a text must be that does not match a pattern, for people who read no regular expressions."""
 
-Headers = Annotated[dict[HeaderName, TextLine], Field(max_length=30), AfterValidator(check_headers)]
+HeaderValue = Annotated[str, StringConstraints(min_length=1, max_length=HEADER_MAX), AfterValidator(_no_controls)]
+Headers = Annotated[dict[HeaderName, HeaderValue], Field(max_length=30), AfterValidator(check_headers)]

@@ -5,19 +5,19 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from models.messages.addresses import normalize_address, normalize_addresses
+from models.messages.addresses import bare_address, normalize_address, normalize_addresses
 from models.messages.base import Json, TaskMessage
 from models.messages.fields import (
     RECIPIENTS_MAX,
     SEGMENTS_MAX,
-    Address,
-    Addresses,
     EmailHtml,
     EmailText,
     Headers,
     Id,
     Kind,
+    Mailboxes,
     PhoneNumber,
+    ReplyTo,
     SmsFrom,
     SmsText,
     Subject,
@@ -44,13 +44,17 @@ class Content(NamedTuple):
 class EmailContent(Send):
     """The parts of an email that `email.send` and `email.send_many` share."""
 
-    cc: Addresses | None = None
-    bcc: Addresses | None = None
+    cc: Mailboxes | None = None
+    bcc: Mailboxes | None = None
     subject: Subject
     text: EmailText | None = None
     html: EmailHtml | None = None
-    reply_to: Address | None = None
+    reply_to: ReplyTo | None = None
     headers: Headers | None = None
+
+    def given(self) -> Json:
+        """Return what was given; a single address for replies as it was always written, so that digests stay."""
+        return with_single_reply_to(super().given())
 
     @model_validator(mode="after")
     def _has_a_body(self) -> Self:
@@ -65,13 +69,13 @@ class SendEmail(EmailContent):
 
     task: ClassVar[str] = "email.send"
     kind: ClassVar[Kind] = "email"
-    to: Addresses
+    to: Mailboxes
 
     @model_validator(mode="after")
     def _within_limits(self) -> Self:
         named = [*self.to, *(self.cc or ()), *(self.bcc or ())]
         if len(named) > RECIPIENTS_MAX:
-            limit_recipients({normalize_address(address) for address in named})
+            limit_recipients({normalize_address(bare_address(mailbox)) for mailbox in named})
         return self
 
     def content(self, given: Json) -> Content:
@@ -81,7 +85,8 @@ class SendEmail(EmailContent):
         """
         fields = normalize_addresses(given)
         del fields["sender"]
-        recipients = list(dict.fromkeys([*fields["to"], *fields.get("cc", ()), *fields.get("bcc", ())]))
+        named = [*fields["to"], *fields.get("cc", ()), *fields.get("bcc", ())]
+        recipients = list(dict.fromkeys(map(bare_address, named)))
         return Content({**fields, "recipients": recipients}, len(recipients))
 
 
@@ -118,6 +123,12 @@ class SendSms(SmsContent):
 
 SendOne = SendEmail | SendSms
 """A message of a task that sends one email or text message."""
+
+
+def with_single_reply_to(fields: Json) -> Json:
+    """Return the fields of an email in which a list of one address for replies is that address."""
+    reply_to = fields.get("reply_to")
+    return {**fields, "reply_to": reply_to[0]} if reply_to and len(reply_to) == 1 else fields
 
 
 def limit_recipients(recipients: Collection[str]) -> None:

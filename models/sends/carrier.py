@@ -25,6 +25,8 @@ class Outcome(enum.StrEnum):
 class Email:
     """One email as a carrier gets it. `recipients` is the envelope: those who are still to get it.
 
+    `to`, `cc` and `reply_to` are addresses, perhaps with names (models/messages/addresses.py).
+
     `org_id` tells it from an email of the same job id in another organization. It is None for a message that the
     carrier may know from an earlier release, by its job id alone.
     """
@@ -39,7 +41,7 @@ class Email:
     subject: str
     text: str | None
     html: str | None
-    reply_to: str | None
+    reply_to: tuple[str, ...]
     headers: Mapping[str, str]
 
 

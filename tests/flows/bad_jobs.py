@@ -236,7 +236,7 @@ def spoiled_specially(jobs: dict[str, Json]) -> Iterator[BadJob]:
     for address in (
         f"bad@customer.example\r\n{INJECTED}",
         "bad@customer.example, worse@customer.example",
-        "Bad <bad@customer.example>",
+        "Bad, B. <bad@customer.example>",
         "bad@customer.example>\r\nRCPT TO:<spy@evil.example",
         "bad@@customer.example",
         "bad",

@@ -112,7 +112,7 @@ def sms(sender: str, **fields: object) -> Json:
 TEXT_HEADERS: Final = (
     *("argsrepr", "kwargsrepr", "shadow", "origin", "group", "root_id", "parent_id", "stamps", "stamped_headers"),
     *("retries", "timelimit", "ignore_result", "group_index", "replaced_task_nesting", "eta", "expires", "lang"),
-    *("meth", "reply_to", "correlation_id", "delivery_info", "hostname", "compression", "redelivered", TEXT),
+    *("meth", "reply_to", "correlation_id", "delivery_info", "hostname", "compression", "redelivered", "postage", TEXT),
 )
 PROPERTIES: Final = ("correlation_id", "reply_to", "delivery_mode", "priority", "delivery_tag", "body_encoding", TEXT)
 ROUTE: Final = {"exchange": f"{MARK} exchange", "routing_key": f"{MARK} key"}

@@ -11,7 +11,8 @@ pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
 def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment) -> None:
     """The headers, bodies and envelope are compared as the program of a recipient reads them."""
     owner, member = deployment.people(email=10)
-    to, cc, bcc = [new_address("anna"), new_address("ben")], new_address("carl"), new_address("dora")
+    anna, ben, cc, dora = map(new_address, ("anna", "ben", "carl", "dora"))
+    to, bcc = [f"Anna Schöne <{anna}>", ben, f'"Anna, again" <{anna}>'], f"Dora <{dora}>"
     job = {
         "job_id": (job_id := new_id("mail")),
         "sender": member,
@@ -21,7 +22,7 @@ def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment
         "subject": "Grüße aus Köln: the order has left the house",
         "text": "Dear Anna,\n\n.a line that begins with a dot\n\nschöne Grüße",
         "html": "<p>Dear <b>Anna</b>, schöne Grüße</p>",
-        "reply_to": "desk@shop.example",
+        "reply_to": ["Desk <desk@shop.example>", "more@shop.example"],
         "headers": {"List-Id": "spring"},
     }
 
@@ -29,16 +30,17 @@ def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment
     deployment.wait_until_final(job_id)
 
     [mail] = deployment.mail_server.mails_of(job_id)
-    assert sorted(mail.recipients) == sorted([*to, cc, bcc])
+    assert sorted(mail.recipients) == sorted([anna, ben, cc, dora])
     assert mail.sender == f"{member}@postage.example"
     [author] = mail.content["From"].addresses
     assert (author.display_name, author.addr_spec) == (member, f"{member}@postage.example")
-    assert mail.content["To"] == ", ".join(to)
+    shown = [(each.display_name, each.addr_spec) for each in mail.content["To"].addresses]
+    assert shown == [("Anna Schöne", anna), ("", ben), ("Anna, again", anna)]
     assert mail.content["Cc"] == cc
     assert mail.content["Bcc"] is None
-    assert bcc not in str(mail.content)
+    assert dora not in str(mail.content)
     assert mail.content["Subject"] == job["subject"]
-    assert mail.content["Reply-To"] == "desk@shop.example"
+    assert mail.content["Reply-To"] == "Desk <desk@shop.example>, more@shop.example"
     assert mail.content["List-Id"] == "spring"
     assert mail.text().rstrip("\n") == job["text"]
     assert mail.text("html").rstrip("\n") == job["html"]

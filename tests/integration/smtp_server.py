@@ -26,7 +26,7 @@ EMAIL = Email(
     subject="Hello",
     text="First\n.\n..two dots\nlast",
     html=None,
-    reply_to=None,
+    reply_to=(),
     headers={},
 )
 TO_THREE = replace(EMAIL, to=(BOB, EVE, JOE), recipients=(BOB, EVE, JOE))

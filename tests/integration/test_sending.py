@@ -54,7 +54,7 @@ def test_the_carrier_gets_the_whole_email_and_its_sender(stocked: Database) -> N
         subject="Hello",
         text="Hello Ada",
         html="<p>Hello</p>",
-        reply_to="desk@example.test",
+        reply_to=("desk@example.test",),
         headers={"List-Id": "spring"},
     )
     assert carrier.messages == [expected]

@@ -30,7 +30,7 @@ EMAIL = Email(
     subject="Grüße",
     text="Hello Bob",
     html=None,
-    reply_to=None,
+    reply_to=(),
     headers={},
 )
 TEXT = Sms(job_id="job:1/0", org_id=7, to="+12025550123", sender_id=None, text="Grüße", segments=1)

@@ -153,6 +153,7 @@ ADDRESSES = st.sampled_from(
         *("ada@x.test", "Ada@x.test", "ada@X.test", "info@x.test", "INFO@x.test"),
         *("jos\u00e9@b\u00fccher.test", "jose\u0301@b\u00fccher.test"),
         *("ada@b\u00fccher.test", "ada@xn--bcher-kva.test"),
+        *("Ada <ada@x.test>", '"Ada" <ada@x.test>', "ada <ada@x.test>"),
     ]
 )
 MANY_ADDRESSES = st.lists(ADDRESSES, min_size=1, max_size=3)
@@ -163,7 +164,14 @@ HEADERS = st.dictionaries(
     st.sampled_from(["X-A", "X-B", "x-c"]), TEXTS.filter(lambda text: "{{" not in text), min_size=1
 )
 SENDS = {"sender": IDS, "text": TEXTS}
-EMAILS = {"cc": MANY_ADDRESSES, "bcc": MANY_ADDRESSES, "html": TEXTS, "reply_to": ADDRESSES, "headers": HEADERS}
+REPLIES = ADDRESSES | st.lists(ADDRESSES, min_size=2, max_size=3)
+EMAILS = {
+    "cc": MANY_ADDRESSES,
+    "bcc": MANY_ADDRESSES,
+    "html": TEXTS,
+    "reply_to": REPLIES,
+    "headers": HEADERS,
+}
 COUNTS = st.sampled_from([{"email": 1}, {"sms": 1}, {"email": 1, "sms": 1}, {"email": 0, "sms": 11}])
 
 

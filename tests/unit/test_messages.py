@@ -190,7 +190,7 @@ def test_an_order_out_of_bounds_is_refused(fields: dict[str, Any]) -> None:
         {"to": []},
         {"to": ""},
         {"to": "ada"},
-        {"to": "Ada <ada@example.test>"},
+        {"to": "Ada, B. <ada@example.test>"},
         {"to": "ada@example.test, eve@example.test"},
         {"to": ["ada@example.test", ""]},
         {"to": [f"u{number}@example.test" for number in range(101)]},
@@ -278,7 +278,7 @@ def test_an_address_is_kept_as_it_was_written_and_stored_in_its_normal_form() ->
     message = parse("email.send", job)
 
     assert isinstance(message, SendEmail)
-    assert (message.to, message.cc, message.reply_to) == (job["to"], [job["cc"]], job["reply_to"])
+    assert (message.to, message.cc, message.reply_to) == (job["to"], [job["cc"]], [job["reply_to"]])
     content = content_of(message)
     assert content.fields["recipients"] == ["Ada@example.test", "jos\u00e9@b\u00fccher.test"]
     assert content.fields["to"] == ["Ada@example.test"] * 2

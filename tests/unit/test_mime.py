@@ -43,7 +43,7 @@ PLAIN = Email(
     subject="Hello",
     text="Hello Bob",
     html=None,
-    reply_to=None,
+    reply_to=(),
     headers={},
 )
 LINES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=900)
@@ -84,7 +84,7 @@ def assert_fit_for_smtp(content: bytes) -> None:
 
 def test_an_email_says_who_writes_to_whom_about_what() -> None:
     """The headers are From, To, Cc, Subject, Date, Message-ID and Reply-To; the body is the text."""
-    message = read(compose(replace(PLAIN, cc=("eve@example.org", "joe@example.org"), reply_to="desk@example.org")))
+    message = read(compose(replace(PLAIN, cc=("eve@example.org", "joe@example.org"), reply_to=("desk@example.org",))))
 
     assert addresses(message["From"]) == [("Ada", "ada@example.org")]
     assert addresses(message["To"]) == [("", "bob@example.org")]

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 import idna
 
+from models.messages.addresses import quote_name, split_mailbox
+from models.messages.headers import ALLOWED_HEADERS, split_list_id
 from models.sends.carrier import Email
 
 CRLF = "\r\n"
@@ -27,6 +29,7 @@ FOLD_AT = 76
 _WORD_MAX = 900
 _WORDS = re.compile(rf"[!-~]{{1,{_WORD_MAX}}}( [!-~]{{1,{_WORD_MAX}}})*")
 _PRINTABLE = re.compile(rf"[!-~]([ -~]{{0,{_WORD_MAX}}}[!-~])?")
+_READABLE = re.compile(r"[ -~]+")
 _NOT_FOR_ENVELOPES = re.compile(r"[\x00-\x20\x7f<>]")
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
 _OURS = {"from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "mime-version"}
@@ -89,18 +92,18 @@ def needs_smtputf8(address: str) -> bool:
 
 
 def _headers(email: Email) -> Iterator[tuple[str, str]]:
-    yield "From", _named(email.from_name, wire_address(email.from_address))
-    yield "To", _listed(email.to) or "undisclosed-recipients:;"
+    yield "From", _named("From", email.from_name, wire_address(email.from_address))
+    yield "To", _listed("To", email.to) or "undisclosed-recipients:;"
     if email.cc:
-        yield "Cc", _listed(email.cc)
+        yield "Cc", _listed("Cc", email.cc)
     yield "Subject", _text("Subject", email.subject)
     yield "Date", _date(int(time.time()))
     yield "Message-ID", message_id(email)
     if email.reply_to:
-        yield "Reply-To", wire_address(email.reply_to)
+        yield "Reply-To", _listed("Reply-To", email.reply_to)
     for name, value in email.headers.items():
         if _is_free(name):
-            yield name, _text(name, value.strip())
+            yield name, _extra(name, value.strip())
 
 
 @functools.lru_cache(maxsize=2)
@@ -115,19 +118,52 @@ def _is_free(name: str) -> bool:
     return bool(_HEADER_NAME.fullmatch(name)) and lowered not in _OURS and not lowered.startswith("content-")
 
 
-def _listed(addresses: Iterable[str]) -> str:
-    return f",{CRLF} ".join(map(wire_address, addresses))
+def _listed(header: str, mailboxes: Iterable[str]) -> str:
+    split = map(split_mailbox, mailboxes)
+    return f",{CRLF} ".join(_named(header, name, wire_address(address)) for name, address in split)
 
 
-def _named(name: str, address: str) -> str:
+def _named(header: str, name: str, address: str) -> str:
     """Return `"Name" <address>`. A name that is long or not ASCII becomes encoded words, which need no quotes."""
     clean = _one_line(name).strip()
     if not clean:
         return address
-    if len(clean) <= FOLD_AT - len("From: ") and _PRINTABLE.fullmatch(clean) and "=?" not in clean:
-        escaped = clean.replace("\\", r"\\").replace('"', r"\"")
-        return f'"{escaped}"{CRLF} <{address}>'
-    return f"{_encoded('From', clean)}{CRLF} <{address}>"
+    return f"{_phrase(header, clean)}{CRLF} <{address}>"
+
+
+def _phrase(header: str, text: str) -> str:
+    """Return words before something in angle brackets: in quotes, or as encoded words, which need none."""
+    if len(text) <= FOLD_AT - len(header) - 2 and _PRINTABLE.fullmatch(text) and "=?" not in text:
+        return quote_name(text)
+    return _encoded(header, text)
+
+
+def _extra(name: str, value: str) -> str:
+    """Return the value of a header that a job gives. What programs read is never written as encoded words.
+
+    A job of an earlier release may have such a value outside ASCII; then there is no right way to write it.
+    """
+    if name.lower() not in ALLOWED_HEADERS:
+        return _text(name, value)
+    if _READABLE.fullmatch(value):
+        return _folded(name, value)
+    words, read = split_list_id(value)
+    if name.lower() == "list-id" and _READABLE.fullmatch(read):
+        described = _one_line(words).strip(' "')
+        return f"{_encoded(name, described)}{CRLF} {read}"
+    return _text(name, value)
+
+
+def _folded(name: str, value: str) -> str:
+    """Return a value in lines, each of which begins with the blanks that are there anyway."""
+    lines, length = [""], len(name) + 2
+    for word in re.findall(r" *[^ ]+", value):
+        if lines[-1] and length + len(word) > FOLD_AT:
+            lines.append("")
+            length = 0
+        lines[-1] += word
+        length += len(word)
+    return CRLF.join(lines)
 
 
 def _text(name: str, value: str) -> str:

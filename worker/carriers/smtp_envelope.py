@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from models.messages.addresses import bare_address
 from models.sends.carrier import Email
 from worker.carriers.mime import compose, needs_smtputf8, wire_address
 
@@ -46,14 +47,16 @@ def write_envelope(email: Email, *, utf8: bool) -> SmtpEnvelope:
             refused[address] = str(error)
     try:
         sender = _written(email.from_address, utf8=utf8)
-        _written(email.reply_to or email.from_address, utf8=utf8)
+        reply_to = [_written(bare_address(mailbox), utf8=utf8) for mailbox in email.reply_to]
     except ValueError:
         msg = "The sender's address or the one for replies is not one that the mail server can take."
         raise UnwritableError(msg) from None
-    to = tuple(address for address in email.to if address in recipients or _is_writable(address, utf8=utf8))
-    cc = tuple(address for address in email.cc if address in recipients or _is_writable(address, utf8=utf8))
+    to, cc = (
+        tuple(each for each in named if bare_address(each) in recipients or _is_writable(bare_address(each), utf8=utf8))
+        for named in (email.to, email.cc)
+    )
     shown = email if (to, cc) == (email.to, email.cc) else dataclasses.replace(email, to=to, cc=cc)
-    addresses = (sender, email.reply_to or "", *recipients, *shown.to, *shown.cc)
+    addresses = (sender, *reply_to, *recipients, *map(bare_address, (*shown.to, *shown.cc)))
     needs_utf8 = any(needs_smtputf8(address) for address in addresses)
     return SmtpEnvelope(sender, recipients, refused, compose(shown), utf8=needs_utf8)
 

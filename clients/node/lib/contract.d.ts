@@ -11,7 +11,7 @@ export interface SendEmail {
   subject: string;
   text?: string | null;
   html?: string | null;
-  reply_to?: string | null;
+  reply_to?: Array<string> | string | null;
   headers?: Record<string, string> | null;
   to: Array<string> | string;
 }
@@ -46,7 +46,7 @@ export interface SendManyEmails {
   subject: string;
   text?: string | null;
   html?: string | null;
-  reply_to?: string | null;
+  reply_to?: Array<string> | string | null;
   headers?: Record<string, string> | null;
   recipients: Array<EmailRecipient>;
 }
