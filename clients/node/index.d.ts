@@ -2,8 +2,16 @@ import type { Answers, Messages, SendTask, Task } from "./lib/contract.js";
 
 export type * from "./lib/contract.js";
 
+/** A producer's key, as `postage keys new` has shown it. */
+export interface ProducerKey {
+  id: string;
+  secret: string;
+}
+
 /** How to reach the broker, in the words of Postage's settings. */
 export interface ClientOptions {
+  /** With it, every message is signed. */
+  key?: ProducerKey;
   /** `POSTAGE_KEY_PREFIX`: before every key and channel, as in `shop-1:`. */
   keyPrefix?: string;
   /** `POSTAGE_RESULT_URL`, if answers are kept elsewhere than on the broker. */

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from redis import Redis
 from redis.sentinel import Sentinel
 
 from models.messages.sends import Send
+from models.messages.signatures import HEADER, ProducerKey
 from models.messages.wire import MESSAGES
 from tasks.client import producer_app
 from tasks.job_ids import redacted_args
@@ -62,9 +64,17 @@ await postage.close();
 EVERY_TASK = """
 import { readFileSync } from "node:fs";
 import { PostageClient } from "postage-client";
-const postage = new PostageClient(process.argv[2]);
-const options = { eta: process.argv[3], priority: 5 };
+const [url, eta, id, secret] = process.argv.slice(2);
+const postage = new PostageClient(url, { key: { id, secret } });
+const options = { eta, priority: 5 };
 await postage.sendMany(JSON.parse(readFileSync(0)).map(([task, job]) => [task, job, options]));
+await postage.close();
+"""
+PUSHING = """
+import { PostageClient } from "postage-client";
+const postage = new PostageClient(process.argv[2]);
+await postage.send("email.send", { job_id: "one", sender: "mary", to: "a@b.example", subject: "Hello", text: "Hello" });
+console.log(JSON.stringify(await postage.ask("views.overview", { viewer: "mary" })));
 await postage.close();
 """
 WATCHED = """
@@ -140,11 +150,12 @@ def test_it_sends_and_asks(folder: Path, deployment: Deployment, broker_url: str
 
 
 def test_a_message_of_every_task_equals_that_of_celery(folder: Path, valkey_url: str) -> None:
-    """Only ids, the language and the process differ, and where in the body JSON has spaces."""
+    """Only ids, the language and the process differ, and where in the body JSON has spaces. It is signed besides."""
+    key = ProducerKey("shop", "a secret")
     jobs = [(task, {"job_id": "one", **job} if is_send(task) else job) for task, job in EXAMPLES.items()]
     with Redis.from_url(valkey_url) as redis, producer_app(valkey_url) as app:
-        node(folder, EVERY_TASK, valkey_url, ETA.isoformat(), given=json.dumps(jobs))
-        of_node = everything_queued(redis)
+        node(folder, EVERY_TASK, valkey_url, ETA.isoformat(), key.id, key.secret, given=json.dumps(jobs))
+        of_node = everything_queued(redis, key)
         redis.flushdb()
         for task, job in jobs:
             shown = redacted_args([job])
@@ -159,13 +170,16 @@ def is_send(task: str) -> bool:
     return issubclass(MESSAGES[task], Send)
 
 
-def everything_queued(redis: Redis) -> dict[str, list[Any]]:
-    """Give every message by its list, without what differs for each message."""
+def everything_queued(redis: Redis, key: ProducerKey | None = None) -> dict[str, list[Any]]:
+    """Give every message by its list, without what differs for each message, and without its signature."""
     found = {}
-    for key in redis.scan_iter(_type="list"):
-        messages = [json.loads(text) for text in redis.lrange(key, 0, -1)]
+    for name in redis.scan_iter(_type="list"):
+        messages = [json.loads(text) for text in redis.lrange(name, 0, -1)]
         for message in messages:
             headers, properties = message["headers"], message["properties"]
+            if key:
+                signed = {"task": headers["task"], "task_id": headers["id"], "body": b64decode(message["body"])}
+                assert key.has_signed(headers.pop(HEADER), **signed)
             ids = [headers.pop("id"), headers.pop("root_id"), properties.pop("correlation_id")]
             assert len(set(ids)) == 1
             for each in (ids[0], properties.pop("delivery_tag"), properties.pop("reply_to")):
@@ -173,8 +187,23 @@ def everything_queued(redis: Redis) -> dict[str, list[Any]]:
             assert headers.pop("lang") in ("py", "js")
             assert re.fullmatch(r"(gen)?[0-9]+@.+", headers.pop("origin"))
             message["body"] = body_of(message)
-        found[key.decode()] = messages
+        found[name.decode()] = messages
     return found
+
+
+def test_a_producer_that_may_only_push_and_read_answers_can_use_it(folder: Path, tmp_path: Path) -> None:
+    """Its user of the broker has the rights that docs/producers.md gives it."""
+    documented = (ROOT / "docs/producers.md").read_text().partition("### Producers that may only push")[2]
+    [user] = re.findall(r"^ACL SETUSER shop .*", documented, re.MULTILINE)
+    [reading] = re.findall(r"add `(%R~celery-task-meta.*?)`", documented)
+    with ValkeyServer(tmp_path / "valkey") as broker, Redis.from_url(broker.url()) as admin:
+        admin.execute_command(*user.split(), *reading.split(), "%W~views")
+        url = broker.url().replace("//", "//shop:password@")
+        answering = threading.Thread(target=answer_one, args=(admin,))
+        answering.start()
+        assert json.loads(node(folder, PUSHING, url)) == {"status": "done"}
+        answering.join()
+        assert admin.llen("email") == 1
 
 
 def test_it_follows_a_broker_that_fails_over(folder: Path, tmp_path: Path) -> None:
@@ -187,7 +216,6 @@ def test_it_follows_a_broker_that_fails_over(folder: Path, tmp_path: Path) -> No
             assert say("send") is None
             assert redis.wait(1, 10_000) == 1, "the replica has every job"
             master.kill()
-            assert "cannot be used" in say("send")
             wait_until(
                 lambda: {one.ask()["port"] for one in watching}.isdisjoint({master.port}), "the replica takes over"
             )

@@ -3,12 +3,12 @@
 import { Away, Broker } from "./broker.js";
 import { checkPrefix } from "./broker_url.js";
 import { BrokerAwayError, InvalidJobError, NoAnswerError } from "./errors.js";
-import { check, isSend, jobName, JobProblem, makeMessage } from "./message.js";
+import { check, checkKey, isSend, jobName, JobProblem, makeMessage } from "./message.js";
 
 /** @typedef {import("./message.js").Message} Message */
 /** @typedef {import("../index.d.ts").Producer} Producer */
 
-const OPTIONS = ["ca", "keyPrefix", "resultsUrl", "sentinelMaster", "sentinelPassword"];
+const OPTIONS = ["ca", "key", "keyPrefix", "resultsUrl", "sentinelMaster", "sentinelPassword"];
 /** Jobs published in one round trip, at most, and characters: large emails must not fill the memory. */
 const JOBS_BATCH = 500;
 const CHARACTERS_BATCH = 4_000_000;
@@ -18,6 +18,7 @@ const TIMEOUT_MAX_MS = 2 ** 31 - 1;
 export class PostageClient {
   #broker;
   #results;
+  #key;
   #prefix;
 
   /**
@@ -29,6 +30,7 @@ export class PostageClient {
     if (unknown.length) throw new TypeError(`There is no option ${unknown[0]}; the options are ${OPTIONS.join(", ")}.`);
     const { keyPrefix = "", resultsUrl, sentinelMaster = "mymaster", sentinelPassword, ca } = options;
     this.#prefix = checkPrefix(keyPrefix);
+    this.#key = checkKey(options.key);
     const reaching = { sentinelMaster, sentinelPassword, ca };
     this.#broker = new Broker(brokerUrl, reaching);
     this.#results = resultsUrl === undefined ? this.#broker : new Broker(resultsUrl, reaching);
@@ -49,7 +51,7 @@ export class PostageClient {
     /** @type {string[]} */
     const ids = [];
     if (Array.isArray(jobs)) jobs.forEach((job, index) => named(job, index, 0, check)); // before any is published
-    for await (const batch of batches(jobs, () => ids.length)) {
+    for await (const batch of this.#batches(jobs, () => ids.length)) {
       await this.#publish(batch, ids.length);
       for (const message of batch) ids.push(message.id);
     }
@@ -73,7 +75,7 @@ export class PostageClient {
     if (!(typeof timeout === "number" && timeout > 0 && timeout <= TIMEOUT_MAX_MS)) {
       throw new InvalidJobError("`timeout`: must be a number of milliseconds above 0.", 0, jobName(task, job));
     }
-    const write = (/** @type {[any, any, any]} */ ...given) => makeMessage(...given, { keepsAnswer: true });
+    const write = (/** @type {[any, any, any]} */ ...given) => this.#written(given, { keepsAnswer: true });
     const message = named([task, job, options], 0, 0, write);
     const key = `${this.#prefix}celery-task-meta-${message.id}`;
     let published = false;
@@ -98,6 +100,35 @@ export class PostageClient {
 
   async close() {
     await Promise.all([this.#broker.close(), this.#results.close()]);
+  }
+
+  /**
+   * @param {Iterable<any> | AsyncIterable<any>} jobs
+   * @param {() => number} published
+   */
+  async *#batches(jobs, published) {
+    /** @type {Message[]} */
+    let batch = [];
+    let characters = 0;
+    let index = 0;
+    for await (const job of jobs) {
+      const message = named(job, index++, published(), (...given) => this.#written(given));
+      batch.push(message);
+      characters += message.text.length;
+      if (batch.length === JOBS_BATCH || characters >= CHARACTERS_BATCH) {
+        yield batch;
+        [batch, characters] = [[], 0];
+      }
+    }
+    if (batch.length) yield batch;
+  }
+
+  /**
+   * @param {[any, any, any]} job
+   * @param {import("./message.js").Writing} how
+   */
+  #written(job, how = {}) {
+    return makeMessage(...job, { ...how, key: this.#key });
   }
 
   /**
@@ -143,27 +174,6 @@ function named(job, index, published, what) {
     if (!(error instanceof JobProblem)) throw error;
     throw new InvalidJobError(error.message, index, jobName(task, object), published);
   }
-}
-
-/**
- * @param {Iterable<any> | AsyncIterable<any>} jobs
- * @param {() => number} published
- */
-async function* batches(jobs, published) {
-  /** @type {Message[]} */
-  let batch = [];
-  let characters = 0;
-  let index = 0;
-  for await (const job of jobs) {
-    const message = named(job, index++, published(), makeMessage);
-    batch.push(message);
-    characters += message.text.length;
-    if (batch.length === JOBS_BATCH || characters >= CHARACTERS_BATCH) {
-      yield batch;
-      [batch, characters] = [[], 0];
-    }
-  }
-  if (batch.length) yield batch;
 }
 
 /**

@@ -2,7 +2,7 @@
 // How a job is written: the message protocol of Celery, version 2, as kombu puts it on a Redis list.
 // https://docs.celeryq.dev/en/stable/internals/protocol.html
 
-import { randomUUID } from "node:crypto";
+import { createHmac, randomUUID } from "node:crypto";
 import { hostname } from "node:os";
 import { ID, ID_FIELDS, NEEDED, OPTIONAL, QUEUES, SEND_TASKS, USER_FIELDS } from "./contract.js";
 
@@ -13,6 +13,8 @@ const NAME_MAX = 64;
 /** The lists of kombu: 0 is the queue itself, and is taken first. */
 const PRIORITY_STEPS = [0, 3, 6, 9];
 const LIST_SEPARATOR = "\x06\x16";
+/** What is signed, and how: another way of signing will have another name. */
+const SCHEME = "postage-1";
 const ORIGIN = `${process.pid}@${hostname()}`;
 const REPLY_TO = randomUUID();
 
@@ -76,19 +78,30 @@ function checkOptions(options) {
 export const isSend = (task) => SEND_TASKS.includes(task);
 
 /**
+ * How messages of a client are written.
+ *
+ * @typedef {object} Writing
+ * @property {import("../index.d.ts").ProducerKey} [key] With it, every message is signed.
+ * @property {boolean} [keepsAnswer]
+ */
+
+/**
  * Write a job as Celery's own client does. Body and headers of a message are made here and nowhere else.
  *
  * @param {string} task
  * @param {any} job
  * @param {any} options
- * @param {{keepsAnswer?: boolean}} how
+ * @param {Writing} how
  * @returns {Message}
  */
-export function makeMessage(task, job, options = {}, { keepsAnswer = false } = {}) {
+export function makeMessage(task, job, options = {}, { key, keepsAnswer = false } = {}) {
   check(task, job, options);
   const id = randomUUID();
   const body = bodyOf(job);
-  const headers = headersOf(task, id, job, options, !keepsAnswer);
+  const headers = {
+    ...headersOf(task, id, job, options, !keepsAnswer),
+    ...(key && { postage: signature(key, task, id, body) }),
+  };
   const priority = options.priority ?? 0;
   const queue = QUEUES[task];
   const properties = {
@@ -124,6 +137,33 @@ function bodyOf(job) {
   } catch {
     throw new JobProblem("it cannot be written as JSON: it has a BigInt, or contains itself.");
   }
+}
+
+/**
+ * The header that proves which producer made a message.
+ *
+ * @param {import("../index.d.ts").ProducerKey} key
+ * @param {string} task
+ * @param {string} id
+ * @param {Buffer} body
+ */
+function signature(key, task, id, body) {
+  const at = Math.floor(Date.now() / 1000);
+  const lines = [SCHEME, key.id, task, id, at, ""].join("\n");
+  return { key: key.id, at, mac: createHmac("sha256", key.secret).update(lines).update(body).digest("hex") };
+}
+
+/**
+ * @param {unknown} key
+ * @returns {import("../index.d.ts").ProducerKey | undefined}
+ */
+export function checkKey(key) {
+  if (key === undefined) return undefined;
+  const { id, secret } = /** @type {any} */ (key ?? {});
+  if (typeof id !== "string" || !ID.test(id) || typeof secret !== "string" || secret === "") {
+    throw new TypeError("key: it is {id, secret}, as `postage keys new` has shown them");
+  }
+  return { id, secret };
 }
 
 /**

@@ -51,3 +51,11 @@ test("a prefix is what Postage's setting takes", () => {
 test("an option that does not exist is named", () => {
   assert.throws(() => new PostageClient("redis://", { prefix: "a:" }), /There is no option prefix; the options are ca, /);
 });
+
+test("a key is an id and a secret, and is not repeated", () => {
+  new PostageClient("redis://", { key: { id: "shop", secret: "s3cret" } });
+  for (const key of [null, "s3cret", { id: "shop" }, { id: "shop\n", secret: "s3cret" }, { id: "shop", secret: "" }]) {
+    const wrong = (error) => /^key: it is \{id, secret\}/.test(error.message) && !/s3cret/.test(error.stack);
+    assert.throws(() => new PostageClient("redis://", { key }), wrong);
+  }
+});
