@@ -25,6 +25,7 @@ from models.messages.signatures import HEADER, ProducerKey
 from models.messages.views import View
 from models.messages.wire import MESSAGES, parse
 from models.text import sanitize
+from tasks.broker_urls import complete, transport_options, without_repeated_passwords
 from tasks.job_ids import ID_FIELDS, first_id, redacted_args
 from tasks.queues import ROUTES
 
@@ -96,11 +97,30 @@ class _Sent:
         self.ignored = True
 
 
-def producer_app(broker_url: str, results_url: str | None = None) -> Celery:
-    """Return a Celery app that knows Postage's queues. `results_url` is needed only to read answers with `.get()`."""
-    app = Celery("producer", broker=broker_url, backend=results_url, set_as_current=False)
+def producer_app(
+    broker_url: str,
+    results_url: str | None = None,
+    *,
+    key_prefix: str = "",
+    sentinel_master: str = "mymaster",
+    sentinel_password: str | None = None,
+) -> Celery:
+    """Return a Celery app that knows Postage's queues. `results_url` is needed only to read answers with `.get()`.
+
+    The options are called as the settings of Postage are: `POSTAGE_KEY_PREFIX` and so on.
+
+    Raises
+    ------
+    ValueError
+        With a sentence, if the Sentinels of a URL contradict each other, or the prefix is not fit to be one.
+
+    """
+    options = transport_options(key_prefix, sentinel_master, sentinel_password)
+    backend = results_url and without_repeated_passwords(complete(results_url))
+    app = Celery("producer", broker=complete(broker_url), backend=backend, set_as_current=False)
     app.conf.update(
-        broker_transport_options=TIMEOUTS,
+        broker_transport_options={**options, **TIMEOUTS},
+        result_backend_transport_options=options,
         task_routes={task: {"queue": str(queue)} for task, queue in ROUTES.items()},
         task_serializer="json",
         accept_content=["json"],
@@ -228,8 +248,9 @@ def _publish(app: Celery, batch: Sequence[_Checked], key: ProducerKey | None) ->
 
 
 def _words(error: Exception) -> str:
-    """Return what the broker or its driver said, on one line, without the command."""
+    """Return what the broker or its driver said, on one line, without the command and the driver's own objects."""
     said = re.sub(r"^Command # \d+ .* of pipeline caused error: ", "", str(error.__cause__ or error), flags=re.DOTALL)
+    said = re.sub(r" : <redis\..*", "", said, flags=re.DOTALL)
     return sanitize(said).rstrip(".")
 
 

@@ -7,10 +7,10 @@ from kombu import Queue as KombuQueue
 
 from models.messages.base import Json
 from models.messages.wire import SAVE_TASKS, SEND_ONE_TASKS
+from tasks.broker_urls import without_repeated_passwords
 from tasks.queues import ROUTES, Queue
 from worker.broker.json_codec import PLAIN_JSON
 from worker.broker.signing import BY_US
-from worker.broker_urls import without_repeated_passwords
 from worker.settings import Settings
 
 TURNS = {

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import make_url
 
 from models.errors import OperatorError
-from worker import broker_urls
+from tasks import broker_urls
 from worker.settings import Settings
 
 UP_LOCK = "up.lock"

@@ -23,7 +23,7 @@ from models.database.engine import Database, utc_now
 from models.database.migrations import check_migrated
 from models.errors import DatabaseAheadError, DatabaseBehindError, OperatorError
 from models.text import sanitize
-from worker import broker_urls
+from tasks import broker_urls
 from worker.broker.transport import redis_client
 from worker.places import database_name
 from worker.producer_keys import OTHERS, OURS, KeysFileError, read_keys

@@ -1,7 +1,6 @@
 """Every setting of Postage: one frozen, typed table, read once from POSTAGE_… environment variables."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -10,14 +9,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import OperatorError
+from tasks import broker_urls
 from tasks.queues import Queue
-from worker import broker_urls
 
 PREFIX = "POSTAGE_"
 LEASE_TIMEOUTS = 6
 """Carrier timeouts in a lease: four for one delivery, which may start when a third of the lease is over."""
-SENTINEL_ANSWER_S = 2
-"""How long a Sentinel may take to answer, in seconds, until the next one is asked."""
 PLACEHOLDER = ":replace-"
 """How the passwords begin that stand in example files, for people to replace."""
 SOCKET_PATH_MAX = 100
@@ -196,10 +193,7 @@ class Settings(BaseSettings):
     @field_validator("key_prefix")
     @classmethod
     def _fit_to_be_prefix(cls, prefix: str) -> str:
-        if re.fullmatch(r"|[A-Za-z0-9._:-]{0,63}[._:-]", prefix) is None:
-            msg = "a prefix is up to 64 letters, digits and ._:- and ends in one of ._:- as in shop-1:"
-            raise ValueError(msg)
-        return prefix
+        return broker_urls.check_prefix(prefix)
 
     @field_validator("signed_queues")
     @classmethod
@@ -309,15 +303,7 @@ class Settings(BaseSettings):
     @property
     def broker_options(self) -> dict[str, Any]:
         """What it takes to reach the broker or the result backend beside the URL: transport options of kombu's."""
-        # Without timeouts, a Sentinel whose machine is gone would be waited for for ever.
-        sentinel: dict[str, Any] = {"socket_timeout": SENTINEL_ANSWER_S, "socket_connect_timeout": SENTINEL_ANSWER_S}
-        if self.sentinel_password is not None:
-            sentinel["password"] = self.sentinel_password
-        return {
-            "global_keyprefix": self.key_prefix,
-            "master_name": self.sentinel_master,
-            "sentinel_kwargs": sentinel,
-        }
+        return broker_urls.transport_options(self.key_prefix, self.sentinel_master, self.sentinel_password)
 
 
 def _sentence(where: tuple[int | str, ...], message: str) -> str:

@@ -17,7 +17,7 @@ except ModuleNotFoundError:  # the tests copy, and build nothing
 HERE = Path(__file__).parent
 SERVER = HERE.parents[1]
 COPIED = ("models/__init__.py", "models/errors.py", "models/text.py", "models/messages", "tasks/__init__.py",
-          "tasks/client.py", "tasks/job_ids.py", "tasks/queues.py")  # fmt: skip
+          "tasks/broker_urls.py", "tasks/client.py", "tasks/job_ids.py", "tasks/queues.py")  # fmt: skip
 """What is copied: modules, and folders of modules."""
 
 

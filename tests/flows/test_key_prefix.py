@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import ConnectionPool, Redis
 
+from tasks.client import JobLike, enqueue, producer_app
 from tests.flows.deployment import PATIENT, Deployment, run, wait_until
 from tests.flows.jobs import email_job, new_id
 from tests.flows.outside import Producer
@@ -29,6 +31,17 @@ def server(tmp_path: Path) -> Iterator[Redis]:
         yield admin
 
 
+def ask_as_the_client_does(url: str, job: JobLike) -> dict[str, Any]:
+    with producer_app(url, url, key_prefix=PREFIX) as app:
+        [task_id] = enqueue(app, [job])
+        result = app.AsyncResult(task_id)
+        answer: dict[str, Any] = result.get(timeout=60)
+        result.backend.remove_pending_result(result)
+        result.backend.result_consumer.stop()
+        result.backend = None  # else it would use the broker when its memory is freed, which may have ended by then
+    return answer
+
+
 def test_an_installation_keeps_to_its_prefix(tmp_path: Path, postgres_url: str, server: Redis) -> None:
     url = f"redis://shop-1:password@127.0.0.1:{server.get_connection_kwargs()['port']}/0"
     outside = {
@@ -39,6 +52,8 @@ def test_an_installation_keeps_to_its_prefix(tmp_path: Path, postgres_url: str, 
     with Deployment(tmp_path, postgres_url, url, beat=True, **settings, **outside) as deployment:
         owner, member = deployment.people(email=100)
         jobs = [new_id("mail") for _ in range(100)]
+        overview = ask_as_the_client_does(url, ("views.overview", {"viewer": member}))
+        assert overview["remaining"] == {"email": 100, "sms": 0}
         deployment.mail_server.hold()
         with deployment.worker.paused():  # so that more jobs wait than it can take
             for number, job in enumerate(jobs):

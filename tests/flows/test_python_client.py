@@ -62,6 +62,17 @@ for error, job, postage in (
 """
 
 
+OPTIONS = """
+import sys
+from postage_client import NoAnswerError, PostageClient
+postage = PostageClient(sys.argv[1], key_prefix="shop-1:", sentinel_master="shop", sentinel_password="unused")
+try:
+    postage.ask(("views.billing", {"viewer": "mary"}), timeout_s=0.1)
+except NoAnswerError:
+    print("asked")
+"""
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the interpreter of an environment that has the package, and nothing of the server."""
@@ -111,6 +122,13 @@ def test_errors_are_sentences_that_say_what_to_do_and_repeat_nothing(python: Pat
     assert "Connection refused. Nothing was published." in away
     assert ":pw@" not in away
     assert silent.startswith("There is no answer after 0.2 s: is a worker running?")
+
+
+def test_it_takes_the_prefix_and_what_sentinels_need(python: Path, valkey_url: str) -> None:
+    assert call(python, "-c", OPTIONS, valkey_url) == "asked\n"
+
+    with Redis.from_url(valkey_url) as redis:
+        assert redis.keys() == [b"shop-1:views"]
 
 
 def test_it_takes_no_import_name_but_its_own_and_imports_nothing_of_the_server(python: Path) -> None:

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from redis import Redis
 
+from tasks import broker_urls
 from tests.servers import PostgresServer, SentinelServer, ValkeyServer
-from worker import broker_urls
 from worker.local.stack import StackError, exclusive
 from worker.local.valkey import EmbeddedBroker
 from worker.places import database_name

@@ -4,7 +4,7 @@ import pytest
 from celery.app.utils import filter_hidden_settings
 from kombu import Connection
 
-from worker.broker_urls import complete, names_sentinels, without_repeated_passwords
+from tasks.broker_urls import complete, names_sentinels, without_repeated_passwords
 from worker.celery_config import celery_config
 from worker.settings import Settings
 

@@ -201,3 +201,35 @@ def test_a_check_refuses_a_job_as_a_worker_would() -> None:
         check_job("email.send", {"job_id": "one"})
 
     assert caught.value.detail.startswith("`sender`: Field required.")
+
+
+def test_the_app_of_a_producer_reaches_broker_and_answers_in_the_same_way() -> None:
+    url = "sentinel://:s3cret@a;sentinel://b/2"
+
+    conf = producer_app(url, url, key_prefix="shop-1:", sentinel_master="shop", sentinel_password="word").conf
+
+    assert conf.broker_url == "sentinel://:s3cret@a:26379/2;sentinel://:s3cret@b:26379/2"
+    for options in (conf.broker_transport_options, conf.result_backend_transport_options):
+        assert (options["global_keyprefix"], options["master_name"]) == ("shop-1:", "shop")
+        assert options["sentinel_kwargs"]["password"] == "word"
+
+
+@pytest.mark.parametrize(
+    ("url", "prefix"),
+    [("redis://", "shop"), ("sentinel://:s3cret@a;sentinel://:other@b", ""), ("sentinel://:s3cret@a/x", "")],
+)
+def test_a_broker_that_cannot_be_reached_so_is_refused_without_a_secret(url: str, prefix: str) -> None:
+    with pytest.raises(ValueError, match=r"^(a prefix|its parts|what follows)") as refused:
+        producer_app(url, key_prefix=prefix)
+
+    assert "s3cret" not in str(refused.value)
+
+
+def test_sentinels_that_are_away_are_named_without_password_and_driver() -> None:
+    app = producer_app("sentinel://:s3cret@127.0.0.1:1;sentinel://127.0.0.1:2", sentinel_password="s3cret")
+
+    with pytest.raises(BrokerAwayError) as caught:
+        enqueue(app, [email()])
+
+    assert "cannot be used: No master found for 'mymaster'. Nothing was published." in str(caught.value)
+    assert "s3cret" not in str(caught.value)

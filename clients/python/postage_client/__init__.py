@@ -31,9 +31,33 @@ class NoAnswerError(EnqueueError):
 class PostageClient:
     """A producer. It may be shared by threads; make one in each process, after a fork."""
 
-    def __init__(self, broker_url: str, results_url: str | None = None, key: ProducerKey | None = None) -> None:
-        """Make a producer. With a `key`, every message is signed."""
-        self.app = producer_app(broker_url, results_url or broker_url)
+    def __init__(
+        self,
+        broker_url: str,
+        results_url: str | None = None,
+        key: ProducerKey | None = None,
+        *,
+        key_prefix: str = "",
+        sentinel_master: str = "mymaster",
+        sentinel_password: str | None = None,
+    ) -> None:
+        """Make a producer. With a `key`, every message is signed.
+
+        The options are called as the settings of Postage are: `POSTAGE_KEY_PREFIX` and so on.
+
+        Raises
+        ------
+        ValueError
+            With a sentence, if the Sentinels of a URL contradict each other, or the prefix is not fit to be one.
+
+        """
+        self.app = producer_app(
+            broker_url,
+            results_url or broker_url,
+            key_prefix=key_prefix,
+            sentinel_master=sentinel_master,
+            sentinel_password=sentinel_password,
+        )
         self.key = key
 
     def send(self, job: JobLike) -> str:

@@ -1,15 +1,56 @@
-"""URLs of brokers, where one may name several Sentinels: `sentinel://:password@a:26379/0;sentinel://b:26379`.
+"""How a broker is reached: by a URL, which may name several Sentinels, and by options beside it.
+
+The URL of Sentinels is `sentinel://:password@a:26379/0;sentinel://b:26379`.
 
 kombu and Celery read user, password and database number from one of the parts: the first, or the one that they have
 turned to after an error. So `complete` writes them into every part.
 """
 
+import re
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 SENTINEL_PORT = 26379
 """Where Sentinels listen unless they are told otherwise (redis.io, "High availability with Redis Sentinel")."""
+SENTINEL_ANSWER_S = 2
+"""How long a Sentinel may take to answer, in seconds, until the next one is asked."""
 _SENTINEL = "sentinel://"
+
+
+def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: str | None) -> dict[str, Any]:
+    """Return what it takes to reach a broker or result backend beside its URL: transport options of kombu's.
+
+    Raises
+    ------
+    ValueError
+        With a sentence, if the prefix is not fit to be one.
+
+    """
+    # Without timeouts, a Sentinel whose machine is gone would be waited for for ever.
+    sentinel: dict[str, Any] = {"socket_timeout": SENTINEL_ANSWER_S, "socket_connect_timeout": SENTINEL_ANSWER_S}
+    if sentinel_password is not None:
+        sentinel["password"] = sentinel_password
+    return {
+        "global_keyprefix": check_prefix(key_prefix),
+        "master_name": sentinel_master,
+        "sentinel_kwargs": sentinel,
+    }
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a prefix of keys that is fit to be one.
+
+    Raises
+    ------
+    ValueError
+        With a sentence, if it is not.
+
+    """
+    if re.fullmatch(r"|[A-Za-z0-9._:-]{0,63}[._:-]", prefix) is None:
+        msg = "a prefix is up to 64 letters, digits and ._:- and ends in one of ._:- as in shop-1:"
+        raise ValueError(msg)
+    return prefix
 
 
 def names_sentinels(url: str) -> bool:
