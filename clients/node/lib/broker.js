@@ -172,12 +172,12 @@ export class Broker {
           const question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", this.#options.sentinelMaster];
           const found = await within(SENTINEL_MS, client.sendCommand(question));
           if (Array.isArray(found)) return { host: String(found[0]), port: Number(found[1]) };
-          error = new Error("its Sentinels know no broker of that name: is `sentinelMaster` right?");
+          error = new Error("its Sentinels know no broker of that name (`sentinelMaster`)");
         } finally {
           client.destroy();
         }
       } catch (why) {
-        error ??= why;
+        error ??= new Error(`Sentinel ${at.host}:${at.port} says ${words(why)}`);
       }
     }
     throw error;

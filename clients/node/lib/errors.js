@@ -1,5 +1,7 @@
 // @ts-check
 
+import { DisconnectsClientError } from "@redis/client";
+
 /** Only the first `published` jobs were enqueued. The message says what happened, and repeats nothing private. */
 export class EnqueueError extends Error {
   published = 0;
@@ -73,6 +75,7 @@ function soFar(published, uncertain = 0) {
  */
 export function words(error) {
   const [cause] = error?.errors ?? [error]; // `localhost` has two addresses, and so two errors
+  if (cause instanceof DisconnectsClientError) return "the connection was given up before it answered";
   const said = String(cause?.message || cause?.code || cause);
   return said.replace(/, with args beginning with:.*/s, "").replace(/\s+/g, " ").slice(0, 200).replace(/\.$/, "");
 }

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { DisconnectsClientError } from "@redis/client";
 import { words } from "../lib/errors.js";
 import { makeMessage, redactedArgs } from "../lib/message.js";
 
@@ -57,5 +58,6 @@ test("words of the broker come without the command that it did not know", () => 
   const said = "ERR unknown command 'LPUSH', with args beginning with: 'email' '{\"body\": \"s3cret\n";
   assert.equal(words(new Error(said)), "ERR unknown command 'LPUSH'");
   assert.equal(words(new AggregateError([new Error("connect ECONNREFUSED ::1:6379.")])), "connect ECONNREFUSED ::1:6379");
+  assert.equal(words(new DisconnectsClientError()), "the connection was given up before it answered");
   assert.equal(words(Object.assign(new Error(""), { code: "ETIMEDOUT" })), "ETIMEDOUT");
 });
