@@ -3,12 +3,14 @@
 The URL of Sentinels is `sentinel://:password@a:26379/0;sentinel://b:26379`.
 
 kombu and Celery read user, password and database number from one of the parts: the first, or the one that they have
-turned to after an error. So `complete` writes them into every part.
+turned to after an error. So `complete` writes them into every part. Of a `rediss://` URL that does not say whether the
+server's certificate is verified, Celery makes an error, and kombu a connection without TLS. So `complete` says it.
 """
 
+import os
 import re
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 SENTINEL_PORT = 26379
@@ -16,6 +18,13 @@ SENTINEL_PORT = 26379
 SENTINEL_ANSWER_S = 2
 """How long a Sentinel may take to answer, in seconds, until the next one is asked."""
 _SENTINEL = "sentinel://"
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""What may stand behind the ? of a rediss:// URL and names a file."""
+_TLS_OPTIONS = {
+    "ssl_cert_reqs": ("required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"),
+    "ssl_check_hostname": ("true", "false"),
+}
+"""What else may stand there, and its values."""
 
 
 def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: str | None) -> dict[str, Any]:
@@ -74,16 +83,62 @@ def parts_of(url: str) -> list[SplitResult]:
 
 
 def complete(url: str) -> str:
-    """Return the URL with user, password, port and database number in the part of each Sentinel.
+    """Return the URL as kombu and Celery need it.
+
+    That is with user, password, port and database number in the part of each Sentinel, and with TLS whose certificates
+    are verified unless the URL says otherwise.
 
     Raises
     ------
     ValueError
-        With a sentence, if the parts contradict each other or are not Sentinels.
+        With a sentence that says what to write instead.
 
     """
-    if not names_sentinels(url):
+    if names_sentinels(url):
+        return _complete_sentinels(url)
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        msg = "a broker is redis://…, rediss://…, redis+socket://…, or sentinel://…;sentinel://…"
+        raise ValueError(msg)
+    if parts.scheme == "redis+socket":
+        if not parts.path.strip("/"):
+            msg = "it names no socket: write redis+socket:///path/of/the/socket"
+            raise ValueError(msg)
         return url
+    if not parts.hostname:
+        msg = f"it names no host: write {parts.scheme}://host:6379/0"
+        raise ValueError(msg)
+    if not re.fullmatch(r"(/[0-9]*)?", parts.path) or parts.fragment:
+        msg = f"what follows host and port is the number of a database, as in {parts.scheme}://{parts.hostname}:6379/0"
+        raise ValueError(msg)
+    if parts.scheme == "redis":
+        if parts.query:
+            msg = "nothing may follow the number of the database; for TLS, write rediss://…"
+            raise ValueError(msg)
+        return url
+    return _complete_tls(url, dict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def _complete_tls(url: str, options: dict[str, str]) -> str:
+    """Return a rediss:// URL that says whether the server's certificate is verified."""
+    for name, value in options.items():
+        if name in _FILES:
+            if not os.access(value, os.R_OK):
+                msg = f"the file that its {name} names cannot be read: {value}"
+                raise ValueError(msg)
+        elif name not in _TLS_OPTIONS:
+            msg = f"behind a ? it may have {', '.join((*_TLS_OPTIONS, *_FILES))}, joined by &"
+            raise ValueError(msg)
+        elif value not in _TLS_OPTIONS[name]:
+            msg = f"its {name} must be one of {', '.join(_TLS_OPTIONS[name])}"
+            raise ValueError(msg)
+    if "ssl_cert_reqs" in options:
+        return url
+    return f"{url.rstrip('?&')}{'&' if options else '?'}ssl_cert_reqs=required"
+
+
+def _complete_sentinels(url: str) -> str:
+    """Return the URL with what one of the Sentinels has in the part of each."""
     parts = parts_of(url)
     if any(f"{part.scheme}://" != _SENTINEL or not part.hostname or part.query or part.fragment for part in parts):
         msg = "each part of it must be sentinel://[user:password@]host:port[/database], with nothing behind (no TLS)"

@@ -345,7 +345,23 @@ def broker_clock_differs(redis: Redis, now: Callable[[], datetime]) -> str | Non
 
 def broker_failed(url: str, settings: Settings, error: Exception) -> str:
     """Return the sentence for a broker that cannot be reached or used."""
-    return f"The broker {broker_urls.name(url, settings.sentinel_master)} cannot be used: {_words(error)}."
+    name = broker_urls.name(url, settings.sentinel_master)
+    return f"The broker {name} cannot be used: {_words(error)}.{_tls_advice(url, error)}"
+
+
+def _tls_advice(url: str, error: Exception) -> str:
+    """Return a sentence on what to do about a failure of TLS, or nothing if it is none."""
+    said = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (
+            " If that is the right broker, let ?ssl_ca_certs=FILE in its URL name the certificate of the authority "
+            "that has signed its own, for exactly this host name."
+        )
+    if url.startswith("redis://") and "closed by server" in said:
+        return " Perhaps it speaks TLS on this port: write rediss://."
+    if url.startswith("rediss://") and any(words in said for words in ("[SSL", "Timeout", "timed out")):
+        return " Perhaps it does not speak TLS on this port: redis:// is without."
+    return ""
 
 
 @contextmanager

@@ -159,7 +159,10 @@ class Settings(BaseSettings):
         except ValueError:
             fits = False
         if not fits:
-            msg = "its port must be a number, and what is not a letter, a digit or -._~ in its password written as %XX"
+            msg = (
+                "its port must be a number from 1 to 65535, and what is not a letter, a digit or -._~ in its"
+                " password written as %XX"
+            )
             raise ValueError(msg)
         return url
 
@@ -185,15 +188,21 @@ class Settings(BaseSettings):
     @field_validator("broker_url", "result_url")
     @classmethod
     def _known_broker(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in broker_urls.SCHEMES:
-            msg = "a broker is redis://…, rediss://…, redis+socket://…, or sentinel://…;sentinel://…"
-            raise ValueError(msg)
-        return url and broker_urls.complete(url)
+        return None if url is None else broker_urls.complete(url)
 
     @field_validator("key_prefix")
     @classmethod
     def _fit_to_be_prefix(cls, prefix: str) -> str:
         return broker_urls.check_prefix(prefix)
+
+    @field_validator("smtp_url", "sms_url")
+    @classmethod
+    def _names_a_host(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme != "null" and not parts.hostname:
+            msg = f"it names no host: write {parts.scheme or 'smtp'}://host:port"
+            raise ValueError(msg)
+        return url
 
     @field_validator("signed_queues")
     @classmethod

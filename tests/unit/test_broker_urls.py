@@ -1,8 +1,13 @@
 """URLs of several Sentinels: every part gets what one of them says, and none shows a password."""
 
+import re
+from ssl import CERT_REQUIRED
+
 import pytest
+from celery import Celery
 from celery.app.utils import filter_hidden_settings
 from kombu import Connection
+from redis import SSLConnection
 
 from tasks.broker_urls import complete, names_sentinels, without_repeated_passwords
 from worker.celery_config import celery_config
@@ -64,3 +69,60 @@ def test_no_password_is_shown_by_remote_control() -> None:
     assert config["result_backend"] == without_repeated_passwords(config["broker_url"])
     assert config["result_backend"] == f"sentinel://:{SECRET}@a:26379/0;sentinel://b:26379/0"
     assert SECRET not in str(filter_hidden_settings(config))
+
+
+@pytest.mark.parametrize(
+    ("url", "completed"),
+    [
+        ("redis://broker", "redis://broker"),
+        ("redis+socket:///run/v.sock?virtual_host=2", "redis+socket:///run/v.sock?virtual_host=2"),
+        ("rediss://broker", "rediss://broker?ssl_cert_reqs=required"),
+        ("rediss://u:p@broker:6380/3?", "rediss://u:p@broker:6380/3?ssl_cert_reqs=required"),
+        (f"rediss://b/0?ssl_ca_certs={__file__}", f"rediss://b/0?ssl_ca_certs={__file__}&ssl_cert_reqs=required"),
+        ("rediss://broker?ssl_cert_reqs=CERT_NONE", "rediss://broker?ssl_cert_reqs=CERT_NONE"),
+        (
+            "rediss://b?ssl_check_hostname=false",
+            "rediss://b?ssl_check_hostname=false&ssl_cert_reqs=required",
+        ),
+    ],
+)
+def test_a_certificate_is_verified_unless_the_url_says_otherwise(url: str, completed: str) -> None:
+    assert complete(url) == completed
+    assert complete(completed) == completed
+
+
+def test_kombu_and_celery_verify_the_certificate_of_a_completed_url() -> None:
+    url = complete("rediss://broker/3")
+
+    connection = Connection(url)
+    backend = Celery("any", backend=url, set_as_current=False).backend
+
+    assert connection.ssl == {"ssl_cert_reqs": CERT_REQUIRED}
+    assert connection.virtual_host == "3"
+    assert (backend.connparams["ssl_cert_reqs"], backend.connparams["db"]) == (CERT_REQUIRED, 3)
+    assert backend.connparams["connection_class"] is SSLConnection
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("broker:6379", "a broker is redis://"),
+        ("amqp://broker", "a broker is redis://"),
+        ("", "a broker is redis://"),
+        ("redis://", "it names no host: write redis://host:6379/0"),
+        (f"rediss://:{SECRET}@/0", "it names no host: write rediss://host:6379/0"),
+        (f"redis://:{SECRET}@broker/x", "is the number of a database, as in redis://broker:6379/0"),
+        ("redis://broker/0/1", "is the number of a database"),
+        ("redis://broker/0#1", "is the number of a database"),
+        ("redis+socket://", "it names no socket: write redis+socket:///path/of/the/socket"),
+        ("redis://broker?ssl_cert_reqs=required", "for TLS, write rediss://"),
+        ("rediss://broker?ssl_cert_reqs=yes", "its ssl_cert_reqs must be one of required, optional, none"),
+        ("rediss://broker?ssl_ca_certs=/no/such/file", "the file that its ssl_ca_certs names cannot be read: /no/such"),
+        ("rediss://broker?db=3", "behind a ? it may have ssl_cert_reqs, ssl_check_hostname, ssl_ca_certs"),
+    ],
+)
+def test_a_url_that_names_no_broker_is_refused_with_what_to_write(url: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        complete(url)
+
+    assert SECRET not in str(refused.value)
