@@ -8,7 +8,7 @@ READY = .venv/.ready
 
 # The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test unit lint format types imports tests chaos bench image clean
+.PHONY: help setup run test unit lint format types imports tests chaos fuzz bench image clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
 
 chaos: $(READY) ## Kill, stop and cut off everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')
 	@exec $(BIN)/python -m tests.chaos $(CHAOS)
+
+fuzz: $(READY) ## Put 20,000 messages with anything in them on the queues of a worker (FUZZ=2000)
+	@FUZZ=$${FUZZ:-20000} exec $(BIN)/pytest -q -s tests/flows/test_any_message.py
 
 bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
 	@exec $(BIN)/python -m bench $(BENCH)

@@ -397,11 +397,8 @@ def _is_unproven(arrival: Arrival, result: Result) -> bool:
 
 
 class InternalTask(PostageTask):
-    """The base of Postage's own tasks, whose objects no producer makes."""
+    """The base of Postage's own tasks, whose objects no producer makes (models/messages/internal.py)."""
 
     abstract = True
     log_level = logging.DEBUG  # beat sends them all the time
     ends_on_record = False
-
-    def _parse(self, arrival: Arrival) -> TaskMessage:
-        return cast("TaskMessage", arrival.given)

@@ -18,6 +18,7 @@ from models.ids import new_id
 from models.messages.base import Json
 from models.messages.bulk import SendMany
 from models.messages.digests import digest
+from models.messages.internal import ResumeJobs
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.answers import send_answer
 from models.sends.charges import Charge, JobKey, SendJob, State
@@ -130,21 +131,21 @@ def enqueue_resume(context: Context, kind: str, org_id: int, attempts: Mapping[s
     context.enqueue(f"{kind}.resume", [{"org_id": org_id, "attempts": batch} for batch in batches])
 
 
-def _resume(context: Context, given: Json) -> Json:
-    if "org_id" not in given:  # from a worker of an earlier release; the sweeper asks again
+def _resume(context: Context, asked: ResumeJobs) -> Json:
+    if asked.org_id is None:  # from a worker of an earlier release; the sweeper asks again
         return {"status": "done"}
-    charges = resume(context, given["org_id"], given["attempts"])
+    charges = resume(context, asked.org_id, asked.attempts)
     states = [charge.state for charge in charges]
     return {"status": "done", **{str(state): states.count(state) for state in State if state in states}}
 
 
 @shared_task(name="email.resume", base=InternalTask, ignore_result=True)
-def email_resume(context: Context, given: Json) -> Json:
+def email_resume(context: Context, asked: ResumeJobs) -> Json:
     """The next attempt of emails that wait."""
-    return _resume(context, given)
+    return _resume(context, asked)
 
 
 @shared_task(name="sms.resume", base=InternalTask, ignore_result=True)
-def sms_resume(context: Context, given: Json) -> Json:
+def sms_resume(context: Context, asked: ResumeJobs) -> Json:
     """The next attempt of text messages that wait."""
-    return _resume(context, given)
+    return _resume(context, asked)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from models.messages.base import Json
 from models.messages.fields import Kind
+from models.messages.internal import Upkeep
 from models.reports.audit import AuditRules, run_audit
 from models.reports.rollup import roll_up_usage
 from models.sends.charges import State, keys_with_crashes
@@ -168,18 +169,18 @@ def roll_up(context: Context) -> Json:
 
 
 @shared_task(name="upkeep.sweep", base=InternalTask, ignore_result=True)
-def upkeep_sweep(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
+def upkeep_sweep(context: Context, asked: Upkeep) -> Json:  # noqa: ARG001  an empty object
     """One sweep."""
     return sweep(context)
 
 
 @shared_task(name="upkeep.roll_up", base=InternalTask, ignore_result=True)
-def upkeep_roll_up(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
+def upkeep_roll_up(context: Context, asked: Upkeep) -> Json:  # noqa: ARG001  an empty object
     """One round of rolling usage up."""
     return roll_up(context)
 
 
 @shared_task(name="upkeep.audit", base=InternalTask, ignore_result=True)
-def upkeep_audit(context: Context, given: Json) -> Json:  # noqa: ARG001  an empty object
+def upkeep_audit(context: Context, asked: Upkeep) -> Json:  # noqa: ARG001  an empty object
     """One audit of what is new."""
     return audit(context)

@@ -94,6 +94,6 @@ def _count(sender: Any = None, retval: object = None, **_kwargs: object) -> None
     if not isinstance(retval, Answer):
         return
     jobs.labels(sender.name, str(retval.fields.get("status"))).inc()
-    if sender.name == AUDIT:
+    if sender.name == AUDIT and "findings" in retval.fields:  # not one that was refused
         audit_findings.set(len(retval["findings"]))
         audit_last_run.set(time.time())

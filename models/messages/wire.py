@@ -16,6 +16,7 @@ from models.messages.billing import (
     SetOwner,
 )
 from models.messages.bulk import SendManyEmails, SendManySms
+from models.messages.internal import OWN_MESSAGES
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
 from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
 
@@ -42,7 +43,7 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "views.changes": ViewChanges,
     "views.message": ViewMessage,
 }
-"""Every task, and the message that it takes."""
+"""Every task of the contract, and the message that it takes."""
 SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))
 """The tasks that send."""
 SEND_ONE_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, SendOne))
@@ -60,7 +61,7 @@ def parse(task: str, given: object, *, job_id: str | None = None) -> TaskMessage
         `invalid_job`, naming what is wrong field by field.
 
     """
-    model = MESSAGES[task]
+    model = MESSAGES.get(task) or OWN_MESSAGES[task]
     if not isinstance(given, dict):
         sentence = f"{task} takes one JSON object as its only argument."
         raise Refused(Reason.INVALID_JOB, sentence)

@@ -113,6 +113,22 @@ def test_taken_messages_are_registered_as_unacknowledged(
     assert (message["body"], exchange, routing_key) == (taken[0]._raw["body"], "", "email")
 
 
+def test_messages_with_the_same_delivery_tag_are_kept_apart(
+    redis: Redis, connection: Connection, producer: Producer
+) -> None:
+    """A program that writes messages by itself may use one tag for all."""
+    for number in (1, 2, 3):
+        producer.publish({"number": number}, routing_key="email", serializer="json", delivery_tag="same")
+
+    taken = take(connection, "email", prefetch=10)
+    assert numbers(taken) == [1, 2, 3]
+    assert redis.hlen("unacked") == redis.zcard("unacked_index") == 3
+    taken[0].ack()
+    taken[0].channel.qos.write_acks()
+
+    assert redis.hlen("unacked") == redis.zcard("unacked_index") == 2
+
+
 def publish_bulk(producer: Producer, number: int, **headers: object) -> None:
     """Publish a message that stands for many jobs."""
     headers = {"task": "email.send_many", **headers}

@@ -4,9 +4,11 @@ A header of another type makes Celery fail after the job was done, and then the 
 given back. The types are those that celery 5.6 writes (celery/app/amqp.py, `as_task_v2`), or leaves out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
+from celery.canvas import Signature
 from kombu.compression import get_encoder
 from kombu.serialization import registry  # type: ignore[attr-defined]  # untyped
 
@@ -32,14 +34,40 @@ def _is_time_limit(value: object) -> bool:
 
 
 def _is_signature(value: object) -> bool:
-    """Whether a value is a task to be sent afterwards, as Celery writes one."""
+    """Whether a value is a task to be sent afterwards, as Celery writes one: so is every task in it."""
+    return _has_task_parts(value) and all(map(_has_task_parts, _tasks_in(value))) and _can_be_made(value)
+
+
+def _has_task_parts(value: object) -> bool:
     return (
         isinstance(value, dict)
         and _is_text(value.get("task"))
         and isinstance(value.get("args", []), list)
-        and all(isinstance(value.get(part) or {}, dict) for part in ("kwargs", "options"))
-        and not malformed_parts(value.get("options") or {}, OPTIONS)
+        and all(isinstance(value.get(part, {}), dict) for part in ("kwargs", "options"))
+        and not malformed_parts(value.get("options", {}), OPTIONS)
     )
+
+
+def _tasks_in(value: Any) -> Iterator[Any]:  # noqa: ANN401  JSON
+    """Yield what Celery takes for tasks in a value: those of a chain, a group or a chord, and what follows them."""
+    inner: Iterable[Any] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+        if "task" in value and "options" in value:
+            yield value
+    elif isinstance(value, list):
+        inner = value
+    for each in inner:
+        yield from _tasks_in(each)
+
+
+def _can_be_made(signature: Any) -> bool:  # noqa: ANN401  JSON
+    """Whether Celery can make a task of a signature, which for a chain, a group or a chord needs the right parts."""
+    try:
+        Signature.from_dict(deepcopy(signature))
+    except Exception:  # noqa: BLE001  whatever Celery makes of it
+        return False
+    return True
 
 
 def _is_serializer(value: object) -> bool:

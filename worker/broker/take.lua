@@ -143,6 +143,9 @@ end
 local function take_last(list, queue, item)
     local tag = #item <= bytes_max and delivery_tag(item)
     if tag then
+        while redis.call('HEXISTS', unacked, tag) == 1 do
+            tag = tag .. '-'  -- producers choose it, and some always the same: that would overwrite the other message
+        end
         redis.call('ZADD', unacked_index, now + taken * APART_S, tag)
         -- With no exchange and the queue's name as routing key it comes back to this queue, whatever exchange it came by.
         redis.call('HSET', unacked, tag, '[' .. item .. ',"",' .. cjson.encode(queue.name) .. ']')
