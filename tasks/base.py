@@ -353,8 +353,9 @@ class PostageTask(Task):  # type: ignore[type-arg]
         """
         postponed = arrival.postponement
         when = {"countdown": _wait_s(retries)} if postponed is None else {"eta": postponed.due_at}
+        shown = fault if self.request.called_directly else FaultError(fault)  # whoever called gets it as it is
         try:
-            return cast("Exception", self.retry(exc=FaultError(fault), max_retries=most, throw=False, **when))
+            return cast("Exception", self.retry(exc=shown, max_retries=most, throw=False, **when))
         except Reject:  # without this Celery would drop the job
             raise Reject(type(fault).__name__, requeue=True) from fault
 

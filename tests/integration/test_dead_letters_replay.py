@@ -5,7 +5,7 @@ import pytest
 from models.database.engine import Database
 from models.sends.charges import State
 from models.sends.dead_letters import find_letter, mark_replayed
-from tasks.base import FAULT_RETRIES
+from tasks.base import FAULT_RETRIES, FaultError
 from tasks.context import Context
 from tasks.operating import replay_letter
 from tests.factories import BILLING, balance, buy, email_job, purchase_order
@@ -88,7 +88,7 @@ def test_a_failed_bulk_message_is_kept_and_replayed_on_its_own(stocked: Database
 def test_a_job_that_was_given_up_is_replayed_under_its_own_id(stocked: Database) -> None:
     """It may have been charged, and is not charged again."""
     context = context_with_a_bug(stocked)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(FaultError, match="ZeroDivisionError"):
         answer_after_retries(context, "email.send", email_job(), FAULT_RETRIES)
 
     assert replay(context) == "job-1"
