@@ -147,7 +147,7 @@ class _Server:
 
 
 class ValkeyServer(_Server):
-    """A Valkey (or Redis) on TCP, without a password."""
+    """A Valkey (or Redis) on TCP, without a password unless `requirepass` is among the options."""
 
     def __init__(
         self, folder: Path, *, appendonly: bool = False, appendfsync: str = "everysec", **options: str
@@ -190,7 +190,10 @@ class ValkeyServer(_Server):
 
     def _answers(self) -> bool:
         try:
-            with redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
+            password = self.options.get("requirepass")
+            with redis.Redis(
+                host="127.0.0.1", port=self.port, password=password, socket_timeout=5, retry=Retry(NoBackoff(), 0)
+            ) as client:
                 # By its process id, because another server may have the port.
                 return bool(client.ping()) and client.info("server")["process_id"] == self.pid
         except redis.RedisError:

@@ -30,7 +30,8 @@ def runner_of(command: click.Command, app: PostageApp) -> Run:
 
     def run(*arguments: str, **environment: str) -> Result:
         environment = {"USER": "someone", "COLUMNS": "250", **environment}
-        return CliRunner(env=environment).invoke(command, arguments, obj=session)
+        # A command keeps the names of its help option from its first run: those that it has below `postage`.
+        return CliRunner(env=environment).invoke(command, arguments, obj=session, help_option_names=["-h", "--help"])
 
     return run
 

@@ -169,7 +169,9 @@ def test_a_message_survives_a_crash_right_after_it_was_taken(redis: Redis, conne
     with connection.channel() as channel:
         channel._queue_cycle.update(["email"])
         Producer(channel).publish({"number": 1}, routing_key="email", serializer="json")
-        redis.execute_command(*channel._take_command(["email"]))
+        command = channel._take_command(["email"])
+        redis.script_load(channel._take_script.script)
+        redis.execute_command(*command)
 
     assert (redis.llen("email"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 1, 1)
 
