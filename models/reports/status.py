@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Select, func, select
 
 from models.database.engine import transaction_time
 from models.database.schema import accounts, audit_progress, charges, dead_letters, postponed_jobs, refusals, users
 from models.database.statements import search_by_index
+from models.errors import Refused
 from models.messages.answer import refused_answer
 from models.messages.base import Json
+from models.messages.sends import Send
+from models.messages.wire import parse
 from models.sends.answers import answer_to
 from models.sends.charges import charged_since, find_everywhere, shown_state
 from models.sends.due import is_waiting
@@ -35,18 +38,34 @@ def last_clean_audit(connection: Connection) -> tuple[datetime | None, datetime]
     return connection.execute(select(audit_progress.c.checked_at)).scalar(), transaction_time(connection)
 
 
-def ended_answers(connection: Connection, jobs: Mapping[str, str]) -> dict[str, Json]:
+def ended_answers(connection: Connection, jobs: Mapping[str, tuple[str, Any]]) -> dict[str, Json]:
     """Return the answers of those send jobs that are final, refused or unknown, by Celery task id.
 
-    `jobs` has the job id for each Celery task id.
+    `jobs` has the task and the object of each, as they were enqueued. What was charged under the id of a job may be
+    another job: then its refusal is waited for.
     """
     rows = connection.execute(select(refusals).where(refusals.c.task_id.in_(jobs)).order_by(refusals.c.id))
-    answers = {row.task_id: {"job_id": jobs[row.task_id], **refused_answer(row.reason, row.detail)} for row in rows}
-    found = {key.job_id: charge for key, charge in find_everywhere(connection, set(jobs.values())).items()}
-    for task_id, job_id in jobs.items():
-        if task_id not in answers and job_id in found:
-            answers[task_id] = answer_to(connection, found[job_id])
+    refused = {
+        row.task_id: {"job_id": row.key or row.task_id, **refused_answer(row.reason, row.detail)} for row in rows
+    }
+    messages = {task_id: message for task_id, job in jobs.items()
+                if task_id not in refused and (message := _readable(*job, task_id)) is not None}  # fmt: skip
+    found = find_everywhere(connection, {message.job_id or "" for message in messages.values()}).values()
+    answers = refused | {
+        task_id: answer_to(connection, charge)
+        for task_id, message in messages.items()
+        for charge in found
+        if charge.job_id == message.job_id and message.has_digest(charge.digest)
+    }
     return {task_id: answer for task_id, answer in answers.items() if answer["status"] not in ("sending", "retrying")}
+
+
+def _readable(task: str, given: object, task_id: str) -> Send | None:
+    """Return the message of a send job, or None if a worker refuses it for what it is."""
+    try:
+        return cast("Send", parse(task, given, job_id=task_id))
+    except Refused:
+        return None
 
 
 def count_jobs(connection: Connection, since: datetime) -> dict[str, dict[str, int]]:

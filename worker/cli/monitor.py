@@ -35,16 +35,16 @@ def job_answer(context: Context, job_id: str) -> Json:
     return answer or {"status": "refused", "job_id": job_id, "reason": "not_found", "detail": f"No job {job_id}."}
 
 
-def wait_for_answer(context: Context, task_id: str, job_id: str, *, until: float) -> Json:
+def wait_for_answer(context: Context, task_id: str, task: str, job: Json, *, until: float) -> Json:
     """Return the answer to a job that was just enqueued: once it has ended, or as it stands at `until` (monotonic)."""
 
     def ended(connection: Connection) -> Json | None:
-        return ended_answers(connection, {task_id: job_id}).get(task_id)
+        return ended_answers(connection, {task_id: (task, job)}).get(task_id)
 
     while (answer := context.database.read(ended)) is None:
         if time.monotonic() >= until:
-            present = context.database.read(lambda connection: find_answer(connection, job_id))
-            return present or {"job_id": job_id, "status": "enqueued", "reason": None, "detail": NOT_TAKEN_UP}
+            present = context.database.read(lambda connection: find_answer(connection, job["job_id"]))
+            return present or {"job_id": job["job_id"], "status": "enqueued", "reason": None, "detail": NOT_TAKEN_UP}
         time.sleep(LOOK_EVERY_S)
     return answer
 

@@ -64,5 +64,5 @@ def _send(task: str, given: Json, *, wait: float, as_json: bool) -> None:
             job[body] = sys.stdin.read()
     job.setdefault("job_id", new_id("cli"))
     sent = session.app.send_task(task, args=[job], argsrepr="(…)", headers=BY_US, ignore_result=True)
-    answer = wait_for_answer(session.context, sent.id, job["job_id"], until=time.monotonic() + wait)
+    answer = wait_for_answer(session.context, sent.id, task, job, until=time.monotonic() + wait)
     print_answer(answer, as_json=as_json, table=tables.message)

@@ -72,12 +72,6 @@ class StoryLine:
     task_id: str
     answer: Json | None = None
 
-    @property
-    def job_id(self) -> str:
-        """The id under which a send job is known."""
-        given = self.job.get("job_id") if isinstance(self.job, dict) else None
-        return given if isinstance(given, str) else self.task_id
-
 
 def run_up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> None:
     """Start everything, run the jobs of `file`, show how they ended; then go on running, or end.
@@ -155,7 +149,7 @@ def _wait_for_ends(local: LocalStack, lines: Sequence[StoryLine], progress: Prog
     waiting = {line.task_id: line for line in lines}
     while waiting:
         local.check()
-        jobs = {task_id: line.job_id for task_id, line in islice(waiting.items(), LOOKUP_BATCH)}
+        jobs = {task_id: (line.task, line.job) for task_id, line in islice(waiting.items(), LOOKUP_BATCH)}
         answers = local.context.database.read(functools.partial(ended_answers, jobs=jobs))
         for task_id, answer in answers.items():
             waiting.pop(task_id).answer = answer

@@ -1,0 +1,58 @@
+"""docs/first-hour.md: its commands do what it says, in its order, beside a running `postage up`.
+
+Commands of ours are run in this process, because starting each would take longer than all they do.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.flows.deployment import run
+from tests.flows.test_story import EXAMPLES, ROOT, STORY, serving
+from worker.cli.main import postage
+
+pytestmark = pytest.mark.timeout(240)
+
+DOCUMENT = ROOT / "docs/first-hour.md"
+REFUSED = "# refused"
+
+
+def lines() -> list[str]:
+    """Give the lines of every block of commands after the first, which is `make run`."""
+    _, *blocks = re.findall(r"^```\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if not line.startswith("export ")]
+
+
+def words_of(line: str, folder: Path) -> list[str]:
+    """Give the arguments of a command as the shell passes them."""
+    script = f"postage() {{ printf '%s\\0' \"$@\"; }}\n{line}"
+    shell = subprocess.run(["/bin/sh", "-euc", script], cwd=folder, capture_output=True, text=True, check=True)
+    return shell.stdout.split("\0")[:-1]
+
+
+def test_the_first_hour_goes_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = run("up", str(STORY), "--exit", cwd=tmp_path)
+    assert told.code == 0, told.err
+    (tmp_path / "examples").symlink_to(EXAMPLES.parent)
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    with serving(tmp_path, signal.SIGINT):
+        broker_url = (tmp_path / "var/broker-url").read_text().strip()
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "BROKER_URL": broker_url}
+        for line in lines():
+            if line.startswith("postage "):
+                done = CliRunner().invoke(postage, words_of(line, tmp_path))
+                assert done.exit_code == (1 if line.endswith(REFUSED) else 0), f"{line}\n{done.output}"
+                seen.append(line.split()[1])
+            else:
+                subprocess.run(["/bin/sh", "-euc", line], cwd=tmp_path, env=environment, check=True)
+
+    assert {"doctor", "send-email", "buy", "share", "statement", "audit"} <= set(seen)
+    assert len([line for line in lines() if line.endswith(REFUSED)]) == 4
