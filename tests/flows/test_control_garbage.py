@@ -31,7 +31,12 @@ def envelope(body: object, /, **fields: object) -> str:
 
 ODD = [None, 5, -1.5, True, SECRET, [SECRET], {SECRET: SECRET}, [[]], {"a": {"b": []}}, "\ud800", 10**30]
 PLAIN = [b"5", b"null", b"", b"\xff\xfe", b"{", b"[]", b'"x"', b"true", b"[" * 5_000, SECRET.encode() * 2_000, b"{}"]
-BODIES = [*ODD, *({"method": value} for value in ODD)]
+BODIES = [
+    *ODD,
+    *({"method": value} for value in ODD),
+    *({"method": method, "arguments": value} for method in ("ping", "rate_limit", "query_task") for value in ODD),
+    *({"method": "ping", part: value} for part in ("reply_to", "destination", "pattern", "ticket") for value in ODD),
+]
 ENVELOPES = [
     *(envelope({}, **{field: value}) for field in ("body", "properties", "headers") for value in ODD),
     *(envelope({}, **{field: value}) for field in ("content-type", "content-encoding") for value in ODD),

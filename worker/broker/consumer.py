@@ -8,7 +8,7 @@ task can be made goes to the quarantine, and the log names ids only.
 from collections.abc import Callable
 from contextlib import suppress
 from time import sleep
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from celery.worker.consumer import Consumer
@@ -29,6 +29,14 @@ BACK_AFTER_S = 3.0
 
 class QuarantiningConsumer(Consumer):
     """Celery's consumer, which quarantines messages that are not jobs of ours."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[valid-type,misc]  # a class within a class
+        """Celery's steps, with our mailbox for remote control."""
+
+        default_steps: ClassVar = [
+            "worker.broker.control:Control" if step.endswith(":Control") else step
+            for step in Consumer.Blueprint.default_steps
+        ]
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:  # noqa: ANN401
         # Workers need not know of each other. Mingle would delay each start by a second, and leave the channel
@@ -90,10 +98,7 @@ class QuarantiningConsumer(Consumer):
         self._quarantine(message, "an invalid task message")
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ANN401, ARG002
-        """Quarantine a message whose body cannot be decoded, and drop such a command of remote control."""
-        if message.channel.no_ack_consumers is not None and message.delivery_tag not in message.channel.qos._delivered:  # noqa: SLF001
-            log.warning("control message dropped: its body cannot be read")
-            return
+        """Quarantine a message whose body cannot be decoded."""
         self._quarantine(message, "a body that cannot be read")
 
     def _quarantine(self, message: Any, why: str) -> None:  # noqa: ANN401
