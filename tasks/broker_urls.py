@@ -12,6 +12,9 @@ import re
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
 SENTINEL_PORT = 26379
 """Where Sentinels listen unless they are told otherwise (redis.io, "High availability with Redis Sentinel")."""
@@ -36,8 +39,13 @@ def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: 
         With a sentence, if the prefix is not fit to be one.
 
     """
-    # Without timeouts, a Sentinel whose machine is gone would be waited for for ever.
-    sentinel: dict[str, Any] = {"socket_timeout": SENTINEL_ANSWER_S, "socket_connect_timeout": SENTINEL_ANSWER_S}
+    # Without timeouts, a Sentinel whose machine is gone would be waited for for ever. By default redis-py asks each one
+    # that is away again and again, for some seconds, before it asks the next.
+    sentinel: dict[str, Any] = {
+        "socket_timeout": SENTINEL_ANSWER_S,
+        "socket_connect_timeout": SENTINEL_ANSWER_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
     if sentinel_password is not None:
         sentinel["password"] = sentinel_password
     return {
