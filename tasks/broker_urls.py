@@ -30,6 +30,16 @@ _TLS_OPTIONS = {
 """What else may stand there, and its values."""
 
 
+class NoRetry(Retry):
+    """One try, for redis-py. Remote control shows it, because it stands among the options."""
+
+    def __init__(self) -> None:
+        super().__init__(NoBackoff(), 0)
+
+    def __json__(self) -> str:
+        return "none"
+
+
 def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: str | None) -> dict[str, Any]:
     """Return what it takes to reach a broker or result backend beside its URL: transport options of kombu's.
 
@@ -44,7 +54,7 @@ def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: 
     sentinel: dict[str, Any] = {
         "socket_timeout": SENTINEL_ANSWER_S,
         "socket_connect_timeout": SENTINEL_ANSWER_S,
-        "retry": Retry(NoBackoff(), 0),
+        "retry": NoRetry(),
     }
     if sentinel_password is not None:
         sentinel["password"] = sentinel_password
