@@ -30,7 +30,7 @@ _TLS_OPTIONS = {
 """What else may stand there, and its values."""
 
 
-class NoRetry(Retry):
+class _NoRetry(Retry):
     """One try, for redis-py. Remote control shows it, because it stands among the options."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def transport_options(key_prefix: str, sentinel_master: str, sentinel_password: 
     sentinel: dict[str, Any] = {
         "socket_timeout": SENTINEL_ANSWER_S,
         "socket_connect_timeout": SENTINEL_ANSWER_S,
-        "retry": NoRetry(),
+        "retry": _NoRetry(),
     }
     if sentinel_password is not None:
         sentinel["password"] = sentinel_password
