@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.flows.deployment import run
 from tests.flows.test_story import EXAMPLES, ROOT, STORY, serving
 from worker.cli.main import postage
 
@@ -37,12 +36,10 @@ def words_of(line: str, folder: Path) -> list[str]:
 
 
 def test_the_first_hour_goes_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = run("up", str(STORY), "--exit", cwd=tmp_path)
-    assert told.code == 0, told.err
     (tmp_path / "examples").symlink_to(EXAMPLES.parent)
     monkeypatch.chdir(tmp_path)
     seen = []
-    with serving(tmp_path, signal.SIGINT):
+    with serving(tmp_path, signal.SIGINT, str(STORY)):
         broker_url = (tmp_path / "var/broker-url").read_text().strip()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "BROKER_URL": broker_url}

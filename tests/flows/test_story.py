@@ -269,9 +269,9 @@ def test_other_commands_show_users_billing_and_jobs(story: StoryRun) -> None:
 
 
 @contextmanager
-def serving(folder: Path, ended_by: signal.Signals) -> Iterator[Program]:
+def serving(folder: Path, ended_by: signal.Signals, *arguments: str) -> Iterator[Program]:
     """Run `postage up` until the block ends. Then it must end cleanly."""
-    up = Program(folder, "up", ["up"], {}, FLOWER_UNAUTHENTICATED_API="true")
+    up = Program(folder, "up", ["up", *arguments], {}, FLOWER_UNAUTHENTICATED_API="true")
     try:
         wait_until(lambda: up.check() or "Ctrl-C ends it" in up.output, "it serves")
         yield up
@@ -283,36 +283,46 @@ def serving(folder: Path, ended_by: signal.Signals) -> Iterator[Program]:
     assert running_in(folder) == []
 
 
-@pytest.fixture
-def story_folder(story: StoryRun, tmp_path: Path) -> Path:
-    """Give a copy of the folder in which the story was story."""
+@dataclass(frozen=True)
+class Served:
+    """A copy of the folder in which the story was told, where `postage up` runs."""
+
+    folder: Path
+    up: Program
+
+
+@pytest.fixture(scope="module")
+def served(story: StoryRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Give `postage up`, which serves several tests; Ctrl-C ends it afterwards."""
+    folder = tmp_path_factory.mktemp("served")
     shutil.copytree(
         story.folder / "var",
-        tmp_path / "var",
+        folder / "var",
         ignore=lambda _, names: [name for name in names if name.endswith(".sock")],
     )
-    return tmp_path
+    with serving(folder, signal.SIGINT) as up:
+        bought = run("buy", "john", "--email", "10", "--amount", "990", "--currency", "EUR", cwd=folder)
+        assert bought.code == 0, bought.err
+        yield Served(folder, up)
 
 
-def test_people_send_by_command_while_postage_up_serves(story_folder: Path) -> None:
-    """Flower shows no content of the sends, a second `postage up` in the same folder is refused, and Ctrl-C ends it."""
-    before = len(outbox_in(story_folder))
+def test_people_send_by_command_while_postage_up_serves(served: Served) -> None:
+    """Flower shows no content of the sends, and a second `postage up` in the same folder is refused."""
+    before = len(outbox_in(served.folder))
     email = ["--to", "quokka@customer.example", "--subject", "quokka", "--text", "quokka"]
-    with serving(story_folder, signal.SIGINT) as up:
-        with ThreadPoolExecutor(3) as threads:
-            send_email = threads.submit(run, "send-email", "--sender", "john", *email, "--json", cwd=story_folder)
-            text = ["--to", "+4915177788899", "--text", "quokka"]
-            send_sms = threads.submit(run, "send-sms", "--sender", "mary", *text, "--json", cwd=story_folder)
-            second_up = threads.submit(run, "up", cwd=story_folder)
-            results = [future.result() for future in (send_email, send_sms, second_up)]
-        flower = _flower_url(up.output)
-        tasks = wait_until(lambda: _tasks_of(flower, 2), "Flower has seen both")
-        status = json.loads(run("status", "--json", cwd=story_folder).out)
+    text = ["--to", "+4915177788899", "--text", "quokka"]
+    with ThreadPoolExecutor(3) as threads:
+        send_email = threads.submit(run, "send-email", "--sender", "john", *email, "--json", cwd=served.folder)
+        send_sms = threads.submit(run, "send-sms", "--sender", "mary", *text, "--json", cwd=served.folder)
+        second_up = threads.submit(run, "up", cwd=served.folder)
+        results = [future.result() for future in (send_email, send_sms, second_up)]
+    tasks = wait_until(lambda: _tasks_of(_flower_url(served.up.output), 2), "Flower has seen both")
+    status = json.loads(run("status", "--json", cwd=served.folder).out)
 
     email_sent, text_sent, refused = results
     for sent in (email_sent, text_sent):
         assert (sent.code, json.loads(sent.out)["status"], json.loads(sent.out)["paid_by"]) == (0, "sent", "john")
-    assert len(outbox_in(story_folder)) == before + 2
+    assert len(outbox_in(served.folder)) == before + 2
     assert refused.code == 1
     assert "already runs" in refused.err
     assert "Traceback" not in refused.err
@@ -336,38 +346,36 @@ def _tasks_of(flower: str, count: int) -> dict[str, Any] | None:
     return sends if sum(task["state"] == "SUCCESS" for task in sends.values()) >= count else None
 
 
-def test_readme_and_the_examples_work_word_for_word(story_folder: Path) -> None:
+def test_readme_and_the_examples_work_word_for_word(served: Served) -> None:
     """Pasted into a shell in the folder of `make run`; and the password is nowhere but where it must be."""
-    before = len(outbox_in(story_folder))
+    folder = served.folder
+    before = len(outbox_in(folder))
     export, python = re.findall(r"^```(?:python)?\n(.*?)^```", ENQUEUE, re.MULTILINE | re.DOTALL)
-    (story_folder / "readme.py").write_text(python)
+    (folder / "readme.py").write_text(python)
     example = f'{shlex.quote(sys.executable)} {EXAMPLES / "python" / "enqueue.py"} "$BROKER_URL" mary you@example.org'
-    with serving(story_folder, signal.SIGINT) as up:
-        greeted = re.search(r"^export BROKER_URL=.*$", up.output, re.MULTILINE)
-        assert greeted
-        paste(f"{export}{shlex.quote(sys.executable)} readme.py", story_folder)
-        wait_until(lambda: len(outbox_in(story_folder)) == before + 1, "README's email is sent")
-        assert "status   sent" in paste(f"{greeted[0]}\n{example}", story_folder)
-        said = [run("inspect", *words, cwd=story_folder).out for words in (["stats"], ["conf"])]
+    greeted = re.search(r"^export BROKER_URL=.*$", served.up.output, re.MULTILINE)
+    assert greeted
+    paste(f"{export}{shlex.quote(sys.executable)} readme.py", folder)
+    wait_until(lambda: len(outbox_in(folder)) == before + 1, "README's email is sent")
+    assert "status   sent" in paste(f"{greeted[0]}\n{example}", folder)
+    said = [run("inspect", *words, cwd=folder).out for words in (["stats"], ["conf"])]
 
-    password = urlsplit((story_folder / "var" / "broker-url").read_text()).password
+    password = urlsplit((folder / "var" / "broker-url").read_text()).password
     assert password
     assert all("valkey.sock" in answer for answer in said)
-    logs = [path.read_text() for path in (story_folder / "var" / "logs").iterdir()]
-    assert [text for text in (*said, *logs, up.output) if password in text] == []
+    logs = [path.read_text() for path in (folder / "var" / "logs").iterdir()]
+    assert [text for text in (*said, *logs, served.up.output) if password in text] == []
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node")
-def test_the_example_for_node_works(story_folder: Path) -> None:
-    shutil.copytree(EXAMPLES / "node", story_folder / "node", ignore=shutil.ignore_patterns("node_modules"))
-    installed = subprocess.run(["npm", "install", "--silent"], cwd=story_folder / "node", check=False)
+def test_the_example_for_node_works(served: Served) -> None:
+    shutil.copytree(EXAMPLES / "node", served.folder / "node", ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run(["npm", "install", "--silent"], cwd=served.folder / "node", check=False)
     if installed.returncode:
         pytest.skip("npm finds no registry here")
-    with serving(story_folder, signal.SIGINT):
-        export = re.findall(r"^```\n(.*?)^```", ENQUEUE, re.MULTILINE | re.DOTALL)[0]
-        assert "status   sent" in paste(
-            f'{export}node node/enqueue.mjs "$BROKER_URL" peter you@example.org', story_folder
-        )
+    export = re.findall(r"^```\n(.*?)^```", ENQUEUE, re.MULTILINE | re.DOTALL)[0]
+    command = f'{export}node node/enqueue.mjs "$BROKER_URL" peter you@example.org'
+    assert "status   sent" in paste(command, served.folder)
 
 
 def paste(lines: str, folder: Path) -> str:
