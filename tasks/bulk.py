@@ -20,8 +20,10 @@ from models.sends.charges import Charge, SendJob, State, bulk_message_id
 from models.sends.charging import charge_bulk_job
 from tasks.base import Parsed, PostageTask
 from tasks.context import Context
-from tasks.sending import REDISPATCH_AFTER, conflict, enqueue_resume
+from tasks.sending import REDISPATCH_AFTER, RESUME_BATCH, conflict, enqueue_resume
 
+RESUME_CHARACTERS = 1_000_000
+"""Characters of the messages that one worker takes at a time, which are in memory several times while they are sent."""
 LARGE = 2_000_000
 """Characters of a bulk job from which on a process makes ready one such job at a time: until its messages are stored,
 they are in memory several times."""
@@ -52,8 +54,14 @@ def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) 
         return context.database.read(lambda connection: answer_to(connection, charge))
     context.organizations.note({charge.sender: charge.org_id})
     never_begun = {bulk_message_id(bulk_id, place): 0 for place in range(len(messages))}
-    enqueue_resume(context, job.kind, charge.org_id, never_begun)
+    enqueue_resume(context, job.kind, charge.org_id, never_begun, _batch(bulk))
     return bulk_answer(charge, {State.WAITING: len(messages)}, payer=charge.payer, credits_now=charge.credits)
+
+
+def _batch(bulk: SendMany) -> int:
+    """Return how many messages of a bulk job one worker takes at a time: fewer if they are long."""
+    each = characters_at_most(bulk) // len(bulk.recipients)
+    return max(1, min(RESUME_BATCH, RESUME_CHARACTERS // max(1, each)))
 
 
 def as_bulk_job(bulk: SendMany, messages: Sequence[Content], refusal: Refused | None) -> SendJob:

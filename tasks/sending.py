@@ -124,10 +124,12 @@ def sms_send(context: Context, message: SendSms) -> None:
     """One text message, which `SendTask.handle` sends together with those that arrived beside it."""
 
 
-def enqueue_resume(context: Context, kind: str, org_id: int, attempts: Mapping[str, int]) -> None:
+def enqueue_resume(
+    context: Context, kind: str, org_id: int, attempts: Mapping[str, int], batch: int = RESUME_BATCH
+) -> None:
     """Ask the workers of `kind` for the next attempt of an organization's jobs, given how many each has had."""
     jobs = list(attempts.items())
-    batches = (dict(jobs[start : start + RESUME_BATCH]) for start in range(0, len(jobs), RESUME_BATCH))
+    batches = (dict(jobs[start : start + batch]) for start in range(0, len(jobs), batch))
     context.enqueue(f"{kind}.resume", [{"org_id": org_id, "attempts": batch} for batch in batches])
 
 

@@ -7,7 +7,7 @@ accounts; and turn what could not be paid into refusals.
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -43,6 +43,9 @@ from models.sends.charges import Charge, JobKey, SendJob, State, bulk_message_id
 from models.sends.leases import insert_leases
 from models.users.organizations import NOBODYS
 from models.users.users import erased_user, take_user_locks, unknown_user
+
+STATEMENT_MAX = 2_000_000
+"""Characters of the messages that one statement inserts: on their way to it they are in memory several times."""
 
 
 class Payer(NamedTuple):
@@ -324,8 +327,23 @@ def _insert_messages(
         "account_id": payer.account.account_id,
         "charged_by": cause,
     }
-    parameters = {**rows_param(connection, rows, "new_messages"), **shared, "now": bulk.created_at}
-    connection.execute(_insert_waiting(connection.dialect.name), parameters)
+    for group in _in_groups(rows):
+        parameters = {**rows_param(connection, group, "new_messages"), **shared, "now": bulk.created_at}
+        connection.execute(_insert_waiting(connection.dialect.name), parameters)
+
+
+def _in_groups(rows: Sequence[Json]) -> Iterator[list[Json]]:
+    """Yield the rows of messages in groups that one statement inserts; nearly always they are one group."""
+    group: list[Json] = []
+    characters = 0
+    for row in rows:
+        size = sum(len(text) for text in row["content"].values() if isinstance(text, str))
+        if group and characters + size > STATEMENT_MAX:
+            yield group
+            group, characters = [], 0
+        group.append(row)
+        characters += size
+    yield group
 
 
 @functools.cache

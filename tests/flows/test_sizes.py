@@ -97,6 +97,31 @@ def test_no_message_fills_the_memory_of_a_worker(deploy: Deploy) -> None:
         assert deployment.findings() == []
 
 
+def test_bulk_jobs_of_the_largest_size_share_the_memory_of_a_worker(deploy: Deploy) -> None:
+    with deploy(log_level="INFO") as deployment:
+        _, member = deployment.people(email=500 * EACH)
+        memory = psutil.Process(deployment.worker.pid)
+        recipients = [{"to": f"reader{number}@customer.example"} for number in range(500)]
+        content = {"sender": member, "subject": "Hello", "text": "x" * 24_000, "html": "y" * 24_500}
+        jobs = [new_id("largest") for _ in range(EACH)]
+        for job_id in jobs:
+            deployment.send("email.send_many", {"job_id": job_id, "recipients": recipients, **content})
+        peak = 0
+
+        def all_are_sent() -> bool:
+            nonlocal peak
+            peak = max(peak, memory.memory_info().rss)
+            deployment.worker.check()
+            return len(deployment.mail_server.mails) == 500 * EACH
+
+        wait_until(all_are_sent, "all messages are sent")
+        deployment.wait_until_final(*jobs)
+        print(f"peak of bulk jobs {peak / 1e6:.0f} MB")  # noqa: T201  a figure for docs/reliability.md
+
+        assert peak < MEMORY_MAX
+        assert deployment.findings() == []
+
+
 def _push_several(
     deployment: Deployment, make: Callable[[str], bytes], compression: str | None = None
 ) -> Iterator[str]:
