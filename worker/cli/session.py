@@ -14,6 +14,7 @@ import structlog
 from celery.bin.base import CLIContext
 
 from models.database.migrations import check_migrated, migrate
+from tasks.client import CONNECTING
 from tasks.context import Context
 from worker.app import PostageApp, create_app
 from worker.local.folder import make_private
@@ -75,8 +76,11 @@ class Session(CLIContext):
 
     @cached_property
     def app(self) -> PostageApp:  # type: ignore[override]  # Celery's class sets an attribute
-        """The Celery app for these settings."""
-        return create_app(self.settings)
+        """The Celery app for these settings. A service waits for a broker that is away, a person does not."""
+        app = create_app(self.settings)
+        if self.settings is not self.configured:
+            app.conf.broker_transport_options = {**app.conf.broker_transport_options, **CONNECTING}
+        return app
 
     @property
     def context(self) -> Context:
