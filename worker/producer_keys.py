@@ -214,7 +214,10 @@ def changed_keys(path: Path) -> Iterator[dict[str, KnownKey]]:
     try:
         folder = os.open(path.parent, os.O_RDONLY)
     except OSError as error:
-        msg = f"The keys of producers cannot be written to {path}: {error.strerror}."
+        msg = (
+            f"The keys of producers cannot be written to {path}: {error.strerror}. Set POSTAGE_PRODUCER_KEYS to a file "
+            "in a folder that is there, or change to the folder in which `postage up` runs."
+        )
         raise KeysFileError(msg) from None
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # the file itself is replaced, so it cannot be what is locked

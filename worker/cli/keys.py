@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from models.database.engine import utc_now
 from models.errors import Reason
@@ -62,7 +63,7 @@ def new(*, key_id: str, as_json: bool, **bounds: str | tuple[str, ...] | None) -
 def list_keys(*, as_json: bool) -> None:
     """List the keys, without their secrets. The key `postage` is the one with which Postage itself signs."""
     rows = [_shown(key) for key in read_keys(_file()).values()]
-    print_answer({"status": "done", "rows": rows}, as_json=as_json, table=_print_keys)
+    print_answer({"status": "done", "file": str(_file()), "rows": rows}, as_json=as_json, table=_print_keys)
 
 
 @keys.command()
@@ -108,7 +109,7 @@ def _print_keys(console: Console, answer: Json) -> None:
         bounds = (key["organization"] or "all", *("all" if key[of] is None else ", ".join(key[of])
                                                   for of in ("tasks", "senders")))  # fmt: skip
         rows.add_row(key["key"], *bounds, moment(key["created_at"]), moment(key["revoked_at"]))
-    console.print(rows)
+    console.print(rows if answer["rows"] else Text(f"There are no keys in {answer['file']}."))
 
 
 def _print_revoked(console: Console, answer: Json) -> None:
