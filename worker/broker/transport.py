@@ -30,6 +30,7 @@ from worker.broker import fair_queue, json_codec
 from worker.broker.prefixed import PrefixedRedis, with_prefix
 from worker.broker.signing import signed_headers
 from worker.broker.sizes import TooLargeError, check_size, ids_in, inflate
+from worker.broker.waking import Waker
 from worker.producer_keys import keys_at
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,8 @@ PAUSE_S = 0.02
 """How long a worker waits before it asks again after it got nothing, in seconds."""
 ID_LENGTH = 17
 """Characters of the id of a quarantined item."""
+ASLEEP_S = 1.0
+"""How long an idle worker sleeps that the broker wakes, in seconds: it asks once more in case it was not woken."""
 NEVER_FILLED = "postage.pause"
 """A list to which nobody ever pushes. To wait for it is a pause that takes nothing."""
 
@@ -68,6 +71,11 @@ class QoS(redis.QoS):
         """Give a message back, or drop it."""
         self.channel.forget_taken(delivery_tag)
         super().reject(delivery_tag, requeue)
+
+    @property
+    def has_acked(self) -> bool:
+        """Whether acknowledgements wait to be written."""
+        return bool(self._acked)
 
     def write_acks(self) -> None:
         """Remove what was acknowledged from Redis, in one round trip."""
@@ -250,6 +258,8 @@ class Channel(redis.Channel):
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
         self._paused = False
+        self._pause_timer: Any = None
+        self._waker: Waker | None = None
         self._ack_commands = 0
         self._kept_client: Any = None
         self._take_script: Any = None
@@ -317,13 +327,29 @@ class Channel(redis.Channel):
         connection.send_packed_command(connection.pack_commands(named))
 
     def _pause(self) -> None:
-        """Ask for nothing for a moment. The clock of the event loop is finer than that of an idle Redis."""
+        """Ask for nothing for a moment; with nothing at work, until the broker wakes this channel."""
         self._paused = True
-        if self.connection.loop is not None:
-            self.connection.loop.call_later(PAUSE_S, self._end_pause)
+        loop = self.connection.loop
+        if loop is not None:  # its clock is finer than that of an idle Redis
+            self._pause_timer = loop.call_later(ASLEEP_S if self._may_sleep(loop) else PAUSE_S, self._end_pause)
 
     def _end_pause(self) -> None:
         self._paused = False
+        self._pause_timer.cancel()
+
+    def _may_sleep(self, loop: Any) -> bool:  # noqa: ANN401  kombu's hub
+        """Whether nothing has to be written or taken until somebody puts something on a queue, which is then told."""
+        if self.qos.unacked_count or self.qos.has_acked:
+            return False
+        if self._waker is None:
+            self._waker = Waker(loop, self._end_pause)
+        return self._waker.arm(self.client.connection, self.pool)
+
+    def close(self) -> None:
+        """Close the channel."""
+        if self._waker is not None:
+            self._waker.close()
+        super().close()
 
     def forget_taken(self, tag: str) -> None:
         """Count a message no longer as one that is at work."""
