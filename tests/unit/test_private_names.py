@@ -101,6 +101,7 @@ NAMES = {
     ),
     "kombu.transport.redis:Transport": ("_deliver", "register_with_event_loop"),
     "kombu.transport.virtual.base:Message": ("_raw",),
+    "redis.connection:Connection": ("_sock",),
 }
 """What worker/broker overrides or reaches into, by the class that has it."""
 
