@@ -2,7 +2,7 @@
 
 PYTHON = python3
 UV = uv>=0.13.6,<0.14
-JOBS = 4
+JOBS = 3
 BIN = .venv/bin
 READY = .venv/.ready
 
@@ -56,7 +56,7 @@ imports: $(READY) ## Check which package may import which
 	@echo '== Imports: lint-imports'
 	@$(BIN)/lint-imports
 
-tests: $(READY) ## Run only the tests (JOBS=2: in two processes)
+tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
 	@echo '== Tests: pytest'
 	@$(BIN)/python -m compileall -q worker tasks models # or each process that a test starts compiles them again
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup

@@ -60,7 +60,7 @@ class Target:
         good = new_id("good")
         deployment.send("email.send", email_job(good, self.sender))
         deployment.wait_until_final(good)
-        wait_until(self._is_idle, lambda: f"all is acknowledged: {deployment.redis.hvals('unacked')}", within_s=15)
+        wait_until(self._is_idle, lambda: f"all is acknowledged: {deployment.redis.hvals('unacked')}")
         assert deployment.worker.is_running()
         assert deployment.worker.pid == pid
         self.messages += len(messages)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(180)
 
 WATCHED_S = 2.0
 """How long a worker is watched. One that polls asks a hundred times meanwhile, one that sleeps two or three times."""
-ASKED_MAX = 20
+ASKED_MAX = 10
 
 
 @pytest.fixture
