@@ -209,7 +209,7 @@ class SentinelServer(_Server):
         self._config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {folder}\nprotected-mode no\n"
             f"sentinel monitor mymaster 127.0.0.1 {master.port} {quorum}\n"
-            "sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 6000\n"
+            "sentinel down-after-milliseconds mymaster 2500\nsentinel failover-timeout mymaster 6000\n"
         )
 
     def ask(self) -> dict[str, object]:

@@ -36,6 +36,15 @@ def test_every_queue_has_a_worker() -> None:
     assert sorted(Queue) == sorted(consumed)
 
 
+def test_whoever_signs_or_checks_signatures_sees_the_keys() -> None:
+    """The override that docs/deploying.md shows names every worker, and beat."""
+    shown = re.findall(r"^```yaml\n(services:.*?)^```", (ROOT / "docs/deploying.md").read_text(), re.M | re.S)
+    [override] = [yaml.safe_load(text) for text in shown if "producer-keys" in text]
+
+    assert set(override["services"]) == {*WORKERS, "beat"}
+    assert {tuple(service["volumes"]) for service in override["services"].values()} == {("./producer-keys:/keys",)}
+
+
 def test_there_is_one_beat() -> None:
     """Without beat no job is ever retried."""
     assert [name for name, service in POSTAGE_SERVICES.items() if service["command"][0] == "beat"] == ["beat"]
