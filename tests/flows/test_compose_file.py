@@ -38,7 +38,9 @@ def test_every_queue_has_a_worker() -> None:
 
 def test_whoever_signs_or_checks_signatures_sees_the_keys() -> None:
     """The override that docs/deploying.md shows names every worker, and beat."""
-    shown = re.findall(r"^```yaml\n(services:.*?)^```", (ROOT / "docs/deploying.md").read_text(), re.M | re.S)
+    shown = re.findall(
+        r"^```yaml\n(services:.*?)^```", (ROOT / "docs/deploying.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     [override] = [yaml.safe_load(text) for text in shown if "producer-keys" in text]
 
     assert set(override["services"]) == {*WORKERS, "beat"}
