@@ -166,6 +166,8 @@ class PostageTask(Task):  # type: ignore[type-arg]
         jobs = [bounded for _, bounded in bound]
         refusals = context.database.read(lambda connection: refusals_of_strangers(connection, jobs))
         strangers = {place: why for (place, _), why in zip(bound, refusals, strict=True) if why is not None}
+        for place, why in strangers.items():
+            arrivals[place].refusal = why
         return [job for job in parsed if job.place not in strangers], list(strangers.items())
 
     def _run(self, context: Context, job: Parsed) -> Json:
@@ -393,7 +395,7 @@ def _wait_s(retries: int) -> float:
 
 
 def _is_unproven(arrival: Arrival, result: Result) -> bool:
-    """Whether a job was refused because of its signature. Its replay would be signed by Postage, so there is none."""
+    """Whether a job was refused because of its key. Its replay would be signed by Postage, so there is none."""
     return result is arrival.refusal and arrival.refusal.reason is Reason.NOT_PERMITTED
 
 

@@ -97,6 +97,8 @@ def test_only_signed_jobs_are_done_and_a_key_is_held_to_its_bounds(signing: Depl
     assert {str(charge.state) for charge in charges.values()} == {"sent"}
     assert (signing.remaining(owner)["email"], signing.remaining(stranger)["email"]) == (97, 100)
     assert signing.findings() == []
+    dead = run("dead", "list", "--json", cwd=signing.folder, **signing.settings)
+    assert [task_id for task_id in refused if task_id in dead.out] == []  # a replay would be signed by Postage itself
 
 
 def put(signing: Deployment, task: str, job: Json, key: tuple[str, str] | None) -> str:
