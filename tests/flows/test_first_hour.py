@@ -1,8 +1,9 @@
 """docs/first-hour.md: its commands do what it says, in its order, beside a running `postage up`.
 
-Commands of ours are run in this process, because starting each would take longer than all they do.
+Commands of ours are run one after the other in one process, because starting each would take longer than all they do.
 """
 
+import json
 import os
 import re
 import signal
@@ -11,15 +12,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from tests.flows.deployment import environment
 from tests.flows.test_story import EXAMPLES, ROOT, STORY, serving
-from worker.cli.main import postage
 
 pytestmark = pytest.mark.timeout(240)
 
 DOCUMENT = ROOT / "docs/first-hour.md"
 REFUSED = "# refused"
+DRIVER = """
+import json, sys
+from click.testing import CliRunner
+from worker.cli.main import postage
+for line in sys.stdin:
+    done = CliRunner().invoke(postage, json.loads(line))
+    print(json.dumps([done.exit_code, done.output]), file=sys.__stdout__, flush=True)
+"""
 
 
 def lines() -> list[str]:
@@ -35,21 +43,27 @@ def words_of(line: str, folder: Path) -> list[str]:
     return shell.stdout.split("\0")[:-1]
 
 
-def test_the_first_hour_goes_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_hour_goes_as_it_says(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(EXAMPLES.parent)
-    monkeypatch.chdir(tmp_path)
     seen = []
     with serving(tmp_path, signal.SIGINT, str(STORY)):
         broker_url = (tmp_path / "var/broker-url").read_text().strip()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, "BROKER_URL": broker_url}
-        for line in lines():
-            if line.startswith("postage "):
-                done = CliRunner().invoke(postage, words_of(line, tmp_path))
-                assert done.exit_code == (1 if line.endswith(REFUSED) else 0), f"{line}\n{done.output}"
-                seen.append(line.split()[1])
-            else:
-                subprocess.run(["/bin/sh", "-euc", line], cwd=tmp_path, env=environment, check=True)
+        told = {**environment({}), "PATH": path, "BROKER_URL": broker_url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", DRIVER]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=tmp_path, env=told, stdin=pipe, stdout=pipe, text=True) as driver:
+            assert driver.stdin is not None
+            assert driver.stdout is not None
+            for line in lines():
+                if line.startswith("postage "):
+                    print(json.dumps(words_of(line, tmp_path)), file=driver.stdin, flush=True)
+                    code, output = json.loads(driver.stdout.readline())
+                    assert code == (1 if line.endswith(REFUSED) else 0), f"{line}\n{output}"
+                    seen.append(line.split()[1])
+                else:
+                    subprocess.run(["/bin/sh", "-euc", line], cwd=tmp_path, env=told, check=True)
+            driver.stdin.close()
 
     assert {"doctor", "send-email", "buy", "share", "statement", "audit"} <= set(seen)
     assert len([line for line in lines() if line.endswith(REFUSED)]) == 4
