@@ -5,10 +5,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.compiled import statements_compiled_once
 from tests.servers import PostgresServer, ValkeyServer
@@ -26,6 +27,19 @@ TEMPLATE = "template_migrated"
 def _statements_compiled_once() -> Iterator[None]:
     """Compile each statement once in this process."""
     with statements_compiled_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loggers_not_kept() -> Iterator[None]:
+    """Keep no logger as it was when it was first used: what a command sets up would hide its lines from later tests."""
+    configure = structlog.configure
+
+    def configure_without_keeping(*args: Any, **options: Any) -> None:
+        configure(*args, **{**options, "cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_without_keeping)
         yield
 
 
