@@ -7,11 +7,9 @@ between loses it. Here one script pops messages and registers them as unacknowle
 trip. On the wire nothing changes: producers, Flower and other workers go on using plain kombu.
 """
 
-import base64
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,9 +25,9 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from worker.broker import fair_queue, json_codec
+from worker.broker.json_message import JsonMessage, is_published_message
 from worker.broker.prefixed import PrefixedRedis, with_prefix
 from worker.broker.signing import signed_headers
-from worker.broker.sizes import TooLargeError, check_size, ids_in, inflate
 from worker.broker.waking import Waker
 from worker.producer_keys import keys_at
 
@@ -184,42 +182,6 @@ def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any 
     if was_lost:
         properties["returns"] = returns
     return returns <= RETURNS_MAX
-
-
-class JsonMessage(virtual.Message):
-    """A message whose body is inflated up to a limit, and decoded directly if it is JSON.
-
-    kombu inflates whatever it is given, and its detours take longer than the decoding.
-    """
-
-    too_large: str | None = None
-    """Why the body cannot be read, in a sentence. Then what can be read are the ids in it."""
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:  # noqa: ANN401  kombu's
-        headers = payload.get("headers")
-        compression = headers.get("compression") if isinstance(headers, dict) else None
-        plain = {**payload, "headers": {**headers, "compression": None}} if compression else payload
-        super().__init__(plain, channel=channel, **options)
-        self._raw = payload  # as it came, to be given back or quarantined
-        if self.errors or not self.body:
-            return
-        body = self.body if isinstance(self.body, bytes) else self.body.encode("utf-8", "surrogatepass")
-        try:
-            if compression:
-                body = inflate(body, str(compression), channel.body_max)
-            check_size(body, channel.body_max)
-            self.body: Any = body
-        except TooLargeError as error:
-            self.too_large = str(error)
-            self.body = json.dumps([[ids_in(body)], {}, {}]).encode()
-            self.content_type, self.content_encoding = json_codec.JSON, "utf-8"
-        except ValueError:
-            self.errors = [sys.exc_info()]
-
-    def _decode(self) -> Any:  # noqa: ANN401  JSON
-        if self.body and (self.content_type, self.content_encoding) == (json_codec.JSON, "utf-8"):
-            return json_codec.decode(self.body)
-        return super()._decode()
 
 
 class Channel(redis.Channel):
@@ -417,7 +379,7 @@ class Channel(redis.Channel):
         """Return what was published, without its data if no message can be made of it: kombu would end, or log it."""
         payload = super()._handle_message(client, r)
         is_message = bytes_to_str(payload["type"]).endswith("message")
-        if is_message and payload["data"] and not _is_published_message(payload["data"]):
+        if is_message and payload["data"] and not is_published_message(payload["data"]):
             log.warning("published item dropped: it is not a message", bytes=len(payload["data"]))
             payload["data"] = None
         return payload
@@ -454,26 +416,6 @@ class Channel(redis.Channel):
     def _purge(self, queue: str) -> int:
         with self.conn_or_acquire() as client:
             return fair_queue.purge(client, queue) + int(super()._purge(queue))
-
-
-def _is_published_message(data: bytes) -> bool:
-    """Whether kombu can make a message of what somebody has published: a control message, or events."""
-    try:
-        message = json_codec.decode(data)
-        properties = message["properties"]
-        body = message["body"]
-        if properties.get("body_encoding") == "base64":
-            base64.b64decode(body)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return False
-    return (
-        isinstance(properties.get("delivery_tag"), str)
-        and isinstance(properties.get("delivery_info"), dict)
-        and properties.get("body_encoding") in (None, "base64")
-        and isinstance(body, str)
-        and isinstance(message.get("headers"), dict | None)
-        and all(isinstance(message.get(name), str | None) for name in ("content-type", "content-encoding"))
-    )
 
 
 def set_aside(message: Any) -> str | None:  # noqa: ANN401  kombu's
