@@ -29,6 +29,7 @@ from worker.broker.unknown_lists import unknown_lists
 from worker.carriers.sms_gateway import SmsGateway
 from worker.carriers.smtp import SmtpCarrier
 from worker.places import carriers_that_send_nowhere
+from worker.private_files import OTHERS
 from worker.settings import Settings
 
 CHECK_S = 20.0
@@ -227,7 +228,7 @@ def _is_open(path: Path) -> bool:
         mode = path.lstat().st_mode
     except OSError:
         return False  # it has just gone
-    return not stat.S_ISLNK(mode) and bool(stat.S_IMODE(mode) & 0o077)
+    return not stat.S_ISLNK(mode) and bool(mode & OTHERS)
 
 
 CHECKS: dict[str, Check] = {

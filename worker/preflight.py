@@ -26,7 +26,8 @@ from models.text import sanitize
 from tasks import broker_urls
 from worker.broker.transport import redis_client
 from worker.places import database_name
-from worker.producer_keys import OTHERS, OURS, KeysFileError, read_keys
+from worker.private_files import OTHERS
+from worker.producer_keys import OURS, KeysFileError, read_keys
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)

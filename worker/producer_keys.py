@@ -23,13 +23,12 @@ from models.errors import OperatorError
 from models.messages.fields import Id
 from models.messages.signatures import ProducerKey
 from models.messages.wire import MESSAGES
+from worker.private_files import write_private
 
 log = structlog.get_logger(__name__)
 
 OURS = "postage"
 """The id of the key with which Postage signs what it enqueues itself. It may ask for everything."""
-OTHERS = 0o077
-"""The rights of everybody but the owner (chmod(1))."""
 SECRET_BYTES = 32
 """As many as the MAC has (RFC 2104, section 3)."""
 SECRET_MIN = 32
@@ -188,15 +187,9 @@ def write_keys(path: Path, keys: Keys) -> None:
 
     """
     text = _KeysFile(keys=tuple(keys.values())).model_dump_json(indent=1, exclude_none=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_private(path, text + "\n")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         msg = f"The keys of producers cannot be written to {path}: {error.strerror}."
         raise KeysFileError(msg) from None
 

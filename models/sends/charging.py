@@ -7,7 +7,7 @@ accounts; and turn what could not be paid into refusals.
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from models.database.json_rows import array_param, in_array, rows_from, rows_par
 from models.database.schema import UtcDateTime, accounts, charges, users
 from models.database.statements import by_organization, chained, execute_chain, insert_for, sql_literal
 from models.errors import Reason, Refused
+from models.grouping import in_groups
 from models.ids import new_id
 from models.messages.base import Json
 from models.messages.sends import Content
@@ -327,23 +328,14 @@ def _insert_messages(
         "account_id": payer.account.account_id,
         "charged_by": cause,
     }
-    for group in _in_groups(rows):
+    for group in in_groups(rows, _characters, STATEMENT_MAX):
         parameters = {**rows_param(connection, group, "new_messages"), **shared, "now": bulk.created_at}
         connection.execute(_insert_waiting(connection.dialect.name), parameters)
 
 
-def _in_groups(rows: Sequence[Json]) -> Iterator[list[Json]]:
-    """Yield the rows of messages in groups that one statement inserts; nearly always they are one group."""
-    group: list[Json] = []
-    characters = 0
-    for row in rows:
-        size = sum(len(text) for text in row["content"].values() if isinstance(text, str))
-        if group and characters + size > STATEMENT_MAX:
-            yield group
-            group, characters = [], 0
-        group.append(row)
-        characters += size
-    yield group
+def _characters(row: Json) -> int:
+    """Return how long a message is."""
+    return sum(len(text) for text in row["content"].values() if isinstance(text, str))
 
 
 @functools.cache

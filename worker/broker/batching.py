@@ -22,6 +22,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.states import SUCCESS
 from celery.worker.strategy import default
 
+from models.grouping import in_groups
 from tasks.base import Arrival
 
 log = structlog.get_logger(__name__)
@@ -81,17 +82,7 @@ def _ignore(_result: object) -> None:
 
 def batches(requests: Sequence[Any], most: int) -> Iterator[list[Any]]:
     """Yield requests in batches of at most `most`, and of at most `BATCH_BYTES_MAX` unless a single one has more."""
-    batch: list[Any] = []
-    size = 0
-    for request in requests:
-        request_size = len(request.body)
-        if batch and (len(batch) == most or size + request_size > BATCH_BYTES_MAX):
-            yield batch
-            batch, size = [], 0
-        batch.append(request)
-        size += request_size
-    if batch:
-        yield batch
+    return in_groups(requests, lambda request: len(request.body), BATCH_BYTES_MAX, most)
 
 
 def is_batchable(request: Any) -> bool:  # noqa: ANN401  Celery's

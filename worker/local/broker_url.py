@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from worker.private_files import OTHERS, write_private
+
 LOOPBACK: Final = "127.0.0.1"
 PREFERRED_PORT: Final = 6379
 """Redis' own port, which every producer's documentation has in its examples."""
@@ -96,12 +98,4 @@ def _is_private(path: Path) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write the file in one step, so that nobody reads half of it, and no other user any of it."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
-        file.write(text)
-    draft.replace(path)
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & OTHERS

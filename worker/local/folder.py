@@ -12,13 +12,14 @@ from typing import Final
 
 import structlog
 
+from worker.private_files import OTHERS
+
 log = structlog.get_logger(__name__)
 
 OWN_NAMES: Final = ("beat*", "broker-url", ".broker-url.*", "logs", "outbox", "postage.db*", "producer-keys.json",
+                    ".producer-keys.json.*",
                     "up.lock", "valkey")  # fmt: skip
 """What Postage makes in the folder, as shell patterns. Anything else there is left alone."""
-OTHERS: Final = 0o077
-"""The rights of everybody but the owner (chmod(1))."""
 
 
 def make_private(folder: Path) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from models.errors import OperatorError
-from worker.local.broker_url import LOOPBACK, USER, BrokerUrl, choose_url, is_free, read_url, write_private
+from worker.local.broker_url import LOOPBACK, USER, BrokerUrl, choose_url, is_free, read_url
+from worker.private_files import write_private
 from worker.settings import Settings
 
 if sys.platform != "win32":
