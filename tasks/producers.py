@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.users.users import organizations_of
-from tasks.job_ids import USER_FIELDS
+from tasks.job_ids import people_in
 
 
 class BoundJob(NamedTuple):
@@ -20,18 +20,13 @@ class BoundJob(NamedTuple):
 
 def refusals_of_strangers(connection: Connection, jobs: Sequence[BoundJob]) -> list[Refused | None]:
     """Return for each valid job why its producer may not ask for it, or None if it may."""
-    people = {person for job in jobs for person in _people(job.given)}
+    people = {person for job in jobs for person in people_in(job.given)}
     organizations = organizations_of(connection, people)
     return [_refusal(job, organizations) for job in jobs]
 
 
-def _people(given: Json) -> list[str]:
-    """Return those in whose name a job is asked for."""
-    return [given[field] for field in USER_FIELDS if given.get(field) is not None]
-
-
 def _refusal(job: BoundJob, organizations: dict[str, str]) -> Refused | None:
-    people, named = _people(job.given), job.given.get("organization")
+    people, named = people_in(job.given), job.given.get("organization")
     if not people and named is None:
         return _not_permitted(f"The producer's key is for {job.organization}: the job must name one of its people.")
     if named not in (None, job.organization):

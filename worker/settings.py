@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     @field_validator("signed_queues")
     @classmethod
     def _known_queues(cls, queues: str) -> str:
-        unknown = {name.strip() for name in queues.split(",")} - {*Queue, ""}
+        unknown = _listed(queues) - {*Queue}
         if unknown:
             msg = f"{', '.join(sorted(unknown))} is no queue; the queues are {', '.join(Queue)}"
             raise ValueError(msg)
@@ -256,7 +256,7 @@ class Settings(BaseSettings):
     @property
     def allowed_email_headers(self) -> frozenset[str]:
         """The headers that emails may have beside the usual ones, in small letters."""
-        return frozenset(name.strip().lower() for name in self.email_headers.split(",") if name.strip())
+        return _listed(self.email_headers.lower())
 
     @property
     def producer_keys_file(self) -> Path:
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     @property
     def must_be_signed(self) -> frozenset[str]:
         """The queues whose messages must be signed."""
-        return frozenset(name.strip() for name in self.signed_queues.split(",") if name.strip())
+        return _listed(self.signed_queues)
 
     @property
     def database(self) -> str:
@@ -313,6 +313,11 @@ class Settings(BaseSettings):
     def broker_options(self) -> dict[str, Any]:
         """What it takes to reach the broker or the result backend beside the URL: transport options of kombu's."""
         return broker_urls.transport_options(self.key_prefix, self.sentinel_master, self.sentinel_password)
+
+
+def _listed(names: str) -> frozenset[str]:
+    """Return the names in a list with commas."""
+    return frozenset(name.strip() for name in names.split(",") if name.strip())
 
 
 def _sentence(where: tuple[int | str, ...], message: str) -> str:

@@ -102,6 +102,13 @@ ID_CHARACTERS = "A-Za-z0-9._:-"
 ID_MAX = 64
 ID = re.compile(f"[{ID_CHARACTERS}]{{1,{ID_MAX}}}")
 """The pattern of an id, to be matched in full."""
+
+
+def is_id(value: object) -> bool:
+    """Whether a value off the wire, which may be anything, is an id."""
+    return isinstance(value, str) and ID.fullmatch(value) is not None
+
+
 Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 """An id that a producer made."""
 MessageId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}(/[0-9]{{1,3}})?$")]

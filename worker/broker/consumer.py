@@ -14,7 +14,7 @@ import structlog
 from celery.worker.consumer import Consumer
 from redis import ResponseError
 
-from models.messages.fields import ID
+from models.messages.fields import is_id
 from worker.broker.json_codec import JSON
 from worker.broker.transport import set_aside
 from worker.fault_words import describe
@@ -110,7 +110,7 @@ class QuarantiningConsumer(Consumer):
             "quarantined",
             why=why,
             task=task if isinstance(task, str) and task in self.app.tasks else None,
-            task_id=task_id if isinstance(task_id, str) and ID.fullmatch(task_id) else None,
+            task_id=task_id if is_id(task_id) else None,
             item=item,
         )
 

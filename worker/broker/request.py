@@ -4,7 +4,7 @@ import re
 from typing import Any, cast
 
 from models.errors import PostageError
-from models.messages.fields import ID
+from models.messages.fields import is_id
 from tasks.job_ids import redacted_args
 from tasks.queues import Queue
 from worker.broker.signatures import SignedRequest
@@ -35,7 +35,7 @@ class RedactedRequest(SignedRequest):
         """Forget what a producer may say of a job beside its arguments, where that is no id and no queue of ours."""
         given: dict[str, Any] = self._request_dict  # type: ignore[attr-defined]
         for name in ("root_id", "parent_id"):
-            if not _is_id(given.get(name)):
+            if not is_id(given.get(name)):
                 given[name] = None
         self._root_id, self._parent_id = given.get("root_id"), given.get("parent_id")
         route = cast("dict[str, Any]", self.delivery_info)
@@ -71,10 +71,6 @@ class RedactedRequest(SignedRequest):
     def info(self, safe: bool = False) -> Any:  # noqa: ANN401, ARG002, FBT001, FBT002  Celery's
         """Return what remote control (so Flower) may know of this request."""
         return super().info(safe=True)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
 def _words(error: BaseException | None) -> str:

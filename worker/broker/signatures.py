@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from models.errors import Reason, Refused
-from models.messages.fields import ID
+from models.messages.fields import is_id
 from models.messages.signatures import HEADER
 from tasks.base import ORGANIZATION
-from tasks.job_ids import USER_FIELDS
+from tasks.job_ids import USER_FIELDS, first_argument, people_in
 from tasks.queues import ROUTES
 from worker.broker.signing import SignAs, kept_key
 from worker.broker.timing import TimedRequest
@@ -81,8 +81,7 @@ class SignaturePolicy:
 def _is_signature(given: Any) -> bool:  # noqa: ANN401  off the wire
     return (
         isinstance(given, dict)
-        and isinstance(given.get("key"), str)
-        and ID.fullmatch(given["key"]) is not None
+        and is_id(given.get("key"))
         and type(given.get("at")) is int
         and abs(given["at"]) < 10**12
         and isinstance(given.get("mac"), str)
@@ -96,8 +95,8 @@ def _require_within_bounds(key: KnownKey, task: str, args: Any) -> None:  # noqa
         _refuse(f"The key {key.id} is not for {task}, only for {', '.join(key.tasks)}.")
     if key.senders is None:
         return
-    given = args[0] if isinstance(args, (list, tuple)) and args and isinstance(args[0], dict) else {}
-    named = [given[field] for field in USER_FIELDS if given.get(field) is not None]
+    given = first_argument(args)
+    named = people_in(given) if isinstance(given, dict) else []
     if not named or not all(name in key.senders for name in named):
         fields = ", ".join(f"`{field}`" for field in USER_FIELDS)
         _refuse(f"The key {key.id} is for some people only, who must be named as {fields}.")

@@ -10,7 +10,7 @@ from models.database.engine import utc_now
 from models.errors import Reason
 from models.messages.answer import iso_time, refused_answer
 from models.messages.base import Json
-from models.messages.fields import ID
+from models.messages.fields import is_id
 from models.messages.wire import MESSAGES
 from worker.cli.output import json_option, print_answer, table_options
 from worker.cli.session import current_session
@@ -30,17 +30,15 @@ def keys() -> None:
 @keys.command()
 @click.argument("key_id", metavar="NAME")
 @click.option("--organization", help="The organization for whose people the producer may ask. Default: all.")
-@click.option("--task", "tasks", multiple=True, metavar="TASK", help="A task it may ask for; repeat. Default: all.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK", type=click.Choice(list(MESSAGES)),
+              help="A task it may ask for; repeat. Default: all.")  # fmt: skip
 @click.option("--sender", "senders", multiple=True, metavar="USER",
               help="A user as whom it may ask: sender, buyer, actor or viewer; repeat. Default: all.")  # fmt: skip
 @json_option
 def new(*, key_id: str, as_json: bool, **bounds: str | tuple[str, ...] | None) -> None:
     """Make the key NAME, and print its secret."""
-    unknown = [task for task in bounds["tasks"] or () if task not in MESSAGES]
-    if unknown:
-        raise click.UsageError(f"{', '.join(unknown)} is no task. The tasks are {', '.join(MESSAGES)}.")
     for name in (key_id, *(bounds["senders"] or ())):
-        if not ID.fullmatch(name):
+        if not is_id(name):
             raise click.UsageError(f"{name!r} is no id: 1 to 64 letters, digits and ._:- make one.")
     with changed_keys(_file()) as known:
         if key_id == OURS or key_id in known:
