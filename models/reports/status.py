@@ -1,5 +1,6 @@
 """How jobs stand, for operators and for whoever enqueued them. No rights are checked here."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, cast
@@ -12,10 +13,11 @@ from models.database.statements import search_by_index
 from models.errors import Refused
 from models.messages.answer import refused_answer
 from models.messages.base import Json
+from models.messages.fields import is_id
 from models.messages.sends import Send
 from models.messages.wire import parse
 from models.sends.answers import answer_to
-from models.sends.charges import charged_since, find_everywhere, shown_state
+from models.sends.charges import Charge, charged_since, find_everywhere, shown_state
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
 from models.sends.postponed import find_postponed, postponed_answer
@@ -48,24 +50,31 @@ def ended_answers(connection: Connection, jobs: Mapping[str, tuple[str, Any]]) -
     refused = {
         row.task_id: {"job_id": row.key or row.task_id, **refused_answer(row.reason, row.detail)} for row in rows
     }
-    messages = {task_id: message for task_id, job in jobs.items()
-                if task_id not in refused and (message := _readable(*job, task_id)) is not None}  # fmt: skip
-    found = find_everywhere(connection, {message.job_id or "" for message in messages.values()}).values()
+    ids = {task_id: _job_id(given, task_id) for task_id, (_, given) in jobs.items() if task_id not in refused}
+    charged: defaultdict[str, list[Charge]] = defaultdict(list)
+    for charge in find_everywhere(connection, set(ids.values())).values():
+        charged[charge.job_id].append(charge)
     answers = refused | {
         task_id: answer_to(connection, charge)
-        for task_id, message in messages.items()
-        for charge in found
-        if charge.job_id == message.job_id and message.has_digest(charge.digest)
+        for task_id, job_id in ids.items()
+        for charge in charged[job_id]
+        if _is_of(charge, *jobs[task_id], job_id)
     }
     return {task_id: answer for task_id, answer in answers.items() if answer["status"] not in ("sending", "retrying")}
 
 
-def _readable(task: str, given: object, task_id: str) -> Send | None:
-    """Return the message of a send job, or None if a worker refuses it for what it is."""
+def _job_id(given: object, task_id: str) -> str:
+    """Return the id under which a send job is known."""
+    job_id = given.get("job_id") if isinstance(given, dict) else None
+    return str(job_id) if is_id(job_id) else task_id
+
+
+def _is_of(charge: Charge, task: str, given: object, job_id: str) -> bool:
+    """Whether a charge is of this send job, and not of another one under its id."""
     try:
-        return cast("Send", parse(task, given, job_id=task_id))
+        return cast("Send", parse(task, given, job_id=job_id)).has_digest(charge.digest)
     except Refused:
-        return None
+        return False
 
 
 def count_jobs(connection: Connection, since: datetime) -> dict[str, dict[str, int]]:
