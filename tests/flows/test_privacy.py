@@ -84,7 +84,7 @@ def send_bad(deployment: Deployment, email: Json, sms: Json) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("level", "form"), [("DEBUG", "json")])
+@pytest.mark.parametrize(("level", "form"), [("DEBUG", "json"), ("INFO", "text")])
 def test_events_logs_and_remote_control_show_nothing_private(deploy: Deploy, level: str, form: str) -> None:
     """This holds whatever becomes of a job: sent, held, refused, failed, bulk, or not even a job."""
     with deploy(beat=True, log_level=level, log_format=form, concurrency=2) as deployment:
