@@ -160,10 +160,10 @@ class PostageTask(Task):  # type: ignore[type-arg]
         self, context: Context, parsed: list[Parsed], arrivals: Sequence[Arrival]
     ) -> tuple[list[Parsed], list[tuple[int, Result]]]:
         """Divide jobs into those that their producers may ask for, and those of other organizations, with refusals."""
-        bound = [(job.place, bounded) for job in parsed if (bounded := _bounded(arrivals[job.place])) is not None]
+        bound = [(job.place, arrivals[job.place]) for job in parsed if arrivals[job.place].organization is not None]
         if not bound:
             return parsed, []
-        jobs = [bounded for _, bounded in bound]
+        jobs = [BoundJob(cast("str", arrival.organization), cast("Json", arrival.given)) for _, arrival in bound]
         refusals = context.database.read(lambda connection: refusals_of_strangers(connection, jobs))
         strangers = {place: why for (place, _), why in zip(bound, refusals, strict=True) if why is not None}
         for place, why in strangers.items():
@@ -372,12 +372,6 @@ class PostageTask(Task):  # type: ignore[type-arg]
         if MESSAGES[self.name].key == "job_id":
             fields["job_id"] = fields["job_id"] or arrival.task_id
         return fields
-
-
-def _bounded(arrival: Arrival) -> BoundJob | None:
-    if arrival.organization is None or not isinstance(arrival.given, dict):
-        return None
-    return BoundJob(arrival.organization, arrival.given)
 
 
 def _is_refused(result: Result) -> bool:

@@ -130,7 +130,7 @@ def enqueue_resume(
     """Ask the workers of `kind` for the next attempt of an organization's jobs, given how many each has had."""
     jobs = list(attempts.items())
     batches = (dict(jobs[start : start + batch]) for start in range(0, len(jobs), batch))
-    context.enqueue(f"{kind}.resume", [{"org_id": org_id, "attempts": batch} for batch in batches])
+    context.enqueue(f"{kind}.resume", [{"org_id": org_id, "attempts": some} for some in batches])
 
 
 def _resume(context: Context, asked: ResumeJobs) -> Json:

@@ -26,8 +26,6 @@ HEADER_MAX = 998
 WORD_MAX = 900
 """Characters of a value between two blanks, where lines cannot be folded."""
 _WORDS = re.compile(rf" *[!-~]{{1,{WORD_MAX}}}(?: +[!-~]{{1,{WORD_MAX}}})* *")
-STRUCTURED_HEADERS = ALLOWED_HEADERS - {"list-id"}
-"""Headers of tokens, message ids and addresses of the web, which programs read: no encoded words may be there."""
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import idna
 
 from models.messages.addresses import quote_name, split_mailbox
-from models.messages.headers import ALLOWED_HEADERS, split_list_id
+from models.messages.headers import ALLOWED_HEADERS, WORD_MAX, split_list_id
 from models.sends.carrier import Email
 
 CRLF = "\r\n"
@@ -26,9 +26,8 @@ LINE_MAX = 998
 FOLD_AT = 76
 """Characters after which a header is folded (RFC 5322 section 2.1.1 recommends lines of at most 78)."""
 
-_WORD_MAX = 900
-_WORDS = re.compile(rf"[!-~]{{1,{_WORD_MAX}}}( [!-~]{{1,{_WORD_MAX}}})*")
-_PRINTABLE = re.compile(rf"[!-~]([ -~]{{0,{_WORD_MAX}}}[!-~])?")
+_WORDS = re.compile(rf"[!-~]{{1,{WORD_MAX}}}( [!-~]{{1,{WORD_MAX}}})*")
+_PRINTABLE = re.compile(rf"[!-~]([ -~]{{0,{WORD_MAX}}}[!-~])?")
 _READABLE = re.compile(r"[ -~]+")
 _NOT_FOR_ENVELOPES = re.compile(r"[\x00-\x20\x7f<>]")
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
