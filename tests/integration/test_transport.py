@@ -392,7 +392,7 @@ def test_tasks_are_taken_by_the_script_after_replies_on_the_same_channel(
     )
     with replies, pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.1)
-    before = redis.info("commandstats").get("cmdstat_rpop", {"calls": 0})["calls"]
+    before = redis.info("commandstats").get("cmdstat_ltrim", {"calls": 0})["calls"]
     publish(producer, "email", 1)
     taken: list[Message] = []
     consumer = Consumer(channel, [Queue("email", routing_key="email")], on_message=taken.append, auto_declare=False)
