@@ -1,8 +1,9 @@
 """What Postage asks of a carrier, and what a carrier may answer. No SMTP and no HTTP here."""
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Protocol, Self
 
 from models.text import sanitize
@@ -19,6 +20,8 @@ class Outcome(enum.StrEnum):
     """The carrier certainly did not take it, and may take it when asked again."""
     UNSURE = "unsure"
     """The carrier may have taken it: the connection broke before its answer arrived."""
+    OUR_FAULT = "our_fault"
+    """The carrier certainly did not take it, for what is wrong with us: login, account, address, its own credits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class Receipt:
     deferred: Mapping[str, str] = field(default_factory=dict)
     recipients_refused: bool = False
     """With NEVER: the carrier refused every recipient, not the message."""
+    is_failing: bool = False
+    """With NOT_NOW or UNSURE: the carrier itself does not work (not reachable, slow, broken), for any message."""
+    retry_after: timedelta | None = None
+    """With NOT_NOW or OUR_FAULT: when the carrier wants to be asked again."""
 
     def sanitized(self) -> Self:
         """Return the same receipt with every text of the carrier's sanitized."""
@@ -91,23 +98,34 @@ class Receipt:
         )
 
 
+Handover = Callable[[], Awaitable[None]]
+"""What a carrier awaits at the last moment at which nobody can have accepted the message: that the handover is noted.
+If it raises, nothing may be handed over, and the carrier lets the exception pass."""
+
+
 class Carrier(Protocol):
-    """A service that messages are handed to."""
+    """A service that messages are handed to. All of it runs on one event loop."""
 
     @property
-    def is_idempotent(self) -> bool:
-        """Whether asking again with the same job id and organization can never send twice."""
+    def key_window(self) -> timedelta:
+        """How long the carrier knows a message again by its job id and organization: it will not send it twice.
 
-    @property
-    def concurrency(self) -> int:
-        """How many deliveries at the same time are faster than one, and bearable for the other end."""
-
-    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
-        """Hand one message over. Safe to call from threads; never raises for what a carrier or a network does.
-
-        A carrier that is not idempotent calls `before_handover` at the last moment at which it is certain that nobody
-        has accepted the message. If that raises, nothing is handed over.
+        Zero if it never does.
         """
 
-    def close(self) -> None:
+    @property
+    def capacity(self) -> int:
+        """How many deliveries one worker process may have at work with it at a time."""
+
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
+        """Hand one message over, within a bounded time; never raises for what a carrier or a network does.
+
+        A carrier without a `key_window` awaits `handover` at the last moment at which it is certain that nobody has
+        accepted the message; what that raises is passed on, and nothing is handed over.
+        """
+
+    async def find_fault(self) -> str | None:
+        """Return a sentence if messages could not be handed over now, without sending any; None if they could."""
+
+    async def close(self) -> None:
         """Close the connections that were kept open."""
