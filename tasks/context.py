@@ -11,15 +11,12 @@ from sqlalchemy import Connection
 
 from models.database.engine import Database, transaction_time
 from models.messages.base import Json
-from models.messages.fields import Kind
-from models.sends.carrier import Carrier
-from models.sends.charges import Charge, JobKey
+from models.sends.charges import Charge
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
-from tasks.concurrency import DeliveryPool, GroupCommit
+from tasks.concurrency import GroupCommit
+from tasks.engine import DeliveryEngine, EndedTogether
 from tasks.queues import Queue
-
-DELIVERY_THREADS = 16
 
 
 class Quarantine(Protocol):
@@ -89,7 +86,7 @@ class NoOrganizations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """The database, the carrier of each kind, the broker, and the clocks.
+    """The database, the carriers, the broker, and the clocks.
 
     `enqueue` puts a task on its queue once for each of some objects, `enqueue_again` jobs that were postponed.
     `now` is the time of a transaction, by the clock of the database, which all workers share. `monotonic` is a clock of
@@ -97,13 +94,12 @@ class Context:
     kept for a replay, `keep_personal` how long anything is kept that names people beside the money, such jobs included.
     `email_headers` are the headers, in small letters, that emails may have beside the usual ones.
     `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm` how long a message
-    may be unknown. `large_bulk` is held while a large bulk job is made ready. `delivery_pool` has the threads that
-    call carriers. `handovers` notes in one transaction all
-    messages that are being handed over at the same moment.
+    may be unknown. `large_bulk` is held while a large bulk job is made ready. `engine` makes attempts at the carriers,
+    and `settling` writes in one transaction how those ended which end at the same moment.
     """
 
     database: Database
-    carriers: Mapping[Kind, Carrier]
+    engine: DeliveryEngine
     enqueue: Callable[[str, Sequence[Json]], None]
     enqueue_again: Callable[[Sequence[PostponedJob]], None]
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
@@ -117,9 +113,8 @@ class Context:
     unknown_alarm: timedelta = timedelta(days=1)
     now: Callable[[Connection], datetime] = transaction_time
     monotonic: Callable[[], float] = time.monotonic
-    delivery_pool: DeliveryPool = field(default_factory=lambda: DeliveryPool(DELIVERY_THREADS))
     large_bulk: threading.Lock = field(default_factory=threading.Lock)
-    handovers: GroupCommit[Charge, set[JobKey]] = field(default_factory=GroupCommit)
+    settling: GroupCommit[EndedTogether, list[Charge]] = field(default_factory=GroupCommit)
 
     @property
     def keep_letters(self) -> timedelta:
@@ -133,7 +128,5 @@ class Context:
 
     def close(self) -> None:
         """Close every connection."""
-        self.delivery_pool.close()
-        for carrier in self.carriers.values():
-            carrier.close()
+        self.engine.close()
         self.database.close()

@@ -1,57 +1,59 @@
-"""Delivery: attempts at the carrier, several at a time, and their settlements, several in one transaction.
+"""Delivery: attempts at the carriers, many at a time, and their settlements, many in one transaction.
 
-No database connection is held while a carrier is called. A worker that crashes in between leaves a lease that expires.
+No database connection is held while a carrier is called. A worker that lives renews the leases of its attempts; one
+that crashes leaves a lease that expires.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
 from datetime import datetime
+from typing import Final
 
 import structlog
 from sqlalchemy import Connection
 
-from models.messages.base import Json
-from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Sms
+from models.sends.carrier import Outcome
 from models.sends.charges import Charge, JobKey, find_charges
-from models.sends.leases import LeaseKey, count_by_lease, mark_handover, release_jobs
-from models.sends.outcomes import Settlement, settlement_for
+from models.sends.leases import LeaseKey, count_by_lease, release_jobs, renew_leases
+from models.sends.outcomes import (
+    Attempt,
+    Settlement,
+    settlement_for,
+    settlement_of_doubt,
+    settlement_of_wait,
+)
 from models.sends.settling import settle, settled_charge
 from tasks.context import Context
+from tasks.engine import Batch, Ended, EndedTogether, LeaseLostError, TooLateError, Waits
 
 log = structlog.get_logger(__name__)
 
-
-class LeaseLostError(Exception):
-    """Another worker has the job now, so nothing more may be done for this attempt."""
-
-
-class TooLateError(Exception):
-    """The lease leaves no time to start this attempt."""
+TICK_S: Final = 1.0
+"""How long a thread waits for results before it looks at its leases, and whether the worker shuts down, in seconds."""
 
 
-def deliver(context: Context, held: Sequence[Charge], begun_at: float) -> Iterator[list[Charge]]:
+def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: datetime) -> Iterator[list[Charge]]:
     """Make one attempt for each charge that the caller holds, and settle it; yields the settled charges as they come.
 
-    All are of one kind. `begun_at` is a time before the lease began, by the context's monotonic clock: a slow commit,
-    or a clock that is set, leaves less time for attempts and never more. Jobs for which the lease, or a worker that is
-    shutting down, leaves no time are released. A bug in one attempt is raised after all others are settled.
+    All are of one kind. `begun_at` is a time before the lease began, by the context's monotonic clock, and `now` the
+    time of the claim. Jobs for which there is no free place in time, or whose worker is shutting down, are released. A
+    bug in one attempt is raised after all others are settled.
     """
     if not held:
         return
-    carrier = context.carriers[held[0].kind]
-    start_until = begun_at + context.retry_policy.start_window.total_seconds()
-    attempt = functools.partial(_attempt, context, carrier, held[0], start_until)
-    membership = nullcontext if carrier.is_idempotent else context.handovers.member  # only these note their handovers
     settled_before: Counter[LeaseKey] = Counter()
     failed: list[tuple[Charge, BaseException]] = []
-    with closing(context.delivery_pool.run(attempt, held, carrier.concurrency, membership)) as groups:
-        for group in groups:
-            settlements = [result for _, result in group if isinstance(result, Settlement)]
-            yield _settle(context, settlements, settled_before)
-            settled_before += count_by_lease(settlement.charge for settlement in settlements)
+    batch = context.engine.start(held, now)
+    try:
+        for group in _results(context, batch, set(count_by_lease(held)), begun_at):
+            ended = [result for _, result in group if not isinstance(result, BaseException)]
+            if ended:
+                together = EndedTogether(ended, dict(settled_before))
+                yield context.settling.submit(together, lambda groups: _settle_groups(context, groups))
+            settled_before += count_by_lease(one.charge for one in ended)
             failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
+    finally:
+        context.engine.stop_waiting(batch)
     yield _release(context, [charge for charge, error in failed if isinstance(error, TooLateError)])
     yield _find(context, [charge.key for charge, error in failed if isinstance(error, LeaseLostError)])
     for _, error in failed:
@@ -59,63 +61,99 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float) -> Iterat
             raise error
 
 
-def _attempt(context: Context, carrier: Carrier, first: Charge, start_until: float, charge: Charge) -> Settlement:
-    """Hand one message over, and return what the carrier's answer means for its charge.
+def _results(
+    context: Context, batch: Batch, held: Collection[LeaseKey], begun_at: float
+) -> Iterator[list[tuple[Charge, Ended | BaseException]]]:
+    """Yield results as they come. Meanwhile leases are renewed, and nothing more is begun once it is too late."""
+    policy = context.retry_policy
+    start_until = begun_at + policy.start_window.total_seconds()
+    renew_at = begun_at + policy.renewal.total_seconds()
+    while batch.left:
+        moment = context.monotonic()
+        if moment > start_until or context.database.closing.is_set():
+            context.engine.stop_waiting(batch)
+        if moment >= renew_at:
+            _renew(context, held)
+            renew_at = moment + policy.renewal.total_seconds()
+        group = batch.take(TICK_S)
+        if group:
+            yield group
 
-    Raises
-    ------
-    TooLateError
-        If it is not the first, and its time to start is over, or the worker is shutting down.
-    LeaseLostError
-        If another worker has the job now; nothing was handed over.
 
-    """
-    if charge is not first and (context.monotonic() > start_until or context.database.closing.is_set()):
-        raise TooLateError
-    structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
-    before_handover = functools.partial(_note_handover, context, charge)
+def _renew(context: Context, held: Collection[LeaseKey]) -> None:
+    lease = context.retry_policy.lease
+    renewed = context.database.write(lambda connection: renew_leases(connection, held, context.now(connection) + lease))
+    if len(renewed) < len(held):
+        log.warning("lease expired during attempts", leases=len(held) - len(renewed))
+
+
+def _settle_groups(context: Context, groups: Sequence[EndedTogether]) -> Sequence[list[Charge] | BaseException]:
+    """Settle what several threads have, in one transaction; if that fails, in one for each of them."""
     try:
-        receipt = carrier.deliver(outbound_message(charge), before_handover).sanitized()
-    except LeaseLostError:
-        log.warning("lease expired before the handover; attempt abandoned")
-        raise
-    settlement = settlement_for(charge, receipt, policy=context.retry_policy, is_idempotent=carrier.is_idempotent)
-    log_attempt = log.debug if receipt.outcome is Outcome.ACCEPTED else log.info
-    log_attempt("attempted", attempt=charge.attempts, outcome=receipt.outcome, state=settlement.state)
-    return settlement
+        return _settle(context, groups)
+    except Exception as error:  # noqa: BLE001  given to those whose it is
+        if len(groups) == 1:
+            return [error]
+    return [settled for group in groups for settled in _settle_groups(context, [group])]
 
 
-def _note_handover(context: Context, charge: Charge) -> None:
-    """Commit, before the carrier can accept the message, that it may have it: a successor must know after a crash.
+def _settle(context: Context, groups: Sequence[EndedTogether]) -> list[list[Charge]]:
+    """Settle attempts in one transaction. Returns the charges of each group as they stand then."""
 
-    One transaction notes all messages that are handed over at the same moment.
-    """
-
-    def note(handed_over: Sequence[Charge]) -> set[JobKey]:
-        return context.database.write(
-            lambda connection: mark_handover(connection, handed_over, context.now(connection))
-        )
-
-    if charge.key not in context.handovers.submit(charge, note):
-        raise LeaseLostError
-
-
-def _settle(
-    context: Context, settlements: Sequence[Settlement], settled_before: Mapping[LeaseKey, int]
-) -> list[Charge]:
-    """Settle attempts, after others of the same lease, in one transaction. Returns the charges as they stand then."""
-    if not settlements:
-        return []
-
-    def work(connection: Connection) -> tuple[list[Settlement], datetime]:
+    def work(connection: Connection) -> tuple[list[list[Settlement]], list[Settlement], datetime]:
         now = context.now(connection)
-        return settle(connection, settlements, now, keep_dead=context.keeps_dead, settled_before=settled_before), now
+        settlements = [[_settlement(context, one, now) for one in group.ended] for group in groups]
+        settled_before = {lease: jobs for group in groups for lease, jobs in group.settled_before.items()}
+        together = [one for group in settlements for one in group]
+        counted = settle(connection, together, now, keep_dead=context.keeps_dead, settled_before=settled_before)
+        return settlements, counted, now
 
-    counted, now = context.database.write(work)
-    uncounted = {one.charge.key for one in settlements} - {one.charge.key for one in counted}
-    for key in uncounted:
-        log.warning("lease expired before the attempt ended; outcome ignored", job=key.job_id)
-    return [*(settled_charge(settlement, now) for settlement in counted), *_find(context, uncounted)]
+    settlements, counted, now = context.database.write(work)
+    in_time = {one.charge.key for one in counted}
+    return [_settled_charges(context, group, in_time, now) for group in settlements]
+
+
+def _settlement(context: Context, ended: Ended, now: datetime) -> Settlement:
+    policy = context.retry_policy
+    if isinstance(ended, Attempt):
+        return settlement_for(ended, policy=policy, now=now)
+    if isinstance(ended, Waits):
+        return settlement_of_wait(ended.charge, ended.detail, ended.wait, policy=policy, now=now)
+    return settlement_of_doubt(ended.charge, ended.detail)
+
+
+def _settled_charges(
+    context: Context, settlements: Sequence[Settlement], in_time: Collection[JobKey], now: datetime
+) -> list[Charge]:
+    settled, late = [], set()
+    for one in settlements:
+        if one.charge.key in in_time:
+            _log(one)
+            settled.append(settled_charge(one, now))
+        else:
+            late.add(one.charge.key)
+            log.warning("lease expired before the attempt ended; outcome ignored", job=one.charge.job_id)
+    return [*settled, *_find(context, late)]
+
+
+def _log(settlement: Settlement) -> None:
+    """Log how an attempt ended; at DEBUG what was simply taken."""
+    charge = settlement.charge
+    if not settlement.tries:
+        log.debug("attempted", job=charge.job_id, attempt=charge.attempts, outcome=Outcome.ACCEPTED)
+        return
+    outcome, carrier = settlement.tries[-1].outcome, settlement.tries[-1].carrier
+    log_attempt = log.debug if outcome == Outcome.ACCEPTED else log.info
+    log_attempt(
+        "attempted",
+        job=charge.job_id,
+        sender=charge.sender,
+        payer=charge.payer,
+        attempt=charge.attempts,
+        carrier=carrier,
+        outcome=outcome,
+        state=settlement.state,
+    )
 
 
 def _release(context: Context, held: Sequence[Charge]) -> list[Charge]:
@@ -130,33 +168,3 @@ def _find(context: Context, keys: Collection[JobKey]) -> list[Charge]:
     if not keys:
         return []
     return list(context.database.read(lambda connection: find_charges(connection, keys)).values())
-
-
-def outbound_message(charge: Charge) -> OutboundMessage:
-    """Return the message of a charge as its carrier gets it."""
-    content: Json = charge.content or {}
-    org_id = None if charge.is_of_earlier_release else charge.org_id
-    if charge.kind == "sms":
-        return Sms(
-            job_id=charge.job_id,
-            org_id=org_id,
-            to=content["to"],
-            sender_id=content.get("from"),
-            text=content["text"],
-            segments=content["segments"],
-        )
-    reply_to = content.get("reply_to") or ()
-    return Email(
-        job_id=charge.job_id,
-        org_id=org_id,
-        from_name=charge.sender_name or "",
-        from_address=charge.sender_address or "",
-        to=tuple(content["to"]),
-        cc=tuple(content.get("cc", ())),
-        recipients=tuple(content["recipients"]),
-        subject=content["subject"],
-        text=content.get("text"),
-        html=content.get("html"),
-        reply_to=(reply_to,) if isinstance(reply_to, str) else tuple(reply_to),
-        headers=content.get("headers", {}),
-    )

@@ -6,7 +6,7 @@ answered is settled in a second short transaction. A worker that crashes in betw
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import cast
 
@@ -42,18 +42,18 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
     """
     begun_at, lease_id = context.monotonic(), new_id()
 
-    def charge_all(connection: Connection) -> list[Charge]:
+    def charge_all(connection: Connection) -> tuple[list[Charge], datetime]:
         now = context.now(connection)
         lease_until = now + context.retry_policy.lease
-        return charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until)
+        return charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until), now
 
-    charges = context.database.write(charge_all)
+    charges, now = context.database.write(charge_all)
     new = {charge.key: charge for charge in charges if charge.is_new}
     places: defaultdict[JobKey, list[int]] = defaultdict(list)
     for place, charge in enumerate(charges):
         places[charge.key].append(place)
     yield [(place, charge) for place, charge in enumerate(charges) if charge.key not in new]
-    for delivered in deliver(context, list(new.values()), begun_at):
+    for delivered in deliver(context, list(new.values()), begun_at, now):
         yield [(place, charge) for charge in delivered for place in places[charge.key]]
     context.organizations.note({charge.sender: charge.org_id for charge in new.values()})  # nothing waits for it
 
@@ -62,12 +62,13 @@ def resume(context: Context, org_id: int, attempts: Mapping[str, int]) -> list[C
     """Make the next attempt of an organization's waiting jobs, given how many each has had; others are left alone."""
     begun_at, lease_id = context.monotonic(), new_id()
 
-    def claim(connection: Connection) -> list[Charge]:
-        lease_until = context.now(connection) + context.retry_policy.lease
-        return claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until)
+    def claim(connection: Connection) -> tuple[list[Charge], datetime]:
+        now = context.now(connection)
+        lease_until = now + context.retry_policy.lease
+        return claim_jobs(connection, org_id, attempts, lease_id=lease_id, lease_until=lease_until), now
 
-    held = context.database.write(claim)
-    return list(chain.from_iterable(deliver(context, held, begun_at)))
+    held, now = context.database.write(claim)
+    return list(chain.from_iterable(deliver(context, held, begun_at, now)))
 
 
 def as_send_job(message: SendOne, refusal: Refused | None = None) -> SendJob:

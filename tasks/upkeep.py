@@ -14,9 +14,9 @@ from models.messages.fields import Kind
 from models.messages.internal import Upkeep
 from models.reports.audit import AuditRules, run_audit
 from models.reports.rollup import roll_up_usage
-from models.sends.charges import State, keys_with_crashes
+from models.sends.charges import Charge, State, keys_with_crashes
 from models.sends.due import DueJob, claim_due, claim_due_bulks
-from models.sends.leases import LeaseKey, delete_idle, lock_expired, lock_orphaned
+from models.sends.leases import HandedOver, LeaseKey, delete_idle, end_expired, find_handovers, lock_orphaned
 from models.sends.outcomes import Settlement, settlement_after_crash
 from models.sends.postponed import delete_postponed, due_jobs
 from models.sends.settling import settle
@@ -123,16 +123,19 @@ def _end_some(context: Context) -> tuple[list[Settlement], int]:
 def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settlement], list[LeaseKey]]:
     """End the attempts of some expired leases. Returns how they ended, and those leases."""
     now = context.now(connection)
-    expired = lock_expired(connection, now, LEASE_BATCH)
+    expired = end_expired(connection, now, LEASE_BATCH)
     if not expired:
         return [], []
-    settlements = [
-        settlement_after_crash(
-            charge, policy=context.retry_policy, is_idempotent=context.carriers[charge.kind].is_idempotent
-        )
-        for charge in lock_orphaned(connection, expired)
-    ]
+    orphaned = lock_orphaned(connection, expired)
+    handed_over = find_handovers(connection, expired)
+    settlements = [_after_crash(context, charge, handed_over.get(charge.key), now) for charge in orphaned]
     return settle(connection, settlements, now, keep_dead=context.keeps_dead), expired
+
+
+def _after_crash(context: Context, charge: Charge, handed_over: HandedOver | None, now: datetime) -> Settlement:
+    doubted = charge.carrier if charge.handover_started_at is not None else handed_over and handed_over.carrier
+    window = context.engine.key_window(charge.kind, doubted)
+    return settlement_after_crash(charge, handed_over, key_window=window, policy=context.retry_policy, now=now)
 
 
 def audit(context: Context) -> Json:

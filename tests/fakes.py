@@ -12,13 +12,16 @@ from sqlalchemy import Connection
 
 from models.database.engine import Database
 from models.messages.sends import SendOne
-from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
+from models.sends.routes import Route
 from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.base import Arrival
 from tasks.context import Context, Json
+from tasks.engine import DeliveryEngine, Routes
+from tasks.event_loop import EventLoop
 from worker.app import PostageApp
 from worker.cli.session import Need, Session
 
@@ -32,6 +35,8 @@ NOBODY = Receipt(Outcome.NEVER, "The carrier knows none of them.", recipients_re
 NOT_NOW = Receipt(Outcome.NOT_NOW, "The carrier is busy.")
 UNSURE = Receipt(Outcome.UNSURE, "The line went dead.")
 
+LOOP = EventLoop()
+"""The loop of all contexts of a test process: to begin a thread for each takes longer than most tests."""
 _of_this_thread = threading.local()
 
 Scripted = Receipt | Exception | Callable[[OutboundMessage], Receipt]
@@ -62,24 +67,28 @@ class FakeCarrier:
     says what the carrier says.
     """
 
-    def __init__(self, *script: Scripted, is_idempotent: bool = False) -> None:
+    def __init__(self, *script: Scripted, is_idempotent: bool = False, key_window: timedelta | None = None) -> None:
         self.script = list(script)
-        self.is_idempotent = is_idempotent
-        self.concurrency = 1
+        self.key_window = key_window or (timedelta(days=1000) if is_idempotent else timedelta())
+        self.capacity = 1000
         self.messages: list[OutboundMessage] = []
         self.closed = False
 
-    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Keep the message, and follow the script."""
         self.messages.append(message)
         said = self.script.pop(0) if self.script else ACCEPTED
-        if isinstance(said, Exception):
+        if isinstance(said, BaseException):
             raise said
-        if not self.is_idempotent:
-            before_handover()
+        if not self.key_window:
+            await handover()
         return said if isinstance(said, Receipt) else said(message)
 
-    def close(self) -> None:
+    async def find_fault(self) -> str | None:
+        """Find nothing."""
+        return None
+
+    async def close(self) -> None:
         """Remember that somebody said goodbye."""
         self.closed = True
 
@@ -119,9 +128,13 @@ def make_context(
 ) -> Context:
     """Give a context whose `enqueue` is a FakeBroker and whose clocks are a Clock."""
     clock, broker = clock or Clock(), FakeBroker()
+    routes: Routes = {
+        "email": [Route(name="mail", carrier=email or FakeCarrier())],
+        "sms": [Route(name="texts", carrier=sms or FakeCarrier())],
+    }
     return Context(
         database=database,
-        carriers={"email": email or FakeCarrier(), "sms": sms or FakeCarrier()},
+        engine=DeliveryEngine(routes, database, now=clock, monotonic=clock.monotonic, loop=LOOP),
         enqueue=broker,
         enqueue_again=broker.again,
         retry_policy=policy or RetryPolicy(),

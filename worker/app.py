@@ -16,8 +16,8 @@ from models.messages.base import Json
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
-from tasks.concurrency import DeliveryPool
 from tasks.context import Context
+from tasks.engine import DeliveryEngine
 from tasks.job_ids import redacted_args
 from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
@@ -26,7 +26,7 @@ from worker.broker.signatures import SignaturePolicy
 from worker.broker.signing import BY_US, as_signed_before
 from worker.broker.transport import register_transport
 from worker.broker.waiting import RedisQueues
-from worker.carriers import open_email, open_sms
+from worker.carriers.routes import open_routes
 from worker.celery_config import celery_config
 from worker.logs import set_up_logging, write_log_now
 from worker.producer_keys import keys_at
@@ -83,12 +83,10 @@ def create_app(settings: Settings) -> PostageApp:
 
 def _make_context(app: PostageApp) -> Context:
     settings = app.settings
+    database = Database(settings.database, settings.database_pool, settings.database_wait_s)
     return Context(
-        database=Database(settings.database, settings.database_pool, settings.database_wait_s),
-        carriers={
-            "email": open_email(settings.smtp_url, settings.smtp_timeout_s, settings.connections),
-            "sms": open_sms(settings.sms_url, settings.sms_timeout_s, settings.connections),
-        },
+        database=database,
+        engine=DeliveryEngine(open_routes(settings), database),
         enqueue=lambda task, given: enqueue(app, task, given),
         enqueue_again=lambda jobs: enqueue_again(app, jobs),
         retry_policy=RetryPolicy(
@@ -96,6 +94,7 @@ def _make_context(app: PostageApp) -> Context:
             base_s=settings.retry_base_s,
             max_s=settings.retry_max_s,
             lease_s=settings.lease_s,
+            wait_max=timedelta(seconds=settings.wait_max_s),
         ),
         keep_dead=timedelta(seconds=settings.keep_dead_s),
         keep_personal=timedelta(seconds=settings.keep_personal_s),
@@ -105,7 +104,6 @@ def _make_context(app: PostageApp) -> Context:
         email_headers=settings.allowed_email_headers,
         audit_again=settings.audit_again,
         unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
-        delivery_pool=DeliveryPool(2 * settings.connections),
     )
 
 

@@ -4,6 +4,7 @@ Each check returns findings, each a sentence that says what is wrong and what to
 or cannot be run, is a finding itself. Nothing is sent: carriers are only greeted, with their login.
 """
 
+import asyncio
 import platform
 import stat
 import threading
@@ -20,14 +21,15 @@ from sqlalchemy.engine import make_url
 
 from models.database.engine import Database
 from models.errors import OperatorError
+from models.messages.fields import Kind
 from models.reports.status import last_clean_audit
+from models.sends.routes import Route
 from models.text import sanitize
 from tasks.queues import Queue
 from worker import preflight
 from worker.app import PostageApp
 from worker.broker.unknown_lists import unknown_lists
-from worker.carriers.sms_gateway import SmsGateway
-from worker.carriers.smtp import SmtpCarrier
+from worker.carriers.routes import open_routes
 from worker.places import carriers_that_send_nowhere
 from worker.private_files import OTHERS
 from worker.settings import Settings
@@ -134,30 +136,33 @@ def check_broker(app: PostageApp) -> Found:
 
 
 def check_email(app: PostageApp) -> Found:
-    """Greet the mail server, log in, and leave."""
-    settings = app.settings
-    if settings.smtp_url.startswith("null:"):
-        return Found(warnings=_null(settings, "email"))
-    carrier = SmtpCarrier(settings.smtp_url, min(settings.smtp_timeout_s, STEP_S))
-    fault = carrier.find_fault()
-    return Found([f"{fault} See POSTAGE_SMTP_URL."] if fault else [], well="The mail server takes the login.")
+    """Greet each mail server, log in, and leave."""
+    return _check_carriers(app, "email", "POSTAGE_SMTP_URL", "The mail server takes the login.")
 
 
 def check_sms(app: PostageApp) -> Found:
-    """Ask the gateway for its options, which sends nothing."""
-    settings = app.settings
-    if settings.sms_url.startswith("null:"):
-        return Found(warnings=_null(settings, "sms"))
-    gateway = SmsGateway(settings.sms_url, min(settings.sms_timeout_s, STEP_S))
+    """Ask each gateway for its options, which sends nothing."""
+    return _check_carriers(app, "sms", "POSTAGE_SMS_URL", "The gateway answers.")
+
+
+def _check_carriers(app: PostageApp, kind: Kind, setting: str, well: str) -> Found:
+    impatient = {name: min(getattr(app.settings, name), STEP_S) for name in ("smtp_timeout_s", "sms_timeout_s")}
+    routes = open_routes(app.settings.model_copy(update=impatient))[kind]
+    warnings = [one for one in carriers_that_send_nowhere(app.settings) if one.startswith(f"{kind}:")]
+    faults = asyncio.run(_find_faults(routes))
+    named = [f"{route.name}: " if len(routes) > 1 else "" for route in routes]
+    return Found(
+        [f"{name}{fault} See {setting}." for name, fault in zip(named, faults, strict=True) if fault], warnings, well
+    )
+
+
+async def _find_faults(routes: Sequence[Route]) -> list[str | None]:
+    """Return what is wrong with each carrier, or None. All are asked side by side."""
     try:
-        fault = gateway.find_fault()
+        return await asyncio.gather(*(route.carrier.find_fault() for route in routes))
     finally:
-        gateway.close()
-    return Found([f"{fault} See POSTAGE_SMS_URL."] if fault else [], well="The gateway answers.")
-
-
-def _null(settings: Settings, kind: str) -> list[str]:
-    return [sentence for sentence in carriers_that_send_nowhere(settings) if sentence.startswith(f"{kind}:")]
+        for route in routes:
+            await route.carrier.close()
 
 
 def check_beat(app: PostageApp) -> Found:

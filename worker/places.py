@@ -4,12 +4,11 @@ Embedded ones are for `postage up`. Any other command uses them only where `post
 audit in the wrong folder would make an empty database, and find that all is well.
 """
 
-from urllib.parse import urlsplit
-
 from sqlalchemy.engine import make_url
 
 from models.errors import OperatorError
 from tasks import broker_urls
+from worker.carriers.urls import parse_carrier_urls
 from worker.settings import Settings
 
 UP_LOCK = "up.lock"
@@ -79,13 +78,15 @@ def database_name(url: str) -> str:
 
 
 def carriers(settings: Settings) -> dict[str, str]:
-    """Return the URL of the carrier of each kind, without user, password, path and parameters."""
-    return {kind: _address(url) for kind, url in (("email", settings.smtp_url), ("sms", settings.sms_url))}
+    """Return the addresses of the carriers of each kind, without user, password, path and parameters."""
+    return {kind: _addresses(urls) for kind, urls in (("email", settings.smtp_url), ("sms", settings.sms_url))}
 
 
-def _address(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+def _addresses(urls: str) -> str:
+    named = parse_carrier_urls(urls)
+    if len(named) == 1:
+        return named[0].address
+    return ", ".join(f"{one.name} {one.address}" for one in named)
 
 
 def carriers_that_send_nowhere(settings: Settings) -> list[str]:
@@ -94,7 +95,7 @@ def carriers_that_send_nowhere(settings: Settings) -> list[str]:
     return [
         f"{kind}: every message is charged, called sent, and sent nowhere. Set {settings_of[kind]} to a real carrier."
         for kind, address in carriers(settings).items()
-        if address.startswith("null:")
+        if "null://" in address
     ]
 
 

@@ -250,6 +250,9 @@ charges = Table(
     Column("content", JSON(none_as_null=True)),
     Column("recipients_refused", JSON(none_as_null=True)),
     Column("carrier_reference", String(300)),
+    # The carrier of the last attempt that ended, by its name in the settings. One that may have the message is the only
+    # one that is asked again.
+    Column("carrier", String(40)),
     _id("bulk_id"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("final_at", UtcDateTime),
@@ -333,7 +336,59 @@ leases = Table(
     Column("until", UtcDateTime, nullable=False),
     # The ids of the jobs that were about to be leased; those that are leased are among them.
     Column("job_ids", JSON, nullable=False),
+    # Since when a sweep ends its attempts: from then on its worker hands nothing over, and does not renew it.
+    Column("ended_at", UtcDateTime),
     Index("ix_leases_until", "until"),
+)
+
+handovers = Table(
+    "handovers",
+    metadata,
+    # One row for all messages of a lease that a carrier may have from the same moment on. It goes with its lease.
+    _org(),
+    Column("lease_id", String(32), primary_key=True),
+    _time_ordered_id(),
+    Column("carrier", String(40), nullable=False),
+    Column("job_ids", JSON, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["org_id", "lease_id"], ["leases.org_id", "leases.lease_id"], ondelete="CASCADE"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    # How attempts ended, for people. A message that was taken at once has no row here.
+    _org(),
+    _time_ordered_id(),
+    Column("job_id", String(72), nullable=False),
+    Column("number", SmallInteger, nullable=False),
+    Column("carrier", String(40)),
+    Column("outcome", String(9), nullable=False),
+    Column("detail", Text),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint(
+        "outcome IN ('accepted', 'never', 'not_now', 'unsure', 'our_fault', 'crash')", name="known_outcome"
+    ),
+    Index("ix_attempts_org_id_job_id", "org_id", "job_id"),
+    Index("ix_attempts_at", "at"),
+)
+
+resting_carriers = Table(
+    "resting_carriers",
+    metadata,
+    # Carriers that do not work, and are left alone for a while by all workers. One that works has no row.
+    Column("kind", String(5), primary_key=True),
+    Column("carrier", String(40), primary_key=True),
+    # How many times in a row it has been rested.
+    Column("rests", SmallInteger, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("until", UtcDateTime, nullable=False),
+    # Until when one job tries whether it works again.
+    Column("probed_until", UtcDateTime),
+    Column("is_our_fault", Boolean, nullable=False),
+    Column("detail", Text, nullable=False),
+    CheckConstraint("kind IN ('email', 'sms')", name="known_kind"),
+    CheckConstraint("rests > 0", name="has_rested"),
 )
 
 orders = Table(
@@ -643,7 +698,7 @@ APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes",
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
 ERASABLE = {"decisions": "note"}
 """The column of an append-only table that may name people. Triggers allow it to be set to NULL, and to nothing else."""
-LOCAL_TABLES = ("refusals", "dead_letters", "postponed_jobs", "findings", "audit_progress")
+LOCAL_TABLES = ("refusals", "dead_letters", "postponed_jobs", "findings", "audit_progress", "resting_carriers")
 """Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

@@ -77,6 +77,9 @@ class Receipt:
     reference: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     deferred: Mapping[str, str] = field(default_factory=dict)
+    unsure: Mapping[str, str] = field(default_factory=dict)
+    """With ACCEPTED: recipients who may get the email or not, since it was handed over in parts. It is never sent to
+    them again."""
     recipients_refused: bool = False
     """With NEVER: the carrier refused every recipient, not the message."""
     is_failing: bool = False
@@ -87,7 +90,8 @@ class Receipt:
     def sanitized(self) -> Self:
         """Return the same receipt with every text of the carrier's sanitized."""
         detail, reference = sanitize(self.detail), None if self.reference is None else sanitize(self.reference)
-        if (detail, reference) == (self.detail, self.reference) and not self.refused and not self.deferred:
+        named = self.refused or self.deferred or self.unsure
+        if (detail, reference) == (self.detail, self.reference) and not named:
             return self  # as nearly always
         return replace(
             self,
@@ -95,8 +99,12 @@ class Receipt:
             reference=reference,
             refused={address: sanitize(words) for address, words in self.refused.items()},
             deferred={address: sanitize(words) for address, words in self.deferred.items()},
+            unsure={address: sanitize(words) for address, words in self.unsure.items()},
         )
 
+
+NEVER_SENDS = timedelta.max
+"""The window of a carrier that sends nothing."""
 
 Handover = Callable[[], Awaitable[None]]
 """What a carrier awaits at the last moment at which nobody can have accepted the message: that the handover is noted.
@@ -110,7 +118,7 @@ class Carrier(Protocol):
     def key_window(self) -> timedelta:
         """How long the carrier knows a message again by its job id and organization: it will not send it twice.
 
-        Zero if it never does.
+        Zero if it never does. `NEVER_SENDS` if it sends nothing, so that nothing can be sent twice.
         """
 
     @property
@@ -120,8 +128,9 @@ class Carrier(Protocol):
     async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Hand one message over, within a bounded time; never raises for what a carrier or a network does.
 
-        A carrier without a `key_window` awaits `handover` at the last moment at which it is certain that nobody has
-        accepted the message; what that raises is passed on, and nothing is handed over.
+        A carrier whose `key_window` is zero awaits `handover` at the last moment at which it is certain that nobody has
+        accepted the message; what that raises is passed on, and nothing is handed over. For one with a window it was
+        noted before.
         """
 
     async def find_fault(self) -> str | None:

@@ -98,6 +98,7 @@ class Charge:
     content: Json | None = None
     recipients_refused: dict[str, str] | None = None
     carrier_reference: str | None = None
+    carrier: str | None = None
     bulk_id: str | None = None
     due_at: datetime | None = None
     final_at: datetime | None = None
@@ -118,7 +119,7 @@ _COLUMNS = (
     *(charges.c[name] for name in (
         "org_id", "job_id", "task", "kind", "sender", "digest", "credits", "refunded", "state", "reason", "detail",
         "attempts", "crashes", "lease_id", "handover_started_at", "content", "recipients_refused", "carrier_reference",
-        "bulk_id", "created_at", "due_at", "final_at",
+        "carrier", "bulk_id", "created_at", "due_at", "final_at",
     )),
     accounts.c.owner_id.label("payer"),
     # Its entry has a job's id, as no other has: that of the job, or of the bulk job which it belongs to.

@@ -3,7 +3,7 @@
 (lease_id, attempt number) is a fencing token: a write that carries an older pair is ignored. The attempt number alone
 is not enough, since an operator may reset it. A lease id is a fresh UUID, made for the jobs that are begun together; it
 never names a worker. Each organization has a row of its own for its jobs among them. When a lease expires, the jobs
-that are still held under it are orphaned.
+that are still held under it are orphaned. A worker that lives renews the leases of its attempts, which may last long.
 """
 
 import functools
@@ -34,8 +34,9 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from models.database.json_rows import json_elements, rows_from, rows_param
-from models.database.schema import UtcDateTime, charges, leases
+from models.database.schema import UtcDateTime, charges, handovers, leases
 from models.database.statements import insert_for, is_among, is_selected, lock_overdue, sql_literal
+from models.ids import new_id
 from models.sends.charges import Charge, JobKey, State, find_charges
 
 
@@ -117,21 +118,62 @@ def claim_jobs(
     return list(find_charges(connection, [JobKey(org_id, job_id) for job_id in held], are_new=True).values())
 
 
-def mark_handover(connection: Connection, held: Sequence[Charge], now: datetime) -> set[JobKey]:
-    """Note that from now on the carrier may have these messages. Returns the keys of those that are still held."""
-    parameters = {**rows_param(connection, _attempts(held), "attempts"), "now": now}
-    return {JobKey(*row) for row in connection.execute(_mark_handover(connection.dialect.name), parameters)}
+class HandedOver(NamedTuple):
+    """Which carrier may have a message, and since when."""
+
+    carrier: str
+    at: datetime
+
+
+class HandoverNote(NamedTuple):
+    """What is noted together: jobs of one lease that a carrier may have from now on."""
+
+    lease: LeaseKey
+    carrier: str
+    job_ids: tuple[str, ...]
+
+
+def note_handovers(connection: Connection, notes: Sequence[HandoverNote], now: datetime) -> set[LeaseKey]:
+    """Note that from now on carriers may have these messages, with one row for each lease and carrier.
+
+    Returns the leases that are held. The messages of others must not be handed over: a sweep has ended their attempts,
+    or is about to, and waits for nothing but this transaction.
+    """
+    rows = [
+        {**note.lease._asdict(), "id": new_id(), "carrier": note.carrier, "job_ids": note.job_ids} for note in notes
+    ]
+    parameters = {**rows_param(connection, rows, "notes"), "now": now}
+    return {LeaseKey(*row) for row in connection.execute(_note_handovers(connection.dialect.name), parameters)}
 
 
 @functools.cache
-def _mark_handover(dialect: str) -> Update:
-    started_at = func.coalesce(charges.c.handover_started_at, bindparam("now", type_=UtcDateTime))
-    return (
-        update(charges)
-        .where(is_held(_attempts_from(dialect)))
-        .values(handover_started_at=started_at)
-        .returning(charges.c.org_id, charges.c.job_id)
+def _note_handovers(dialect: str) -> Insert:
+    columns = ("org_id", "lease_id", "id", "carrier", "job_ids")
+    noted = rows_from(dialect, {name: handovers.c[name].type for name in columns}, "notes")
+    is_its_lease = (leases.c.org_id == noted.c.org_id) & (leases.c.lease_id == noted.c.lease_id)
+    rows = (
+        select(*(noted.c[name] for name in columns), bindparam("now", type_=UtcDateTime).label("at"))
+        .join(leases, is_its_lease)
+        .where(leases.c.ended_at.is_(None))
+        .with_for_update(read=True, of=leases)
     )
+    return (
+        insert_for(dialect, handovers)
+        .from_select([*columns, "at"], rows)
+        .returning(handovers.c.org_id, handovers.c.lease_id)
+    )
+
+
+def renew_leases(connection: Connection, held: Collection[LeaseKey], until: datetime) -> set[LeaseKey]:
+    """Let leases last until then. Returns those that are held; a sweep has ended the others."""
+    is_one = is_among((leases.c.org_id, leases.c.lease_id), held)
+    renewed = connection.execute(
+        update(leases)
+        .where(is_one, leases.c.ended_at.is_(None))
+        .values(until=until)
+        .returning(leases.c.org_id, leases.c.lease_id)
+    )
+    return {LeaseKey(*row) for row in renewed}
 
 
 def release_jobs(connection: Connection, held: Sequence[Charge], now: datetime) -> None:
@@ -191,10 +233,23 @@ def is_leased(under: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     return is_selected(key, leased_jobs(under)) & (charges.c.state == State.SENDING)
 
 
-def lock_expired(connection: Connection, now: datetime, limit: int) -> list[LeaseKey]:
-    """Lock leases that have expired, and return their keys, the longest expired first."""
+def end_expired(connection: Connection, now: datetime, limit: int) -> list[LeaseKey]:
+    """End leases whose time is over: their workers hand nothing over from now on. Returns the longest expired first."""
     key = (leases.c.org_id, leases.c.lease_id)
-    return [LeaseKey(*row) for row in lock_overdue(connection, key, leases.c.until, now, limit)]
+    expired = [LeaseKey(*row) for row in lock_overdue(connection, key, leases.c.until, now, limit)]
+    if expired:
+        connection.execute(update(leases).where(is_among(key, expired)).values(ended_at=now))
+    return expired
+
+
+def find_handovers(connection: Connection, of: Collection[LeaseKey]) -> dict[JobKey, HandedOver]:
+    """Return when the messages of these leases were handed over, and to which carrier."""
+    found = connection.execute(
+        select(handovers.c.org_id, handovers.c.job_ids, handovers.c.carrier, handovers.c.at)
+        .where(is_among((handovers.c.org_id, handovers.c.lease_id), of))
+        .order_by(handovers.c.at)
+    )
+    return {JobKey(row.org_id, job_id): HandedOver(row.carrier, row.at) for row in found for job_id in row.job_ids}
 
 
 def lock_orphaned(connection: Connection, expired: Collection[LeaseKey]) -> list[Charge]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Connection, Executable, String, bindparam, case, func, null, update
+from sqlalchemy import ColumnElement, Connection, Executable, Integer, String, bindparam, case, func, null, update
 from sqlalchemy.types import TypeEngine
 
 from models.database.json_rows import rows_from, rows_param
@@ -18,6 +18,7 @@ from models.money import ledger
 from models.money.accounts import AccountKey
 from models.money.chain import Paid, content_of
 from models.money.ledger import Move
+from models.sends.attempts import record_tries
 from models.sends.charges import FINAL, Charge, JobKey, State
 from models.sends.dead_letters import keep_failed
 from models.sends.leases import ATTEMPT, LeaseKey, count_by_lease, delete_finished_leases, is_held
@@ -44,6 +45,7 @@ def settle(
     cause = new_id()
     ended = _end_attempts(connection, settlements, cause, now, state_before=state_before, settled_before=settled_before)
     counted = [one for one in settlements if one.charge.key in ended]
+    record_tries(connection, counted, now)
     if keep_dead:
         keep_failed(connection, counted, now)
     ledger.post(connection, _refunds(counted, ended, cause), now)  # last, because it locks accounts
@@ -80,8 +82,11 @@ def settled_charge(settlement: Settlement, now: datetime) -> Charge:
     charge.due_at = _due_at(settlement, now)
     charge.recipients_refused = settlement.recipients_refused
     charge.carrier_reference = settlement.carrier_reference
+    charge.carrier = settlement.carrier
+    charge.attempts -= not settlement.counts
     charge.crashes += settlement.crashed
-    charge.handover_started_at = (charge.handover_started_at or now) if settlement.in_doubt else None
+    doubt_since = charge.handover_started_at or settlement.doubt_since or now
+    charge.handover_started_at = doubt_since if settlement.in_doubt else None
     charge.final_at = now if is_final else None
     charge.content = None if is_final else settlement.content or charge.content
     charge.is_new = False
@@ -130,8 +135,8 @@ def _end_attempts(
     return {JobKey(org_id, job_id): account_id for org_id, job_id, account_id in ended}
 
 
-_CHANGED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refused", "carrier_reference", "crashes",
-            "content", "in_doubt")  # fmt: skip
+_CHANGED = ("state", "reason", "detail", "refunded", "due_at", "recipients_refused", "carrier", "carrier_reference",
+            "crashes", "content", "uncounted", "doubt_since")  # fmt: skip
 
 
 def _changes(settlement: Settlement, now: datetime) -> Json:
@@ -143,10 +148,12 @@ def _changes(settlement: Settlement, now: datetime) -> Json:
         "refunded": settlement.refund,
         "due_at": _due_at(settlement, now),
         "recipients_refused": settlement.recipients_refused,
+        "carrier": settlement.carrier,
         "carrier_reference": settlement.carrier_reference,
         "crashes": settlement.charge.crashes + settlement.crashed,
         "content": settlement.content,
-        "in_doubt": settlement.in_doubt,
+        "uncounted": int(not settlement.counts),
+        "doubt_since": (settlement.doubt_since or now) if settlement.in_doubt else None,
     }
     return {name: value for name, value in values.items() if value}
 
@@ -154,21 +161,22 @@ def _changes(settlement: Settlement, now: datetime) -> Json:
 @functools.cache
 def _end_attempts_and_leases(dialect: str) -> Sequence[Executable]:
     names = (*ATTEMPT, *_CHANGED)
-    types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name != "in_doubt"}
-    settlement = rows_from(dialect, {**types, "in_doubt": Boolean()}, "settlements")
+    types: dict[str, TypeEngine[Any]] = {name: charges.c[name].type for name in names if name in charges.c}
+    more: dict[str, TypeEngine[Any]] = {"uncounted": Integer(), "doubt_since": UtcDateTime()}
+    settlement = rows_from(dialect, {**types, **more}, "settlements")
     now = bindparam("now", type_=UtcDateTime)
     is_final = settlement.c.state.in_([sql_literal(state) for state in FINAL])
-    # The attempt itself has noted when its handover started, after it was read.
-    started_at = func.coalesce(charges.c.handover_started_at, now)
+    doubt_since = func.coalesce(charges.c.handover_started_at, settlement.c.doubt_since)
     values: dict[str, ColumnElement[Any]] = {
         **{name: settlement.c[name] for name in ("state", "reason", "detail", "due_at", "recipients_refused",
-                                                 "carrier_reference")},
+                                                 "carrier", "carrier_reference")},
         "refunded": func.coalesce(settlement.c.refunded, sql_literal(0)),
         "refunded_by": case((settlement.c.refunded > sql_literal(0), bindparam("cause", type_=String)), else_=None),
         "refunded_at": case((settlement.c.refunded > sql_literal(0), now), else_=None),
+        "attempts": charges.c.attempts - func.coalesce(settlement.c.uncounted, sql_literal(0)),
         "crashes": func.coalesce(settlement.c.crashes, sql_literal(0)),
         "lease_until": null(),
-        "handover_started_at": case((settlement.c.in_doubt, started_at), else_=None),
+        "handover_started_at": case((settlement.c.doubt_since.is_not(None), doubt_since), else_=None),
         "unknown_since": case((settlement.c.state == sql_literal(State.UNKNOWN), now), else_=None),
         "final_at": case((is_final, now), else_=None),
         "content": case((is_final, None), else_=func.coalesce(settlement.c.content, charges.c.content)),

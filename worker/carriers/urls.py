@@ -15,7 +15,10 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+ACCEPT_ALL: Final = "null://"
+"""The URL of a carrier that accepts everything and sends nothing."""
 CONNECTIONS: Final = 20
+"""Connections of a worker process to a carrier, unless its URL or the settings say otherwise."""
 CONNECTIONS_MAX: Final = 1_000
 NAME_MAX: Final = 40
 RATE_MAX: Final = 100_000
@@ -36,6 +39,7 @@ class CarrierUrl:
     Carriers of the lowest `priority` are used first; among equal ones, messages are shared by `weight`. `rate` is
     messages (texts: segments) a second, over all workers. `connections` are those of one worker process. `window` is
     how long the carrier knows a message again. `prefixes` are the beginnings of the numbers it is for, without `+`.
+    What takes longer than `slow` counts against the carrier.
     """
 
     scheme: str
@@ -52,6 +56,13 @@ class CarrierUrl:
     connections: int = CONNECTIONS
     window: timedelta | None = None
     prefixes: tuple[str, ...] = ()
+    slow: timedelta | None = None
+
+    @property
+    def address(self) -> str:
+        """Scheme, host and port, for people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}" if self.port is None else f"{self.scheme}://{host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -64,8 +75,8 @@ class CarrierUrl:
             return False
 
 
-def parse_carrier_url(url: str) -> CarrierUrl:
-    """Return what a URL says.
+def parse_carrier_url(url: str, connections: int = CONNECTIONS) -> CarrierUrl:
+    """Return what a URL says; `connections` is for one that does not say how many.
 
     Raises
     ------
@@ -83,8 +94,7 @@ def parse_carrier_url(url: str) -> CarrierUrl:
         raise CarrierUrlError(msg) from None
     _require(not parts.fragment, "has a #: write %23 for it")
     _require(host or parts.scheme == "null", "names no host")
-    common = {name: options.pop(name, None) for name in ("name", "priority", "weight", "rate", "connections", "window",
-                                                         "prefixes")}  # fmt: skip
+    common = {name: options.pop(name, None) for name in ("name", "priority", "weight", "rate", "connections", "window", "prefixes", "slow")}  # fmt: skip
     return CarrierUrl(
         scheme=parts.scheme,
         host=host,
@@ -97,14 +107,15 @@ def parse_carrier_url(url: str) -> CarrierUrl:
         priority=_whole("priority", common["priority"], 1, 100, otherwise=1),
         weight=_whole("weight", common["weight"], 1, 1000, otherwise=1),
         rate=_rate(common["rate"]),
-        connections=_whole("connections", common["connections"], 1, CONNECTIONS_MAX, otherwise=CONNECTIONS),
+        connections=_whole("connections", common["connections"], 1, CONNECTIONS_MAX, otherwise=connections),
         window=_duration("window", common["window"]),
         prefixes=_prefixes(common["prefixes"]),
+        slow=_duration("slow", common["slow"]),
     )
 
 
-def parse_carrier_urls(urls: str) -> list[CarrierUrl]:
-    """Return what several URLs say, which have blanks between them.
+def parse_carrier_urls(urls: str, connections: int = CONNECTIONS) -> list[CarrierUrl]:
+    """Return what several URLs say, which have blanks between them; none is `null://`.
 
     Raises
     ------
@@ -112,7 +123,7 @@ def parse_carrier_urls(urls: str) -> list[CarrierUrl]:
         If one of them cannot be used, or two carriers have the same name.
 
     """
-    parsed = [parse_carrier_url(url) for url in urls.split()]
+    parsed = [parse_carrier_url(url, connections) for url in urls.split() or [ACCEPT_ALL]]
     names = [one.name for one in parsed]
     for name in names:
         _require(names.count(name) == 1, f"has the name {name}, as another carrier: give each its own with ?name=…")

@@ -1,0 +1,365 @@
+"""The delivery engine: one event loop a process, on which attempts are made, hundreds at a time.
+
+An attempt chooses a carrier, waits for its turn there, notes the handover, and hands the message over. It ends as what
+the carrier answered, as a wait, or as a doubt that cannot be ended. It writes nothing but handovers: the thread that
+holds the jobs settles them.
+"""
+
+import asyncio
+import queue
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+import structlog
+from sqlalchemy import Connection
+
+from models.database.engine import Database, transaction_time
+from models.messages.fields import Kind
+from models.sends.carrier import NEVER_SENDS, Outcome, Receipt
+from models.sends.charges import Charge
+from models.sends.leases import HandoverNote, LeaseKey, note_handovers
+from models.sends.outcomes import Attempt, Try, is_askable
+from models.sends.routes import Route, choose, routes_of
+from tasks.event_loop import EventLoop, LoopGroups
+from tasks.health import TRY_AGAIN, CarrierHealth
+from tasks.outbound import outbound_message
+
+log = structlog.get_logger(__name__)
+
+GATHER_S: Final = 0.02
+"""How long ended attempts wait for others of their batch, to be settled together, in seconds."""
+WAIT_MIN: Final = timedelta(seconds=1)
+"""How long a job waits at least for a carrier that rests."""
+
+
+class LeaseLostError(Exception):
+    """Another worker has the job now, so nothing more may be done for this attempt."""
+
+
+class TooLateError(Exception):
+    """There is no time left to start this attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """No carrier could be asked: the job waits for one, or for its turn under a rate."""
+
+    charge: Charge
+    detail: str
+    wait: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """A carrier may have the message, and nothing can end the doubt but a person."""
+
+    charge: Charge
+    detail: str
+
+
+Ended = Attempt | Waits | Lasting
+"""How an attempt ended."""
+
+
+class EndedTogether(NamedTuple):
+    """Attempts of one batch that have ended, and how many jobs of each lease were settled before them."""
+
+    ended: Sequence[Ended]
+    settled_before: Mapping[LeaseKey, int]
+
+
+Routes = Mapping[Kind, Sequence[Route]]
+"""The routes of each kind."""
+
+
+class _Turn(NamedTuple):
+    """A route that a message takes now; `is_trial` says that it is the one message which tries the carrier."""
+
+    route: Route
+    is_trial: bool
+
+
+class Batch:
+    """Attempts that were begun together. Its results are taken by the thread that has begun them."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        """How many have not been taken."""
+        self._running = size
+        self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
+        self._ended: list[tuple[Charge, Ended | BaseException]] = []
+        self._timer: asyncio.Handle | None = None
+        self._waiting: set[asyncio.Task[object]] = set()
+        self._is_stopped = False
+
+    # -- in the thread
+
+    def take(self, timeout_s: float) -> list[tuple[Charge, Ended | BaseException]]:
+        """Return what has ended meanwhile; nothing if that takes longer than `timeout_s`."""
+        try:
+            group = self._ready.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        self.left -= len(group)
+        return group
+
+    # -- on the loop
+
+    def stop_waiting(self) -> None:
+        """Begin nothing more: attempts that wait for a place or a rate end as too late."""
+        self._is_stopped = True
+        for task in self._waiting:
+            task.cancel()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let what is awaited inside be ended by `stop_waiting`.
+
+        Raises
+        ------
+        TooLateError
+            If it was.
+
+        """
+        if self._is_stopped:
+            raise TooLateError
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  this runs in one
+        self._waiting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._is_stopped:
+                raise TooLateError from None
+            raise
+        finally:
+            self._waiting.discard(task)
+
+    def end(self, charge: Charge, result: Ended | BaseException) -> None:
+        """Note how an attempt has ended. The thread gets all that end within a moment together."""
+        self._ended.append((charge, result))
+        self._running -= 1
+        if not self._running:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._ready.put(ended)
+
+
+class DeliveryEngine:
+    """Makes attempts on the event loop of this process."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        database: Database,
+        *,
+        now: Callable[[Connection], datetime] = transaction_time,
+        monotonic: Callable[[], float] = time.monotonic,
+        loop: EventLoop | None = None,
+    ) -> None:
+        self.routes = routes
+        self.health = CarrierHealth(database, routes, now, monotonic)
+        self._database = database
+        self._now = now
+        self._loop = loop or EventLoop()
+        self._places: dict[tuple[Kind, str], asyncio.Semaphore] = {}
+        self._handovers = LoopGroups(self._loop.writers, self._note_handovers)
+
+    def start(self, held: Sequence[Charge], now: datetime) -> Batch:
+        """Begin one attempt for each charge that the caller holds. `now` is the time of the claim."""
+        self.health.look()
+        batch = Batch(len(held))
+        self._loop.call(self._start, batch, held, now)
+        return batch
+
+    def stop_waiting(self, batch: Batch) -> None:
+        """Begin no more attempts of a batch."""
+        self._loop.call(batch.stop_waiting)
+
+    def key_window(self, kind: Kind, carrier: str | None) -> timedelta:
+        """Return how long a carrier knows a message again; zero for one that is not set up here (any more)."""
+        routes = self.routes[kind]
+        if carrier is None and len(routes) == 1:  # noted by an earlier release
+            return routes[0].carrier.key_window
+        return next((route.carrier.key_window for route in routes if route.name == carrier), timedelta())
+
+    def close(self) -> None:
+        """Close the connections that carriers keep, and end the loop."""
+        self._loop.close(*(route.carrier.close() for of_kind in self.routes.values() for route in of_kind))
+
+    def _start(self, batch: Batch, held: Sequence[Charge], now: datetime) -> None:
+        loop = asyncio.get_running_loop()
+        for charge in held:
+            task = loop.create_task(self._run(batch, charge, now))
+            _RUNNING.add(task)
+            task.add_done_callback(_RUNNING.discard)
+
+    async def _run(self, batch: Batch, charge: Charge, now: datetime) -> None:
+        try:
+            result: Ended | BaseException = await self._attempt(batch, charge, now)
+        except BaseException as error:  # noqa: BLE001  the thread that holds the job decides
+            result = error
+        batch.end(charge, result)
+
+    async def _attempt(self, batch: Batch, charge: Charge, now: datetime) -> Ended:
+        """Make one attempt. A carrier that certainly did not take the message, and does not work, is not the last."""
+        structlog.contextvars.bind_contextvars(job=charge.job_id, sender=charge.sender, payer=charge.payer)
+        routes = routes_of(charge, self.routes[charge.kind])
+        why = _why_lasting(charge, routes, now)
+        if why is not None:
+            return Lasting(charge, why)
+        attempt: Attempt | None = None
+        tried: dict[str, Try] = {}
+        while True:
+            turn = await self._turn(charge, routes, tried)
+            if isinstance(turn, Waits):
+                return attempt or turn
+            attempt = await self._ask(batch, turn, charge, tuple(tried.values()))
+            if not _may_go_elsewhere(attempt):
+                return attempt
+            name, receipt = turn.route.name, attempt.receipt
+            tried[name] = Try(name, receipt.outcome, receipt.detail)
+
+    async def _turn(self, charge: Charge, routes: Sequence[Route], tried: Collection[str]) -> _Turn | Waits:
+        """Return the route that a message takes, or for how long it waits because all carriers rest."""
+        waits = self.health.waits(charge.kind)
+        while route := choose(routes, without={*waits, *tried}):
+            if not self.health.is_to_be_tried(charge.kind, route.name):
+                return _Turn(route, is_trial=False)
+            in_doubt = charge.handover_started_at is not None
+            if await self.health.claim(charge.kind, route.name, in_doubt=in_doubt):
+                return _Turn(route, is_trial=True)
+            waits[route.name] = TRY_AGAIN
+        its_own = [waits[route.name] for route in routes if route.name in waits]
+        if not its_own:
+            return Waits(charge, "No carrier is set up for this recipient.", NO_CARRIER_WAIT)
+        return Waits(charge, "The carrier does not work now; it is tried again.", max(WAIT_MIN, min(its_own)))
+
+    async def _ask(self, batch: Batch, turn: _Turn, charge: Charge, tried_before: Sequence[Try]) -> Attempt:
+        """Hand a message over to a carrier, as soon as there is a free place at it."""
+        route, kind = turn.route, charge.kind
+        try:
+            place = self._place(kind, route)
+            if place.locked():
+                with batch.waiting():
+                    await place.acquire()
+            else:
+                await place.acquire()
+            try:
+                began = time.monotonic()
+                receipt = await self._hand_over(route, charge)
+            finally:
+                place.release()
+        except BaseException:
+            if turn.is_trial:
+                self.health.give_up_claim(kind, route.name)
+            raise
+        await self.health.note(kind, route, receipt, time.monotonic() - began, was_tried=turn.is_trial)
+        return Attempt(
+            charge=charge,
+            carrier=route.name,
+            key_window=route.carrier.key_window,
+            receipt=receipt,
+            tried_before=tried_before,
+        )
+
+    async def _hand_over(self, route: Route, charge: Charge) -> Receipt:
+        """Call a carrier. That it may have the message is noted before; one that sends nothing needs no note."""
+        carrier = route.carrier
+        if carrier.key_window == NEVER_SENDS:
+            return await carrier.deliver(outbound_message(charge), _nothing)
+        handover = _Handover(self._handovers, charge, route.name)
+        try:
+            if carrier.key_window:
+                await handover()
+                return (await carrier.deliver(outbound_message(charge), _nothing)).sanitized()
+            return (await carrier.deliver(outbound_message(charge), handover)).sanitized()
+        except LeaseLostError:
+            log.warning("lease expired before the handover; attempt abandoned")
+            raise
+        finally:
+            handover.end()
+
+    def _place(self, kind: Kind, route: Route) -> asyncio.Semaphore:
+        key = (kind, route.name)
+        if key not in self._places:
+            self._places[key] = asyncio.Semaphore(max(1, route.carrier.capacity))
+        return self._places[key]
+
+    def _note_handovers(self, group: Sequence[tuple[Charge, str]]) -> list[BaseException | None]:
+        """Commit that carriers may have these messages: a successor must know after a crash. Runs in a thread."""
+        together: defaultdict[tuple[LeaseKey, str], list[str]] = defaultdict(list)
+        for charge, carrier in group:
+            together[_lease_of(charge), carrier].append(charge.job_id)
+        notes = [HandoverNote(lease, carrier, tuple(job_ids)) for (lease, carrier), job_ids in together.items()]
+        held = self._database.write(lambda connection: note_handovers(connection, notes, self._now(connection)))
+        return [None if _lease_of(charge) in held else LeaseLostError() for charge, _ in group]
+
+
+_RUNNING: set[asyncio.Task[None]] = set()
+"""Attempts that run: a loop keeps no strong reference to its tasks."""
+NO_CARRIER_WAIT: Final = timedelta(minutes=5)
+"""How long a message waits for which no carrier is set up, before that is looked at again."""
+
+
+class _Handover:
+    """The handover of one message, which is expected until it is noted or the attempt has ended."""
+
+    def __init__(self, groups: LoopGroups[tuple[Charge, str], None], charge: Charge, carrier: str) -> None:
+        self._groups = groups
+        self._item = (charge, carrier)
+        self._is_expected = True
+        groups.expected += 1
+
+    async def __call__(self) -> None:
+        try:
+            await self._groups.submit(self._item)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Expect it no longer."""
+        if self._is_expected:
+            self._is_expected = False
+            self._groups.expected -= 1
+
+
+async def _nothing() -> None:
+    """Note nothing: it was noted before, or nothing is handed over."""
+
+
+def _lease_of(charge: Charge) -> LeaseKey:
+    return LeaseKey(charge.org_id, charge.lease_id or "")
+
+
+def _why_lasting(charge: Charge, routes: Sequence[Route], now: datetime) -> str | None:
+    """Return why the carrier that may have a message cannot be asked about it, or None if it can, or none has it."""
+    since = charge.handover_started_at
+    if since is None:
+        return None
+    if not routes:
+        return f"{charge.carrier or 'A carrier'} may have taken it, and is not set up any more, so it cannot be asked."
+    if not is_askable(since, routes[0].carrier.key_window, now):
+        return f"{routes[0].name} may have taken it, and does not know it again any more, so it cannot be asked."
+    return None
+
+
+def _may_go_elsewhere(attempt: Attempt) -> bool:
+    """Whether another carrier may get the message at once: nobody can have it, and this carrier does not work."""
+    receipt = attempt.receipt
+    if attempt.charge.handover_started_at is not None:
+        return False
+    return receipt.outcome is Outcome.OUR_FAULT or (receipt.outcome is Outcome.NOT_NOW and receipt.is_failing)
