@@ -11,6 +11,7 @@ from celery import Celery
 from sqlalchemy import Connection
 
 from models.database.engine import Database
+from models.messages.fields import Kind
 from models.messages.sends import SendOne
 from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
@@ -141,6 +142,13 @@ def make_context(
         now=clock,
         monotonic=clock.monotonic,
     )
+
+
+def carrier_of(context: Context, kind: Kind) -> FakeCarrier:
+    """Give the only carrier of a kind."""
+    [route] = context.engine.routes[kind]
+    assert isinstance(route.carrier, FakeCarrier)
+    return route.carrier
 
 
 def send(context: Context, messages: Sequence[SendOne]) -> list[Charge]:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 
 from models.database.engine import Database
-from models.database.schema import dead_letters, decisions, leases
+from models.database.schema import dead_letters, decisions, handovers, leases
 from models.reports.findings import Finding
 from models.sends.charges import Charge, find_charges
 from tests import entries
@@ -58,3 +58,9 @@ def decisions_of(database: Database) -> list[tuple[str, str, str, str | None]]:
     with database.snapshot() as connection:
         rows = connection.execute(select(decisions).order_by(decisions.c.id))
         return [(row.job_id, row.decision, row.operator, row.note) for row in rows]
+
+
+def handovers_of(database: Database) -> list[str]:
+    """Give the jobs that carriers may have while attempts run, in order."""
+    with database.snapshot() as connection:
+        return sorted(job_id for (job_ids,) in connection.execute(select(handovers.c.job_ids)) for job_id in job_ids)

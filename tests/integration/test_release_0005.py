@@ -17,6 +17,7 @@ from sqlalchemy import select, text
 from models.database.engine import Database
 from models.database.migrations import migrate
 from models.database.schema import charges, organizations
+from models.messages.fields import KINDS
 from models.sends.carrier import Outcome, Receipt
 from models.sends.charges import State
 from models.sends.retry_policy import RetryPolicy
@@ -24,7 +25,7 @@ from tasks import operating, upkeep
 from tasks.context import Context
 from tests.chains import broken_hashes
 from tests.factories import email_job, purchase_order
-from tests.fakes import Clock, FakeCarrier, answer, make_context, run_enqueued
+from tests.fakes import Clock, FakeCarrier, answer, carrier_of, make_context, run_enqueued
 from tests.integration.audited import audit
 from tests.integration.stored import charge_of, decisions_of, findings, letters_of
 from tests.servers import PostgresServer
@@ -111,7 +112,7 @@ def test_audits_find_nothing_after_the_migration(migrated: Database) -> None:
 
 def test_jobs_of_the_old_release_get_their_first_answers(migrated: Database) -> None:
     context = context_of(migrated)
-    carriers: Any = context.carriers
+    carriers = {kind: carrier_of(context, kind) for kind in KINDS}
 
     answers = [(task, given, answer(context, task, given, "replay")) for task, given, _ in REPLAYS]
 
@@ -179,7 +180,7 @@ def test_work_goes_on_where_the_old_release_left_it(migrated: Database) -> None:
     """What waited is sent, what was held is tried again or unknown, what was unknown can be decided."""
     context = context_of(migrated)
     clock: Any = context.now
-    carriers: Any = context.carriers
+    carriers = {kind: carrier_of(context, kind) for kind in KINDS}
     carriers["email"].script = [Receipt(Outcome.NEVER, "No.")]
     refunded = operating.decide(context, "refund", ["unknown-1"], operator="ops", note=None)
 
@@ -209,5 +210,5 @@ def test_new_jobs_are_charged_after_the_migration(migrated: Database) -> None:
     refused = answer(context, "email.send", email_job("bad", "peter", to="?"))
 
     assert (bought["status"], sent["status"], refused["reason"]) == ("done", "sent", "invalid_job")
-    assert [message.org_id for message in context.carriers["email"].messages] == [charge_of(migrated, "new").org_id]  # type: ignore[attr-defined]
+    assert [message.org_id for message in carrier_of(context, "email").messages] == [charge_of(migrated, "new").org_id]
     assert findings(migrated, NOW) == []

@@ -12,11 +12,12 @@ from sqlalchemy import Connection, event
 
 from models.database.engine import Database, transaction_time, utc_now
 from models.messages.sends import SendEmail
+from models.sends.carrier import NEVER_SENDS
 from models.sends.outcomes import CRASHES_MAX
 from tasks import operating, upkeep
 from tasks.context import Context
 from tests.factories import buy, email_job, purchase_order
-from tests.fakes import ACCEPTED, NEVER, answer, answer_together, later, send
+from tests.fakes import ACCEPTED, NEVER, FakeCarrier, answer, answer_together, later, make_context, send
 from tests.integration.sending import CRASH, bulk_job, crash, crash_later, leave_unknown, pass_time, scripted_context
 
 LOCKS_ACCOUNTS = re.compile(r"\bUPDATE accounts\b|\bFROM accounts\b.*FOR NO KEY UPDATE", re.DOTALL)
@@ -145,11 +146,9 @@ def test_a_batch_is_charged_and_settled_in_nine_round_trips(
 ) -> None:
     """BEGIN, the fence, the payers, the charges, the ledger, COMMIT; BEGIN, the ends of attempts, COMMIT.
 
-    The carrier is idempotent, so no handover is noted.
+    The carrier sends nothing, so no handover is noted.
     """
-    context = scripted_context(stocked_postgres)
-    for carrier in context.carriers.values():
-        carrier.is_idempotent = True  # type: ignore[misc]
+    context = make_context(stocked_postgres, email=FakeCarrier(key_window=NEVER_SENDS))
     buy(stocked_postgres, "john", email=jobs)
     send(context, [SendEmail.model_validate(email_job("warm"))])
     messages = [SendEmail.model_validate(email_job(f"job-{number}")) for number in range(jobs)]

@@ -17,7 +17,7 @@ from models.sends.unknown import refund_unknown, resend_unknown
 from tasks import upkeep
 from tasks.context import Context
 from tests.factories import acme, balance, email_job, share, sms_job
-from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, answer, later, make_context
+from tests.fakes import NOON, NOT_NOW, UNSURE, Clock, FakeCarrier, answer, carrier_of, later, make_context
 from tests.integration.ledger_steps import claim
 from tests.integration.sending import LATER, THREE, leave_unknown, read_back, scripted_context
 from tests.integration.stored import charge_of, decisions_of, entries_of, findings, only_letter_of
@@ -27,8 +27,7 @@ BY_OPS: dict[str, Any] = {"operator": "ops", "now": NOON + LATER}
 
 def emails_of(context: Context) -> list[Email]:
     """Give the emails that the carrier got."""
-    carrier: Any = context.carriers["email"]
-    return list(carrier.messages)
+    return [message for message in carrier_of(context, "email").messages if isinstance(message, Email)]
 
 
 def refund(database: Database, *job_ids: str, **options: Any) -> list[Charge]:

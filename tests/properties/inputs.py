@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from hypothesis import strategies as st
 
@@ -11,11 +10,8 @@ from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.carrier import OutboundMessage, Outcome, Receipt, Sms
 from tests.factories import content_of
-from tests.fakes import Clock
-from tests.properties.model import POLICY, Message
+from tests.properties.model import Message
 
-SLOW = POLICY.lease / 2
-"""A carrier that takes this long leaves no time to begin with another job of the batch."""
 PEOPLE = ["ann", "ben", "cas", "dee", "eve"]
 
 
@@ -26,7 +22,6 @@ class CarrierAnswer:
     outcome: Outcome = Outcome.ACCEPTED
     refused: frozenset[int] = frozenset()
     deferred: frozenset[int] = frozenset()
-    takes: timedelta = timedelta()
 
     def receipt(self, kind: Kind, recipients: Sequence[str]) -> Receipt:
         """The receipt for these recipients. As with a mail server, it is accepted only if one of them was."""
@@ -42,9 +37,8 @@ class CarrierAnswer:
             return Receipt(Outcome.NOT_NOW, "To nobody now.", refused=refused, deferred=deferred)
         return Receipt(self.outcome, "So.", refused=refused, deferred=deferred)
 
-    def give(self, clock: Clock, message: OutboundMessage) -> Receipt:
-        """Let time pass, and answer."""
-        clock.forward(self.takes)
+    def give(self, message: OutboundMessage) -> Receipt:
+        """Answer."""
         return self.receipt("sms" if isinstance(message, Sms) else "email", recipients_of(message))
 
 
@@ -60,10 +54,9 @@ sizes = st.sampled_from([2, 3, 1])
 """How many recipients an email has, or how many segments a text message."""
 drafts = st.lists(st.tuples(people, sizes), min_size=1, max_size=3)
 """Jobs that come in at the same time: the sender and size of each."""
-_times = st.sampled_from([timedelta(), timedelta(), timedelta(), SLOW])
 _places = st.frozensets(st.integers(0, 2), max_size=2)
 _outcomes = st.sampled_from([Outcome.ACCEPTED, Outcome.NOT_NOW, Outcome.UNSURE, Outcome.NEVER, Outcome.ACCEPTED])
-carrier_answers = st.builds(CarrierAnswer, _outcomes, _places, _places, _times)
+carrier_answers = st.builds(CarrierAnswer, _outcomes, _places, _places)
 
 
 def text_of(segments: int) -> str:

@@ -81,6 +81,8 @@ class Message:
     crashes: int = 0
     lease_id: str | None = None
     in_doubt: bool = False
+    handed_over: bool = False
+    """Whether a carrier may have it from the attempt that runs."""
     was_resent: bool = False
     lease_until: datetime | None = None
     due_at: datetime | None = None
@@ -127,12 +129,12 @@ class Message:
 
     def wait(self, due_at: datetime | None) -> None:
         """Release the job; it will be tried again."""
-        self.state, self.lease_until, self.due_at = "waiting", None, due_at
+        self.state, self.lease_until, self.due_at, self.handed_over = "waiting", None, due_at, False
 
     def end(self, state: str, reason: str | None) -> None:
         """End the job; it is never tried again by itself."""
         self.state, self.reason, self.lease_until, self.due_at = state, reason, None, None
-        self.in_doubt = state == "unknown"
+        self.in_doubt, self.handed_over = state == "unknown", False
 
 
 class Model:
@@ -336,11 +338,6 @@ class Model:
             message.lease_id = lease_id
         return claimed
 
-    def hand_back(self, message: Message, now: datetime) -> None:
-        """Give up an attempt for which there was no time. It does not count."""
-        message.attempts -= 1
-        message.wait(now)
-
     def settle(self, message: Message, receipt: Receipt) -> None:
         """Settle an attempt as its receipt says, but for when the next is due: the ledger draws that at random.
 
@@ -352,12 +349,12 @@ class Model:
         if outcome is Outcome.ACCEPTED:
             pending = message.recipients_with("pending")
             message.fate |= {recipient: "reached" for recipient in pending if recipient not in receipt.deferred}
-        if outcome is Outcome.UNSURE and not (self.is_idempotent[message.kind] and not is_last):
+        in_doubt = outcome is not Outcome.ACCEPTED and (message.in_doubt or outcome is Outcome.UNSURE)
+        if in_doubt and (is_last or not self.is_idempotent[message.kind]):
             return message.end("unknown", None)
-        if outcome is Outcome.NOT_NOW and is_last and message.in_doubt:
-            return message.end("unknown", None)
-        if not is_last and outcome is not Outcome.NEVER and message.recipients_with("pending"):
-            message.in_doubt |= outcome is Outcome.UNSURE
+        may_wait = in_doubt or outcome is not Outcome.NEVER
+        if not is_last and may_wait and message.recipients_with("pending"):
+            message.in_doubt = in_doubt
             message.reason = "carrier_unavailable"
             return message.wait(None)
         refused = "recipient_refused" if receipt.recipients_refused else "carrier_refused"
@@ -412,7 +409,7 @@ class Model:
         """End an attempt whose worker crashed. The job is tried again a few times if that does no harm."""
         message.crashes += 1
         message.reason = None
-        message.in_doubt |= self.is_idempotent[message.kind]
+        message.in_doubt |= message.handed_over
         tried_enough = message.crashes >= CRASHES_MAX or self.policy.is_exhausted(message.attempts)
         if message.in_doubt and (tried_enough or not self.is_idempotent[message.kind]):
             message.end("unknown", None)

@@ -243,7 +243,7 @@ class MoneyMachine(RuleBasedStateMachine):
         return task.removesuffix(".resume"), given["org_id"], given["attempts"]
 
     def _script(self, kind: Kind, answers: Sequence[CarrierAnswer]) -> None:
-        self.carriers[kind].script = [partial(answer.give, self.clock) for answer in answers]
+        self.carriers[kind].script = [answer.give for answer in answers]
 
     def _note_handover(self, message: Message, recipients: Sequence[str]) -> None:
         """Note who may have the message now. An idempotent carrier delivers it once, however often it is asked."""
@@ -252,14 +252,9 @@ class MoneyMachine(RuleBasedStateMachine):
 
     def _deliver_in_model(self, claimed: Sequence[Message], answers: Sequence[CarrierAnswer], began: datetime) -> None:
         """Make the attempts in the model that one worker has made, and compare what the carriers got."""
-        now, attempted = began, []
+        attempted = []
         for place, message in enumerate(claimed):
-            if place and now > began + POLICY.start_window:
-                for left in claimed[place:]:
-                    self.model.hand_back(left, now)
-                break
             answer = answers[place] if place < len(answers) else CarrierAnswer()
-            now += answer.takes
             pending = message.recipients_with("pending")
             attempted.append((message.job_id, pending))
             receipt = answer.receipt(message.kind, pending)
@@ -267,11 +262,10 @@ class MoneyMachine(RuleBasedStateMachine):
                 not_reached = [*receipt.refused, *receipt.deferred]
                 self._note_handover(message, [recipient for recipient in pending if recipient not in not_reached])
             self.model.settle(message, receipt)
-        for message in claimed[: len(attempted)]:  # they are settled together, after the last attempt
+        for message in claimed:  # they are settled together, after the last attempt
             if message.state == "waiting":
-                message.due_at = self._drawn_due_at(message, now)
+                message.due_at = self._drawn_due_at(message, began)
         self.model.give_back(claimed)
-        assert self.clock.now == now
         self._compare_outbound(attempted)
 
     def _drawn_due_at(self, message: Message, now: datetime) -> datetime | None:
