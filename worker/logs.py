@@ -22,7 +22,7 @@ QUIET = (
     "celery.worker.strategy",  # "received", from a thread that does not know the job; tasks/base.py says more
     "celery.pool",  # at DEBUG it prints the arguments
     "celery.app.trace",  # "succeeded": tasks/base.py says what was answered; failures are still logged
-    "urllib3",
+    "aiohttp",
     "mail.log",
     "alembic",
 )
