@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> PostageApp:
     app = PostageApp(settings)
     app.conf.update(celery_config(settings))
     app.steps["worker"].add("worker.broker.lane:LaneStep")
+    app.steps["worker"].add("worker.broker.send_pool:SendPoolStep")
     app.steps["consumer"].add("worker.broker.events:FlushStep")
     app.steps["consumer"].add("worker.broker.stats:StatsStep")
     return app

@@ -6,6 +6,7 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from models.messages.base import Json
+from models.messages.fields import KINDS
 from models.messages.wire import SAVE_TASKS, SEND_ONE_TASKS
 from tasks.broker_urls import without_repeated_passwords
 from tasks.queues import ROUTES, Queue
@@ -56,14 +57,17 @@ def celery_config(settings: Settings) -> Json:
         # A job is acknowledged when it is answered, so a worker that crashes leaves it to another one.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
-        # One batch at work, and one that comes next.
-        "worker_prefetch_multiplier": -(-2 * settings.batch // settings.concurrency),
+        # What each kind may have at work, and one batch of everything else, and one that comes next.
+        "worker_prefetch_multiplier": -(
+            -(2 * settings.batch + sum(_at_work(settings).values())) // settings.concurrency
+        ),
         # After a blink of Redis the jobs at work are delivered again, and are known then. To take fewer for that
         # reason, as Celery would, would mean small batches.
         "worker_enable_prefetch_count_reduction": False,
         "task_annotations": {
             "*": {"Request": "worker.broker.request:RedactedRequest"},
             **{task: {"Strategy": "worker.broker.batching:strategy"} for task in SEND_ONE_TASKS},
+            **{f"{kind}.resume": {"Strategy": "worker.broker.send_pool:strategy"} for kind in KINDS},
             **{task: {"Strategy": "worker.broker.lane:strategy"} for task in SAVE_TASKS},
         },
         "worker_consumer": "worker.broker.consumer:QuarantiningConsumer",
@@ -95,6 +99,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "shared_queues": {str(queue): field for queue, field in TURNS.items()},
         "batched_queues": [Queue.EMAIL, Queue.SMS],
         "batch": settings.batch,
+        "at_work_of": _at_work(settings),
         # A job that is longer is refused. One that is more than twice as long, in base64, is not even read.
         "body_max": settings.message_bytes_max,
         "bytes_max": 3 * settings.message_bytes_max,
@@ -109,6 +114,15 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": 30,
     }
+
+
+def _at_work(settings: Settings) -> dict[str, int]:
+    """Return how many messages of each kind a worker has at work, about.
+
+    One batch and one that comes next; and as many as its carriers can have in conversation, with the next ones.
+    """
+    urls = {Queue.EMAIL: settings.smtp_url, Queue.SMS: settings.sms_url}
+    return {str(queue): 2 * settings.batch + settings.conversations(urls[queue]) for queue in urls}
 
 
 def _beat_schedule(settings: Settings) -> dict[str, Json]:

@@ -32,7 +32,6 @@ from worker.broker.unknown_lists import unknown_lists
 from worker.carriers.routes import open_routes
 from worker.places import carriers_that_send_nowhere
 from worker.private_files import OTHERS
-from worker.settings import Settings
 
 CHECK_S = 20.0
 """How long a check may take, in seconds. All of them run side by side."""

@@ -8,7 +8,7 @@ from sqlalchemy.engine import make_url
 
 from models.errors import OperatorError
 from tasks import broker_urls
-from worker.carriers.urls import parse_carrier_urls
+from worker.carrier_urls import parse_carrier_urls
 from worker.settings import Settings
 
 UP_LOCK = "up.lock"

@@ -11,9 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.errors import OperatorError
 from tasks import broker_urls
 from tasks.queues import Queue
-from worker.carriers.urls import parse_carrier_urls
+from worker.carrier_urls import parse_carrier_urls
 
 PREFIX = "POSTAGE_"
+CONVERSATIONS_MAX = 2_000
+"""Messages of a kind that a worker process has at work besides its batches, at most: each takes some kilobytes."""
 PLACEHOLDER = ":replace-"
 """How the passwords begin that stand in example files, for people to replace."""
 SOCKET_PATH_MAX = 100
@@ -248,6 +250,18 @@ class Settings(BaseSettings):
     def producer_keys_file(self) -> Path:
         """The file of the keys with which producers sign; it need not exist."""
         return self.producer_keys or (self.var / "producer-keys.json").absolute()
+
+    def conversations(self, urls: str) -> int:
+        """Return how many messages may be at work at these carriers: one, and the next, for each connection."""
+        named = parse_carrier_urls(urls, self.connections)
+        each = sum(2 * one.connections for one in named if one.scheme != "null")
+        return min(each, CONVERSATIONS_MAX)
+
+    @property
+    def send_threads(self) -> int:
+        """Threads of each kind, of which each holds up to a batch of jobs until they are answered."""
+        most = max(self.conversations(self.smtp_url), self.conversations(self.sms_url))
+        return self.concurrency + -(-most // self.batch)
 
     @property
     def must_be_signed(self) -> frozenset[str]:

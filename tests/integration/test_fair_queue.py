@@ -48,7 +48,7 @@ def take(
         lists=["email"],
         queues=["email"],
         limit=limit,
-        bulk_limit=bulk_limit,
+        bulk_limits={"email": bulk_limit},
         bytes_max=bytes_max,
         bytes_limit=10**8,
         shared=dict.fromkeys(shared, "sender"),
@@ -215,7 +215,8 @@ def test_a_key_that_is_no_list_stops_its_own_queue_alone(redis: Redis) -> None:
     number = put(redis, "a")
     keys, *arguments = fair_queue.take_args(
         unacked="unacked", unacked_index="unacked_index", lists=["sms", "email"], queues=["sms", "email"],
-        limit=10, bulk_limit=1, bytes_max=10**6, bytes_limit=10**8, shared={"email": "sender", "sms": "sender"},
+        limit=10, bulk_limits={"email": 1, "sms": 1}, bytes_max=10**6, bytes_limit=10**8,
+        shared={"email": "sender", "sms": "sender"},
     )  # fmt: skip
 
     _, not_lists, *taken = fair_queue.take_script(redis)(keys=arguments[:keys], args=arguments[keys:])

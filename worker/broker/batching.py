@@ -24,6 +24,7 @@ from celery.worker.strategy import default
 
 from models.grouping import in_groups
 from tasks.base import Arrival
+from worker.broker.send_pool import send_consumer
 
 log = structlog.get_logger(__name__)
 celery_log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa:
     """Return the Strategy of tasks whose jobs are answered in batches."""
     if not isinstance(consumer.pool, (ThreadPool, SoloPool)):
         return default(task, app, consumer)  # the children of other pools take one job at a time
-    return default(task, app, BatchingConsumer(consumer, task, app.settings.batch))
+    return default(task, app, BatchingConsumer(send_consumer(task, consumer), task, app.settings.batch))
 
 
 class BatchingConsumer:
@@ -73,7 +74,7 @@ class BatchingConsumer:
     def _hand_to_pool(self) -> None:
         gathered, self._gathered = self._gathered, []
         for batch in batches(gathered, self._batch):
-            self._consumer.pool.apply_async(answer, (self._task, self._consumer, batch), callback=_ignore)
+            self._consumer.pool.apply_async(answer, args=(self._task, self._consumer, batch), callback=_ignore)
 
 
 def _ignore(_result: object) -> None:

@@ -68,7 +68,7 @@ def take_args(
     lists: Sequence[str],
     queues: Sequence[str],
     limit: int,
-    bulk_limit: int,
+    bulk_limits: Mapping[str, int],
     bytes_max: int,
     bytes_limit: int,
     shared: Mapping[str, str],
@@ -78,11 +78,12 @@ def take_args(
 
     It takes up to `limit` messages from `lists`, which are the `queues` of the highest priority and then those of the
     next ones. On `shared` queues, people take turns, who are named by this field. Of the messages that stand for many
-    jobs, it takes at most `bulk_limit`, none of more than `bytes_max`, and no more once all have `bytes_limit`.
+    jobs, it takes at most `bulk_limits` from each queue; none of more than `bytes_max`, and no more once all have
+    `bytes_limit`.
     """
     keys = (unacked, unacked_index, QUARANTINE, ORGANIZATIONS, *lists)
-    named = (word for queue in queues for word in (queue, shared.get(queue, "")))
-    return (len(keys), *keys, prefix, limit, bulk_limit, bytes_max, bytes_limit, *named)
+    named = (word for queue in queues for word in (queue, shared.get(queue, ""), bulk_limits[queue]))
+    return (len(keys), *keys, prefix, limit, bytes_max, bytes_limit, *named)
 
 
 def is_bulk(item: bytes) -> bool:

@@ -8,10 +8,10 @@
 --
 --   ARGV[1]   the prefix of all keys
 --   ARGV[2]   how many messages to take at most
---   ARGV[3]   how many messages to take at most that stand for many jobs (resume, send_many)
---   ARGV[4]   the longest message that is taken, in bytes; longer ones go to the quarantine unread
---   ARGV[5]   how many bytes to take: no further message is taken once all have so many
---   ARGV[6…]  for each queue: its name, and the field that names whose turn it is; empty if the queue is not shared
+--   ARGV[3]   the longest message that is taken, in bytes; longer ones go to the quarantine unread
+--   ARGV[4]   how many bytes to take: no further message is taken once all have so many
+--   ARGV[5…]  for each queue: its name; the field that names whose turn it is, empty if the queue is not shared; and how
+--             many messages to take from it at most that stand for many jobs (resume, send_many)
 --
 -- Returns the number of items that were quarantined, a list of the keys that are no lists, and then queue, delivery tag
 -- and item of each message.
@@ -20,15 +20,15 @@
 -- So everything is written to its new place first, and removed from the old one then.
 
 local MOVED_MAX = 5000  -- messages that one call moves to their people: about 30 ms, in which Redis serves nobody else
-local FIRST_LIST, FIRST_QUEUE = 5, 6
+local FIRST_LIST, FIRST_QUEUE, PER_QUEUE = 5, 5, 3
 local APART_S = 1e-6  -- between the times of messages taken at once: those that are not acknowledged come back in order
 local MOVED_AT_ONCE = 16  -- messages that are read together; each may be long
 
 local unacked, unacked_index, quarantine, organizations = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local limit, bulk_left = tonumber(ARGV[2]), tonumber(ARGV[3])
-local bytes_max, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5])
-local queues = (#ARGV - FIRST_QUEUE + 1) / 2
-local answer, taken = {0, {}}, 0
+local limit = tonumber(ARGV[2])
+local bytes_max, bytes_left = tonumber(ARGV[3]), tonumber(ARGV[4])
+local queues = (#ARGV - FIRST_QUEUE + 1) / PER_QUEUE
+local answer, taken, bulk_left = {0, {}}, 0, {}
 
 -- What a message says of itself -------------------------------------------------------------------------------------
 
@@ -169,10 +169,10 @@ local function take_from(list, queue)
         return false
     end
     if #item <= bytes_max and is_bulk(item) then
-        if bulk_left <= 0 then
+        if bulk_left[queue.name] <= 0 then
             return false
         end
-        bulk_left = bulk_left - 1
+        bulk_left[queue.name] = bulk_left[queue.name] - 1
     end
     take_last(list, queue, item)
     return true
@@ -220,7 +220,9 @@ end
 for first = FIRST_LIST, #KEYS, queues do  -- one priority after the other
     local nonempty = {}
     for place = 0, queues - 1 do
-        local list, name, field = KEYS[first + place], ARGV[FIRST_QUEUE + 2 * place], ARGV[FIRST_QUEUE + 2 * place + 1]
+        local list, at = KEYS[first + place], FIRST_QUEUE + PER_QUEUE * place
+        local name, field = ARGV[at], ARGV[at + 1]
+        bulk_left[name] = bulk_left[name] or tonumber(ARGV[at + 2])
         if is_list(list) then
             local queue = {list = list, name = name, field = first == FIRST_LIST and field or ''}
             if queue.field ~= '' then

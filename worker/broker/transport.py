@@ -10,6 +10,7 @@ trip. On the wire nothing changes: producers, Flower and other workers go on usi
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -184,6 +185,32 @@ def _note_return(message: Any, *, was_lost: bool) -> bool:  # noqa: ANN401  any 
     return returns <= RETURNS_MAX
 
 
+class AtWork:
+    """What this worker has taken from each queue and not answered: messages, bytes, and those that stand for many."""
+
+    def __init__(self) -> None:
+        self.messages: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.bulk: Counter[str] = Counter()
+        self._taken: dict[str, tuple[str, int, bool]] = {}
+
+    def add(self, tag: str, queue: str, size: int, *, is_bulk: bool) -> None:
+        """Count a message."""
+        self._taken[tag] = (queue, size, is_bulk)
+        self._count(1, queue, size, is_bulk=is_bulk)
+
+    def forget(self, tag: str) -> None:
+        """Count a message no longer."""
+        if tag in self._taken:
+            queue, size, is_bulk = self._taken.pop(tag)
+            self._count(-1, queue, size, is_bulk=is_bulk)
+
+    def _count(self, sign: int, queue: str, size: int, *, is_bulk: bool) -> None:
+        self.messages[queue] += sign
+        self.bytes[queue] += sign * size
+        self.bulk[queue] += sign * is_bulk
+
+
 class Channel(redis.Channel):
     """kombu's channel, which takes messages with the script."""
 
@@ -196,26 +223,29 @@ class Channel(redis.Channel):
     """Queues from which jobs are taken in batches."""
     batch: int = 1
     """As long as there is work to do, no fewer messages are taken from batched queues than this: few cost more each."""
+    at_work_of: Mapping[str, int] = MappingProxyType({})
+    """Messages of a batched queue that are at work at a time, about. What holds up one queue holds up no other."""
     body_max: int = 6_000_000
     """The longest body that is read, in bytes, inflated; jobs with longer ones are refused."""
     bytes_max: int = 16_000_000
     """The longest message that is taken, in bytes; longer ones are quarantined unread."""
     at_work_max: int = 8_000_000
-    """Bytes of the messages that are at work at a time, at most; one message may have more."""
+    """Bytes of the messages of batched queues that are at work at a time, at most, and of those of all others; one
+    message may have more."""
     bulk_max: int = 1
-    """Messages that stand for many jobs and are at work at a time, at most; those with an ETA do not count."""
+    """Messages of a queue that stand for many jobs and are at work at a time, at most; those with an ETA do not count.
+    """
     producer_keys: str | None = None
     """The file of the keys with which messages are signed that are published here."""
     from_transport_options = (
         *redis.Channel.from_transport_options,
-        *("shared_queues", "batched_queues", "batch", "bulk_max"),
+        *("shared_queues", "batched_queues", "batch", "at_work_of", "bulk_max"),
         *("body_max", "bytes_max", "at_work_max", "producer_keys"),
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401  kombu's
         self.taken_tags: set[str] = set()
-        self.bulk_taken: set[str] = set()
-        self.bytes_taken: dict[str, int] = {}
+        self.at_work = AtWork()
         self._bytes_left = self.at_work_max
         self._unacknowledged_queues: set[str] = set()
         self._asked_by_script = False
@@ -273,11 +303,10 @@ class Channel(redis.Channel):
             return
         if self._paused and self.connection.loop is not None:
             return
-        self._bytes_left = self.at_work_max - sum(self.bytes_taken.values())
-        asked = self._queue_cycle.consume(len(self.active_queues)) if self._bytes_left > 0 else ()
-        queues = [queue for queue in asked if self._is_worth_asking(queue)]
+        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if self._is_worth_asking(queue)]
         if not queues:
             return
+        self._bytes_left = min(map(self._bytes_left_for, queues))
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
@@ -315,14 +344,25 @@ class Channel(redis.Channel):
 
     def forget_taken(self, tag: str) -> None:
         """Count a message no longer as one that is at work."""
-        self.bulk_taken.discard(tag)
-        self.bytes_taken.pop(tag, None)
+        self.at_work.forget(tag)
 
     def _is_worth_asking(self, queue: str) -> bool:
+        """Whether messages of a queue may be taken. Of a batched one, few are taken only if none is at work."""
+        if self._bytes_left_for(queue) <= 0:
+            return False
         if queue not in self.batched_queues or not self.qos.unacked_count:
             return True
         credit = self.qos.can_consume_max_estimate()
-        return credit is None or credit >= min(self.batch, self.qos.prefetch_count // 2)
+        if credit is not None and credit < min(self.batch, self.qos.prefetch_count // 2):
+            return False
+        most = self.at_work_of.get(queue)
+        return most is None or most - self.at_work.messages[queue] >= min(self.batch, most // 2)
+
+    def _bytes_left_for(self, queue: str) -> int:
+        """Return how many bytes may be taken from a queue, which shares them with all batched ones, or all others."""
+        is_batched = queue in self.batched_queues
+        its_own = (size for name, size in self.at_work.bytes.items() if (name in self.batched_queues) == is_batched)
+        return self.at_work_max - sum(its_own)
 
     def _take_command(self, queues: Sequence[str]) -> tuple[Any, ...]:
         lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
@@ -335,7 +375,7 @@ class Channel(redis.Channel):
             lists=lists,
             queues=queues,
             limit=fair_queue.TAKE_MAX if credit is None else min(credit, fair_queue.TAKE_MAX),
-            bulk_limit=max(0, self.bulk_max - len(self.bulk_taken)),
+            bulk_limits={queue: max(0, self.bulk_max - self.at_work.bulk[queue]) for queue in queues},
             bytes_max=self.bytes_max,
             bytes_limit=self._bytes_left,
             shared=self.shared_queues,
@@ -394,12 +434,11 @@ class Channel(redis.Channel):
 
     def _deliver_taken(self, queue: str, tag: str, item: bytes) -> None:
         self.taken_tags.add(tag)
-        self.bytes_taken[tag] = len(item)
         try:
             message = json_codec.decode(item)
             message["properties"]["delivery_tag"] = tag  # as it is registered, whatever the message says elsewhere
-            if fair_queue.is_bulk(item) and not message["headers"].get("eta"):
-                self.bulk_taken.add(tag)
+            stands_for_many = fair_queue.is_bulk(item) and not message["headers"].get("eta")
+            self.at_work.add(tag, queue, len(item), is_bulk=stands_for_many)
             self.connection._deliver(message, queue)  # noqa: SLF001  kombu's channels call it so
         except self.connection_errors:
             raise

@@ -7,10 +7,10 @@ from typing import Final
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
 from models.sends.routes import Route
+from worker.carrier_urls import CarrierUrl, CarrierUrlError, parse_carrier_urls
 from worker.carriers.null import NullCarrier
 from worker.carriers.sms_gateway import SmsGateway
 from worker.carriers.smtp import SmtpCarrier
-from worker.carriers.urls import CarrierUrl, CarrierUrlError, parse_carrier_urls
 from worker.settings import Settings, SettingsError
 
 Open = Callable[[CarrierUrl, Settings], Carrier]
