@@ -43,9 +43,10 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: date
         return
     settled_before: Counter[LeaseKey] = Counter()
     failed: list[tuple[Charge, BaseException]] = []
-    batch = context.engine.start(held, now)
+    start_until = begun_at + context.retry_policy.start_window.total_seconds()
+    batch = context.engine.start(held, now, start_until)
     try:
-        for group in _results(context, batch, set(count_by_lease(held)), begun_at):
+        for group in _results(context, batch, set(count_by_lease(held)), begun_at, start_until):
             ended = [result for _, result in group if not isinstance(result, BaseException)]
             if ended:
                 together = EndedTogether(ended, dict(settled_before))
@@ -62,11 +63,10 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: date
 
 
 def _results(
-    context: Context, batch: Batch, held: Collection[LeaseKey], begun_at: float
+    context: Context, batch: Batch, held: Collection[LeaseKey], begun_at: float, start_until: float
 ) -> Iterator[list[tuple[Charge, Ended | BaseException]]]:
     """Yield results as they come. Meanwhile leases are renewed, and nothing more is begun once it is too late."""
     policy = context.retry_policy
-    start_until = begun_at + policy.start_window.total_seconds()
     renew_at = begun_at + policy.renewal.total_seconds()
     while batch.left:
         moment = context.monotonic()

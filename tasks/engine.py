@@ -31,7 +31,7 @@ from tasks.outbound import outbound_message
 
 log = structlog.get_logger(__name__)
 
-GATHER_S: Final = 0.02
+GATHER_S: Final = 0.01
 """How long ended attempts wait for others of their batch, to be settled together, in seconds."""
 WAIT_MIN: Final = timedelta(seconds=1)
 """How long a job waits at least for a carrier that rests."""
@@ -87,9 +87,10 @@ class _Turn(NamedTuple):
 class Batch:
     """Attempts that were begun together. Its results are taken by the thread that has begun them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, is_too_late: Callable[[], bool]) -> None:
         self.left = size
         """How many have not been taken."""
+        self._is_too_late = is_too_late
         self._running = size
         self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
         self._ended: list[tuple[Charge, Ended | BaseException]] = []
@@ -126,7 +127,7 @@ class Batch:
             If it was.
 
         """
-        if self._is_stopped:
+        if self._is_stopped or self._is_too_late():
             raise TooLateError
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  this runs in one
@@ -139,6 +140,8 @@ class Batch:
             raise
         finally:
             self._waiting.discard(task)
+        if self._is_too_late():
+            raise TooLateError
 
     def end(self, charge: Charge, result: Ended | BaseException) -> None:
         """Note how an attempt has ended. The thread gets all that end within a moment together."""
@@ -174,14 +177,18 @@ class DeliveryEngine:
         self.health = CarrierHealth(database, routes, now, monotonic)
         self._database = database
         self._now = now
+        self._monotonic = monotonic
         self._loop = loop or EventLoop()
         self._places: dict[tuple[Kind, str], asyncio.Semaphore] = {}
         self._handovers = LoopGroups(self._loop.writers, self._note_handovers)
 
-    def start(self, held: Sequence[Charge], now: datetime) -> Batch:
-        """Begin one attempt for each charge that the caller holds. `now` is the time of the claim."""
+    def start(self, held: Sequence[Charge], now: datetime, start_until: float) -> Batch:
+        """Begin one attempt for each charge that the caller holds. `now` is the time of the claim.
+
+        What has to wait for a place is not begun after `start_until`, by the monotonic clock.
+        """
         self.health.look()
-        batch = Batch(len(held))
+        batch = Batch(len(held), lambda: self._monotonic() > start_until)
         self._loop.call(self._start, batch, held, now)
         return batch
 
@@ -253,11 +260,7 @@ class DeliveryEngine:
         route, kind = turn.route, charge.kind
         try:
             place = self._place(kind, route)
-            if place.locked():
-                with batch.waiting():
-                    await place.acquire()
-            else:
-                await place.acquire()
+            await _take(place, batch)
             try:
                 began = time.monotonic()
                 receipt = await self._hand_over(route, charge)
@@ -335,6 +338,29 @@ class _Handover:
         if self._is_expected:
             self._is_expected = False
             self._groups.expected -= 1
+
+
+async def _take(place: asyncio.Semaphore, batch: Batch) -> None:
+    """Take a place at a carrier, when there is a free one.
+
+    Raises
+    ------
+    TooLateError
+        If it was not free in time.
+
+    """
+    if not place.locked():
+        await place.acquire()
+        return
+    is_taken = False
+    try:
+        with batch.waiting():
+            await place.acquire()
+            is_taken = True
+    except TooLateError:
+        if is_taken:
+            place.release()
+        raise
 
 
 async def _nothing() -> None:

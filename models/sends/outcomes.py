@@ -346,6 +346,6 @@ def _unknown(
         detail=receipt.detail,
         recipients_refused=refused or None,
         content={**(charge.content or {}), "recipients": pending} if pending else None,
-        carrier_reference=receipt.reference,
+        carrier_reference=receipt.reference if pending else None,
         in_doubt=True,
     )

@@ -64,9 +64,11 @@ def release(database: Database, *held: Charge) -> None:
     database.write(lambda connection: leases.release_jobs(connection, held, NOON))
 
 
-def mark_handover(database: Database, held: Charge, now: datetime = NOON) -> bool:
-    """Note that the carrier may have a message from now on; tells whether it was still held."""
-    return held.key in database.write(lambda connection: leases.mark_handover(connection, [held], now))
+def note_handover(database: Database, held: Charge, now: datetime = NOON) -> bool:
+    """Note that the carrier may have a message from now on; tells whether its lease was still held."""
+    lease = leases.LeaseKey(held.org_id, held.lease_id or "")
+    note = leases.HandoverNote(lease, "main", (held.job_id,))
+    return lease in database.write(lambda connection: leases.note_handovers(connection, [note], now))
 
 
 def settle(
@@ -86,6 +88,6 @@ def lock_orphaned(database: Database, now: datetime, limit: int = 9) -> list[str
     """Give the ids of the jobs that are held under expired leases."""
 
     def lock(connection: Connection) -> list[Charge]:
-        return leases.lock_orphaned(connection, leases.lock_expired(connection, now, limit))
+        return leases.lock_orphaned(connection, leases.end_expired(connection, now, limit))
 
     return [charged.job_id for charged in database.write(lock)]

@@ -1,10 +1,11 @@
 """Leases that expire while a worker is still at work, because it was too slow."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from models.database.engine import Database
-from models.sends.carrier import OutboundMessage, Receipt
+from models.sends.carrier import Handover, OutboundMessage, Receipt
 from models.sends.charges import State
 from tasks import upkeep
 from tasks.context import Context
@@ -22,10 +23,10 @@ class SlowCarrier(FakeCarrier):
         self.wait = wait
         self.taken: list[str] = []
 
-    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Wait, then keep the job's id if it may be handed over."""
-        self.wait()
-        receipt = super().deliver(message, before_handover)
+        await asyncio.to_thread(self.wait)
+        receipt = await super().deliver(message, handover)
         self.taken.append(message.job_id)
         return receipt
 

@@ -1,6 +1,7 @@
 """Leases: which attempt holds a job, and what is left behind when a worker crashes."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -19,13 +20,13 @@ from tests.integration.ledger_steps import (
     claim,
     email,
     lock_orphaned,
-    mark_handover,
+    note_handover,
     release,
     settle,
 )
 from tests.integration.stored import charge_of, lease_ids
 
-LEASE = leases.LeaseKey(ACME, "h")
+LEASE, FIRST = leases.LeaseKey(ACME, "h"), leases.LeaseKey(ACME, "first")
 
 
 def test_claiming_again_under_the_same_lease_finds_the_same_jobs(stocked: Database) -> None:
@@ -103,11 +104,10 @@ def test_an_attempt_that_lost_its_job_changes_nothing(
     lose(stocked, late)
     before = charge_of(stocked)
 
-    marked = mark_handover(stocked, late)
     counted = settle(stocked, Settlement(charge=late, state=State.FAILED, refund=1))
     release(stocked, late)
 
-    assert (marked, counted) == (False, [])
+    assert counted == []
     assert charge_of(stocked) == before
     assert balance(stocked, "john") == 9
 
@@ -125,20 +125,93 @@ def test_a_restarted_job_has_no_lease_no_crashes_and_no_doubt(stocked: Database)
 # -- handovers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_handover_keeps_the_time_at_which_it_was_first_noted(stocked: Database) -> None:
+def found_handovers(database: Database, lease: leases.LeaseKey = FIRST) -> dict[str, leases.HandedOver]:
+    with database.snapshot() as connection:
+        return {key.job_id: noted for key, noted in leases.find_handovers(connection, [lease]).items()}
+
+
+def test_handovers_are_noted_with_their_carrier_and_time(stocked: Database) -> None:
+    first, second, _ = charge(stocked, email("a"), email("b"), email("c"))
+
+    assert note_handover(stocked, first)
+    assert note_handover(stocked, second, NOON + timedelta(minutes=1))
+    assert found_handovers(stocked) == {
+        "a": leases.HandedOver("main", NOON),
+        "b": leases.HandedOver("main", NOON + timedelta(minutes=1)),
+    }
+
+
+def test_handovers_of_several_leases_and_carriers_are_noted_together(stocked: Database) -> None:
+    charge(stocked, email("a"), email("b"), email("c"), lease_id="first")
+    charge(stocked, email("d"), lease_id="second")
+    second = leases.LeaseKey(ACME, "second")
+    notes = [
+        leases.HandoverNote(FIRST, "main", ("a", "b")),
+        leases.HandoverNote(FIRST, "other", ("c",)),
+        leases.HandoverNote(second, "main", ("d",)),
+        leases.HandoverNote(leases.LeaseKey(ACME, "nobody's"), "main", ("e",)),
+    ]
+
+    held = stocked.write(lambda connection: leases.note_handovers(connection, notes, NOON))
+
+    assert held == {FIRST, second}
+    assert {job_id: noted.carrier for job_id, noted in found_handovers(stocked).items()} == {
+        "a": "main", "b": "main", "c": "other",
+    }  # fmt: skip
+    assert found_handovers(stocked, second).keys() == {"d"}
+
+
+def test_nothing_is_handed_over_once_a_sweep_has_ended_the_lease(stocked: Database) -> None:
     [held] = charge(stocked, email())
+    assert lock_orphaned(stocked, LEASE_END) == ["job-1"]
 
-    assert mark_handover(stocked, held)
-    assert mark_handover(stocked, held, NOON + timedelta(minutes=1))
-    assert charge_of(stocked).handover_started_at == NOON
+    assert not note_handover(stocked, held)
+    assert found_handovers(stocked) == {}
+    assert stocked.write(lambda connection: leases.renew_leases(connection, [FIRST], LEASE_END)) == set()
 
 
-def test_a_handover_is_not_noted_for_a_settled_attempt(stocked: Database) -> None:
+def test_handovers_go_with_their_lease(stocked: Database) -> None:
     [held] = charge(stocked, email())
-    settle(stocked, Settlement(charge=held, state=State.WAITING, retry_after=AT_ONCE))
+    note_handover(stocked, held)
 
-    assert not mark_handover(stocked, held)
-    assert charge_of(stocked).handover_started_at is None
+    settle(stocked, Settlement(charge=held, state=State.SENT))
+
+    assert lease_ids(stocked) == []
+    assert found_handovers(stocked) == {}
+    assert not note_handover(stocked, held)
+
+
+def test_a_note_waits_for_a_sweep_that_ends_the_lease(stocked_postgres: Database) -> None:
+    """Whoever is first counts: a message that was handed over is found by the sweep, or nothing is handed over."""
+    [held] = charge(stocked_postgres, email())
+
+    with ThreadPoolExecutor(1) as thread:
+        with stocked_postgres.engine.begin() as sweeping:
+            assert leases.end_expired(sweeping, LEASE_END, 9) == [FIRST]
+            noting = thread.submit(note_handover, stocked_postgres, held)
+            with pytest.raises(TimeoutError):
+                noting.result(0.3)
+        assert noting.result(10) is False
+
+
+def test_a_sweep_leaves_a_lease_alone_under_which_something_is_handed_over(stocked_postgres: Database) -> None:
+    charge(stocked_postgres, email())
+    note = leases.HandoverNote(FIRST, "main", ("job-1",))
+
+    with stocked_postgres.engine.begin() as noting:
+        assert leases.note_handovers(noting, [note], NOON) == {FIRST}
+        assert lock_orphaned(stocked_postgres, LEASE_END) == []
+    assert lock_orphaned(stocked_postgres, LEASE_END) == ["job-1"]
+    assert found_handovers(stocked_postgres).keys() == {"job-1"}
+
+
+def test_a_renewed_lease_lasts_longer(stocked: Database) -> None:
+    charge(stocked, email())
+    later = LEASE_END + timedelta(minutes=5)
+
+    assert stocked.write(lambda connection: leases.renew_leases(connection, [FIRST], later)) == {FIRST}
+    assert lock_orphaned(stocked, LEASE_END) == []
+    assert lock_orphaned(stocked, later) == ["job-1"]
 
 
 # -- orphaned jobs ----------------------------------------------------------------------------------------------------

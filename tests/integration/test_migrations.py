@@ -21,7 +21,7 @@ from models.database.engine import Database
 from models.database.migrations import KNOWN, NEWEST, check_migrated, migrate
 from models.database.schema import APPEND_ONLY, charges, decisions, metadata
 from models.errors import DatabaseAheadError, DatabaseBehindError
-from models.sends.leases import lock_expired, lock_orphaned
+from models.sends.leases import end_expired, lock_orphaned
 from models.sends.unknown import unknown_keys
 from tests.factories import balance, buy, save_people
 from tests.fakes import NOON
@@ -141,7 +141,7 @@ def test_charges_from_before_the_leases_table_are_migrated(empty_url: str) -> No
     migrate(empty_url)
 
     with database.engine.begin() as connection:
-        [lease_id] = lock_expired(connection, NOON + timedelta(minutes=5), 9)
+        [lease_id] = end_expired(connection, NOON + timedelta(minutes=5), 9)
         held = [charge.job_id for charge in lock_orphaned(connection, [lease_id])]
     with database.snapshot() as connection:
         unknown = [job_id for _, job_id in unknown_keys(connection)]

@@ -140,6 +140,7 @@ def test_a_job_that_was_once_unsure_is_not_refunded_in_the_end(stocked: Database
 def test_a_job_is_released_if_the_lease_leaves_no_time_for_it(stocked: Database) -> None:
     clock = Clock()
     carrier = FakeCarrier(NOT_NOW, NOT_NOW)
+    carrier.capacity = 1
     context = make_context(stocked, sms=carrier, clock=clock)
     for job_id in ("a", "b"):
         answer(context, "sms.send", sms_job(job_id))

@@ -9,7 +9,7 @@ from models.sends.charges import State
 from models.sends.outcomes import Settlement
 from tests.factories import balance, buy, ledger_job, share, sms_job
 from tests.fakes import NOON
-from tests.integration.ledger_steps import AT_ONCE, charge, claim, email, mark_handover, settle
+from tests.integration.ledger_steps import AT_ONCE, charge, claim, email, note_handover, settle
 from tests.integration.stored import charge_of, entries_of, findings
 
 
@@ -87,7 +87,7 @@ def test_many_attempts_are_settled_together(stocked: Database) -> None:
 @pytest.mark.parametrize("state", [State.SENT, State.FAILED, State.WAITING])
 def test_a_settlement_without_doubt_clears_the_handover(stocked: Database, state: State) -> None:
     [held] = charge(stocked, email())
-    mark_handover(stocked, held)
+    note_handover(stocked, held)
 
     refund = 1 if state is State.FAILED else 0
     retry_after = AT_ONCE if state is State.WAITING else None

@@ -10,19 +10,27 @@ from hypothesis import strategies as st
 
 from models.sends.carrier import Outcome, Receipt
 from models.sends.charges import OPEN, Charge, State
+from models.sends.leases import HandedOver
 from models.sends.outcomes import (
     CRASHES_MAX,
+    RULES,
+    Attempt,
+    Doubt,
     Settlement,
     content_for_resend,
     settlement_after_crash,
     settlement_for,
     settlement_of_refund,
+    settlement_of_wait,
 )
 from models.sends.retry_policy import RetryPolicy
 from tests.fakes import NOON
 
 THREE = ("a@x.test", "b@x.test", "c@x.test")
 POLICY = RetryPolicy(attempts_max=3)
+A_DAY = timedelta(days=1)
+COUNTED = [outcome for outcome in Outcome if outcome is not Outcome.OUR_FAULT]
+"""The outcomes of attempts that count."""
 
 
 def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: Any) -> Charge:
@@ -56,8 +64,11 @@ def charge(kind: Any = "email", recipients: tuple[str, ...] = THREE, **fields: A
     return Charge(**{**whole, **fields})
 
 
-def settlement(attempted: Charge, receipt: Receipt, *, is_idempotent: bool = False) -> Settlement:
-    return settlement_for(attempted, receipt, policy=POLICY, is_idempotent=is_idempotent)
+def settlement(attempted: Charge, receipt: Receipt, *, is_idempotent: bool = False, **options: Any) -> Settlement:
+    """Settle an attempt at a carrier that knows a message again for a day, or never."""
+    window = A_DAY if is_idempotent else timedelta()
+    attempt = Attempt(charge=attempted, carrier="main", key_window=window, receipt=receipt)
+    return settlement_for(attempt, **{"policy": POLICY, "now": NOON, **options})
 
 
 def next_attempt(attempted: Charge, settled: Settlement) -> Charge:
@@ -81,7 +92,8 @@ def next_attempt(attempted: Charge, settled: Settlement) -> Charge:
         ("accepted", 2, True, True, "sent", None),
         ("never", 1, False, False, "failed", "carrier_refused"),
         ("never", 3, False, False, "failed", "carrier_refused"),
-        ("never", 2, True, True, "failed", "carrier_refused"),
+        ("never", 2, True, True, "waiting", "carrier_unavailable"),
+        ("never", 3, True, True, "unknown", None),
         ("not_now", 1, False, False, "waiting", "carrier_unavailable"),
         ("not_now", 2, True, False, "waiting", "carrier_unavailable"),
         ("not_now", 2, True, True, "waiting", "carrier_unavailable"),
@@ -92,6 +104,9 @@ def next_attempt(attempted: Charge, settled: Settlement) -> Charge:
         ("unsure", 1, True, False, "waiting", "carrier_unavailable"),
         ("unsure", 2, True, True, "waiting", "carrier_unavailable"),
         ("unsure", 3, True, False, "unknown", None),
+        ("our_fault", 1, False, False, "waiting", "carrier_unavailable"),
+        ("our_fault", 3, False, False, "waiting", "carrier_unavailable"),
+        ("our_fault", 3, True, True, "waiting", "carrier_unavailable"),
     ],
 )
 def test_each_outcome_has_its_settlement(
@@ -104,6 +119,8 @@ def test_each_outcome_has_its_settlement(
     assert (settled.state, settled.reason) == (state, reason)
     assert settled.refund == (attempted.credits if state == "failed" else 0)
     assert settled.detail == (None if state == "sent" else "Words.")
+    assert settled.counts == (outcome != "our_fault")
+    assert settled.carrier == "main"
     assert (settled.retry_after is not None) == (state == "waiting")
     assert settled.carrier_reference == ("ref" if state == "sent" else None)
     assert settled.charge is attempted
@@ -200,14 +217,85 @@ def test_recipients_refused_with_an_unsure_outcome_do_not_count_as_reached() -> 
     first_attempt = charge()
     first = settlement(first_attempt, Receipt(Outcome.UNSURE, refused={"a@x.test": "550"}), is_idempotent=True)
 
-    settled = settlement(next_attempt(first_attempt, first), Receipt(Outcome.NEVER, "No."), is_idempotent=True)
+    unknown = settlement(replace(next_attempt(first_attempt, first), attempts=3), Receipt(Outcome.NEVER, "No."))
 
     assert first.content == {"recipients": ["b@x.test", "c@x.test"], "subject": "Hello"}
-    assert (settled.state, settled.refund) == (State.FAILED, 3)
+    assert unknown.state is State.UNKNOWN
+    refunded = settlement_of_refund(
+        replace(first_attempt, content=first.content, recipients_refused={"a@x.test": "550"})
+    )
+    assert (refunded.state, refunded.refund) == (State.FAILED, 3)
 
 
-def after_crash(attempted: Charge, *, is_idempotent: bool = False) -> Settlement:
-    return settlement_after_crash(attempted, policy=POLICY, is_idempotent=is_idempotent)
+def test_recipients_who_may_have_it_are_left_to_a_person_and_nobody_else_is() -> None:
+    """A server that takes few recipients at a time got the message in parts, and has not answered the last of them."""
+    receipt = Receipt(Outcome.ACCEPTED, unsure={"b@x.test": "no answer"}, refused={"c@x.test": "550"})
+
+    settled = settlement(charge(), receipt)
+
+    assert (settled.state, settled.in_doubt, settled.content) == (
+        State.UNKNOWN, True, {"recipients": ["b@x.test"], "subject": "Hello"},
+    )  # fmt: skip
+    decided = settlement_of_refund(replace(charge(), content=settled.content, recipients_refused={"c@x.test": "550"}))
+    assert (decided.state, decided.refund) == (State.SENT, 2)
+
+
+@pytest.mark.parametrize(("hours", "state"), [(23, State.WAITING), (24, State.UNKNOWN), (200, State.UNKNOWN)])
+def test_a_carrier_is_asked_again_only_while_it_knows_the_message(hours: int, state: State) -> None:
+    doubted = charge("sms", attempts=2, handover_started_at=NOON - timedelta(hours=hours))
+
+    assert settlement(doubted, Receipt(Outcome.NOT_NOW), is_idempotent=True).state is state
+
+
+def test_a_carrier_that_says_when_is_not_asked_before() -> None:
+    settled = settlement(charge(), Receipt(Outcome.NOT_NOW, retry_after=timedelta(minutes=30)))
+
+    assert settled.retry_after == timedelta(minutes=30)
+
+
+def test_what_a_carrier_took_at_once_needs_no_note() -> None:
+    assert settlement(charge(), Receipt(Outcome.ACCEPTED)).tries == ()
+    assert [each.outcome for each in settlement(charge(attempts=2), Receipt(Outcome.ACCEPTED)).tries] == ["accepted"]
+    assert [each.outcome for each in settlement(charge(), Receipt(Outcome.NOT_NOW)).tries] == ["not_now"]
+
+
+@pytest.mark.parametrize(
+    ("days", "in_doubt", "state", "refund"),
+    [
+        (1, False, State.WAITING, 0),
+        (5, False, State.FAILED, 3),
+        (1, True, State.WAITING, 0),
+        (5, True, State.UNKNOWN, 0),
+    ],
+)
+def test_a_job_waits_for_carriers_that_rest_and_not_for_ever(
+    *, days: int, in_doubt: bool, state: State, refund: int
+) -> None:
+    waiting = charge(created_at=NOON - timedelta(days=days), handover_started_at=NOON if in_doubt else None)
+
+    settled = settlement_of_wait(waiting, "It rests.", timedelta(seconds=9), policy=POLICY, now=NOON)
+
+    assert (settled.state, settled.refund, settled.counts) == (state, refund, False)
+    assert settled.retry_after == (timedelta(seconds=9) if state is State.WAITING else None)
+
+
+def test_no_rule_refunds_or_resends_what_a_carrier_may_have() -> None:
+    """Only a carrier that knows the message again is asked again."""
+    for doubt in (Doubt.ASKABLE, Doubt.LASTING):
+        assert State.FAILED not in RULES[doubt]
+    assert State.WAITING not in RULES[Doubt.LASTING]
+    assert {rule.accepted for rule in RULES.values()} == {State.SENT}
+    assert set(RULES) == set(Doubt)
+
+
+def after_crash(attempted: Charge, *, is_idempotent: bool = False, handed_over: bool = False) -> Settlement:
+    return settlement_after_crash(
+        attempted,
+        HandedOver("main", NOON) if handed_over else None,
+        key_window=A_DAY if is_idempotent else timedelta(),
+        policy=POLICY,
+        now=NOON,
+    )
 
 
 def test_a_job_is_tried_again_after_a_crash_before_the_handover() -> None:
@@ -220,7 +308,7 @@ def test_a_job_is_tried_again_after_a_crash_before_the_handover() -> None:
 
 def test_an_email_is_unknown_after_a_crash_after_the_handover() -> None:
     """It may have arrived, so it is not sent a second time by itself."""
-    settled = after_crash(charge(handover_started_at=NOON, recipients_refused={"a@x.test": "550"}))
+    settled = after_crash(charge(recipients_refused={"a@x.test": "550"}), handed_over=True)
 
     assert (settled.state, settled.refund, settled.crashed) == (State.UNKNOWN, 0, True)
     assert settled.recipients_refused == {"a@x.test": "550"}
@@ -228,20 +316,22 @@ def test_an_email_is_unknown_after_a_crash_after_the_handover() -> None:
 
 def test_an_idempotent_carrier_is_tried_again_after_a_crash_in_doubt() -> None:
     """The carrier recognizes the job id, so trying again does no harm; but the doubt stays."""
-    settled = after_crash(charge("sms"), is_idempotent=True)
+    settled = after_crash(charge("sms"), is_idempotent=True, handed_over=True)
 
-    assert (settled.state, settled.in_doubt) == (State.WAITING, True)
+    assert (settled.state, settled.in_doubt, settled.carrier, settled.doubt_since) == (
+        State.WAITING, True, "main", NOON,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("is_idempotent", [False, True])
+@pytest.mark.parametrize("handed_over", [False, True])
 @pytest.mark.parametrize(
     "tried", [{"crashes": CRASHES_MAX - 1}, {"attempts": 3}], ids=["too many crashes", "attempts used up"]
 )
-def test_a_job_that_may_crash_its_workers_is_set_aside(*, is_idempotent: bool, tried: dict[str, int]) -> None:
+def test_a_job_that_may_crash_its_workers_is_set_aside(*, handed_over: bool, tried: dict[str, int]) -> None:
     """Its credits go back, unless the carrier may have the message."""
-    settled = after_crash(charge(**tried), is_idempotent=is_idempotent)
+    settled = after_crash(charge(**tried), is_idempotent=True, handed_over=handed_over)
 
-    if is_idempotent:
+    if handed_over:
         assert (settled.state, settled.refund) == (State.UNKNOWN, 0)
     else:
         assert (settled.state, settled.reason, settled.refund) == (State.FAILED, "carrier_unavailable", 3)
@@ -274,7 +364,7 @@ def test_a_resend_leaves_out_refused_recipients() -> None:
 @st.composite
 def receipts(draw: st.DrawFn, pending: list[str]) -> Receipt:
     """Draw a receipt that an SMTP carrier may give for these recipients: each is taken, refused or deferred."""
-    outcome = draw(st.sampled_from(Outcome))
+    outcome = draw(st.sampled_from(COUNTED))
     fates = draw(st.lists(st.sampled_from("trd"), min_size=len(pending), max_size=len(pending)))
     if outcome is Outcome.ACCEPTED:
         fates[draw(st.integers(0, len(pending) - 1))] = "t"  # an accepted message was accepted for somebody
@@ -302,7 +392,7 @@ def test_an_email_costs_one_credit_for_each_recipient_reached(
         outcomes.append(receipt.outcome)
         if receipt.outcome is Outcome.ACCEPTED:
             handed_over |= set(pending) - set(receipt.refused) - set(receipt.deferred)
-        settled = settlement_for(attempted, receipt, policy=policy, is_idempotent=is_idempotent)
+        settled = settlement(attempted, receipt, is_idempotent=is_idempotent, policy=policy)
         if settled.state not in OPEN:
             break
         assert settled.refund == 0
@@ -324,15 +414,13 @@ def test_an_email_costs_one_credit_for_each_recipient_reached(
             assert (settled.reason == "recipient_refused") == (settled.refund > 0)
 
 
-@given(st.lists(st.sampled_from(Outcome), min_size=8, max_size=8), st.booleans(), st.integers(1, 8))
+@given(st.lists(st.sampled_from(COUNTED), min_size=8, max_size=8), st.booleans(), st.integers(1, 8))
 def test_a_text_message_is_charged_wholly_or_not_at_all(
     outcomes: list[Outcome], is_idempotent: bool, attempts_max: int
 ) -> None:
     attempted = charge("sms")
     for outcome in outcomes:
-        settled = settlement_for(
-            attempted, Receipt(outcome), policy=RetryPolicy(attempts_max), is_idempotent=is_idempotent
-        )
+        settled = settlement(attempted, Receipt(outcome), is_idempotent=is_idempotent, policy=RetryPolicy(attempts_max))
         if settled.state is not State.WAITING:
             break
         attempted = next_attempt(attempted, settled)

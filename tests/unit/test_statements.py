@@ -31,7 +31,7 @@ HOT: dict[str, Callable[[str], Executable | Sequence[Executable]]] = {
     "insert_bulk_job": lambda dialect: charging._insert_charges(dialect, leased=False),
     "insert_bulk_messages": charging._insert_waiting,
     "move_and_enter": ledger._move_and_enter,
-    "mark_handover": leases._mark_handover,
+    "note_handovers": leases._note_handovers,
     "end_attempts_and_leases": settling._end_attempts_and_leases,
     "release_jobs": leases._release_jobs,
 }

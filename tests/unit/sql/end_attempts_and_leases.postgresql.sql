@@ -20,9 +20,13 @@ UPDATE charges SET refunded = COALESCE(settlements.refunded, 0), refunded_by = C
   settlements.refunded > 0
 ) THEN CAST(%(cause)s AS VARCHAR) END, refunded_at = CASE WHEN (
   settlements.refunded > 0
-) THEN CAST(%(now)s AS TIMESTAMPTZ) END, state = settlements.state, reason = settlements.reason, detail = settlements.detail, lease_until = NULL, due_at = settlements.due_at, crashes = COALESCE(settlements.crashes, 0), handover_started_at = CASE
-  WHEN settlements.in_doubt
-  THEN COALESCE(charges.handover_started_at, CAST(%(now)s AS TIMESTAMPTZ))
+) THEN CAST(%(now)s AS TIMESTAMPTZ) END, state = settlements.state, reason = settlements.reason, detail = settlements.detail, attempts = (
+  charges.attempts - COALESCE(settlements.uncounted, 0)
+), lease_until = NULL, due_at = settlements.due_at, crashes = COALESCE(settlements.crashes, 0), handover_started_at = CASE
+  WHEN (
+    settlements.doubt_since IS NOT NULL
+  )
+  THEN COALESCE(charges.handover_started_at, settlements.doubt_since)
 END, unknown_since = CASE WHEN (
   settlements.state = 'unknown'
 ) THEN CAST(%(now)s AS TIMESTAMPTZ) END, content = CASE
@@ -31,7 +35,7 @@ END, unknown_since = CASE WHEN (
   )
   THEN NULL
   ELSE COALESCE(settlements.content, charges.content)
-END, recipients_refused = settlements.recipients_refused, carrier_reference = settlements.carrier_reference, final_at = CASE
+END, recipients_refused = settlements.recipients_refused, carrier_reference = settlements.carrier_reference, carrier = settlements.carrier, final_at = CASE
   WHEN (
     settlements.state IN ('sent', 'failed', 'refused')
   )
@@ -49,11 +53,13 @@ FROM (
     record.refunded AS refunded,
     record.due_at AS due_at,
     record.recipients_refused AS recipients_refused,
+    record.carrier AS carrier,
     record.carrier_reference AS carrier_reference,
     record.crashes AS crashes,
     record.content AS content,
-    record.in_doubt AS in_doubt
-  FROM JSON_TO_RECORDSET(CAST(CAST(%(settlements_json)s AS VARCHAR) AS JSON)) AS record(org_id INT, job_id VARCHAR(72), attempts SMALLINT, lease_id VARCHAR(32), state VARCHAR(8), reason VARCHAR(40), detail TEXT, refunded BIGINT, due_at TIMESTAMPTZ, recipients_refused JSON, carrier_reference VARCHAR(300), crashes SMALLINT, content JSON, in_doubt BOOLEAN)
+    record.uncounted AS uncounted,
+    record.doubt_since AS doubt_since
+  FROM JSON_TO_RECORDSET(CAST(CAST(%(settlements_json)s AS VARCHAR) AS JSON)) AS record(org_id INT, job_id VARCHAR(72), attempts SMALLINT, lease_id VARCHAR(32), state VARCHAR(8), reason VARCHAR(40), detail TEXT, refunded BIGINT, due_at TIMESTAMPTZ, recipients_refused JSON, carrier VARCHAR(40), carrier_reference VARCHAR(300), crashes SMALLINT, content JSON, uncounted INT, doubt_since TIMESTAMPTZ)
   LIMIT CAST(%(settlements_count)s AS INT)
 ) AS settlements
 WHERE

@@ -18,7 +18,14 @@ UPDATE charges SET refunded = COALESCE(settlements.refunded, 0), refunded_by = C
   settlements.refunded > 0
 ) THEN :cause END, refunded_at = CASE WHEN (
   settlements.refunded > 0
-) THEN :now END, state = settlements.state, reason = settlements.reason, detail = settlements.detail, lease_until = NULL, due_at = settlements.due_at, crashes = COALESCE(settlements.crashes, 0), handover_started_at = CASE WHEN settlements.in_doubt THEN COALESCE(charges.handover_started_at, :now) END, unknown_since = CASE WHEN (
+) THEN :now END, state = settlements.state, reason = settlements.reason, detail = settlements.detail, attempts = (
+  charges.attempts - COALESCE(settlements.uncounted, 0)
+), lease_until = NULL, due_at = settlements.due_at, crashes = COALESCE(settlements.crashes, 0), handover_started_at = CASE
+  WHEN (
+    NOT settlements.doubt_since IS NULL
+  )
+  THEN COALESCE(charges.handover_started_at, settlements.doubt_since)
+END, unknown_since = CASE WHEN (
   settlements.state = 'unknown'
 ) THEN :now END, content = CASE
   WHEN (
@@ -26,7 +33,7 @@ UPDATE charges SET refunded = COALESCE(settlements.refunded, 0), refunded_by = C
   )
   THEN NULL
   ELSE COALESCE(settlements.content, charges.content)
-END, recipients_refused = settlements.recipients_refused, carrier_reference = settlements.carrier_reference, final_at = CASE WHEN (
+END, recipients_refused = settlements.recipients_refused, carrier_reference = settlements.carrier_reference, carrier = settlements.carrier, final_at = CASE WHEN (
   settlements.state IN ('sent', 'failed', 'refused')
 ) THEN :now END
 FROM (
@@ -41,10 +48,12 @@ FROM (
     JSON_EXTRACT(record.value, '$.refunded') AS refunded,
     JSON_EXTRACT(record.value, '$.due_at') AS due_at,
     JSON_EXTRACT(record.value, '$.recipients_refused') AS recipients_refused,
+    JSON_EXTRACT(record.value, '$.carrier') AS carrier,
     JSON_EXTRACT(record.value, '$.carrier_reference') AS carrier_reference,
     JSON_EXTRACT(record.value, '$.crashes') AS crashes,
     JSON_EXTRACT(record.value, '$.content') AS content,
-    JSON_EXTRACT(record.value, '$.in_doubt') AS in_doubt
+    JSON_EXTRACT(record.value, '$.uncounted') AS uncounted,
+    JSON_EXTRACT(record.value, '$.doubt_since') AS doubt_since
   FROM JSON_EACH(:settlements_json) AS record
 ) AS settlements
 WHERE
