@@ -1,18 +1,25 @@
 """Two mail servers on this machine, one that follows a script and a real one (aiosmtpd), and carriers to them."""
 
+import asyncio
 import socket
+import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from models.sends.carrier import Email, Receipt
+import uvloop
+
+from models.sends.carrier import Email, Handover, OutboundMessage, Receipt
 from tests.integration.tls import client_context
+from worker.carrier_urls import parse_carrier_url
 from worker.carriers.smtp import SmtpCarrier
 from worker.local.sinks import LoopbackController
+
+T = TypeVar("T")
 
 BOB, EVE, JOE = "bob@example.org", "eve@example.org", "joe@example.org"
 EMAIL = Email(
@@ -107,6 +114,7 @@ class ScriptedServer:
 
     def _take_message(self, connection: socket.socket, received: Any) -> bool:
         if self.replies["DOT"] == [RESET_INSIDE]:
+            received.read(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         message = b""
@@ -171,22 +179,71 @@ class Handovers:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self) -> None:
+    async def __call__(self) -> None:
         self.count += 1
 
 
-def unnoted() -> None:
+async def unnoted() -> None:
     """Note nothing before a message is handed over."""
 
 
-def carrier_to(url: str, timeout_s: float = 20) -> closing[SmtpCarrier]:
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+loop_name = "uvloop"
+"""The loop on which carriers are called; a fixture lets tests run on both."""
+
+
+class LoopedCarrier:
+    """A carrier on a loop of its own, which runs only during calls."""
+
+    def __init__(self, carrier: SmtpCarrier) -> None:
+        self.carrier = carrier
+        self._runner = asyncio.Runner(loop_factory=LOOPS[loop_name])
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the carrier's loop."""
+        return self._runner.run(coroutine)
+
+    def deliver(self, message: OutboundMessage, handover: Handover = unnoted) -> Receipt:
+        """Deliver one message."""
+        return self.run(self.carrier.deliver(message, handover))
+
+    def deliver_all(self, messages: Sequence[OutboundMessage], handover: Handover = unnoted) -> list[Receipt]:
+        """Deliver messages at the same time."""
+
+        async def all_of_them() -> list[Receipt]:
+            return await asyncio.gather(*[self.carrier.deliver(message, handover) for message in messages])
+
+        return self.run(all_of_them())
+
+    def find_fault(self) -> str | None:
+        """Ask the carrier for its fault."""
+        return self.run(self.carrier.find_fault())
+
+    def close(self) -> None:
+        """Close the carrier and the loop."""
+        self.run(self.carrier.close())
+        self._runner.close()
+
+
+def carrier_to(
+    url: str, timeout_s: float = 20, dot_timeout_s: float = 20, ssl_context: ssl.SSLContext | None = None
+) -> closing[LoopedCarrier]:
     """Give a carrier that trusts the certificate of the tests, closed after the block."""
-    return closing(SmtpCarrier(url, timeout_s, ssl_context=client_context()))
+    address = parse_carrier_url(url)
+    context = ssl_context or client_context()
+    return closing(
+        LoopedCarrier(SmtpCarrier(address, timeout_s=timeout_s, dot_timeout_s=dot_timeout_s, ssl_context=context))
+    )
 
 
 def deliver(
-    script: Replies, email: Email = EMAIL, timeout_s: float = 20, before_handover: Callable[[], None] = unnoted
+    script: Replies,
+    email: Email = EMAIL,
+    timeout_s: float = 20,
+    handover: Handover = unnoted,
+    dot_timeout_s: float | None = None,
 ) -> tuple[Receipt, ScriptedServer]:
     """Deliver one email through a new carrier to a server that follows a script."""
-    with ScriptedServer(script) as server, carrier_to(server.url, timeout_s) as carrier:
-        return carrier.deliver(email, before_handover), server
+    dot_s = timeout_s if dot_timeout_s is None else dot_timeout_s
+    with ScriptedServer(script) as server, carrier_to(server.url, timeout_s, dot_s) as carrier:
+        return carrier.deliver(email, handover), server

@@ -1,6 +1,7 @@
 """The SMTP carrier: what arrives at a real server, and what the carrier never sends."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,15 +12,13 @@ from tests.integration.smtp_server import (
     EMAIL,
     JOE,
     TO_THREE,
-    Handovers,
     carrier_to,
     deliver,
     real_server,
     unnoted,
 )
-from worker.carriers import open_email
-from worker.carriers.null import NullCarrier
-from worker.settings import SettingsError
+from worker.carrier_urls import CarrierUrlError, parse_carrier_url
+from worker.carriers.smtp import SmtpCarrier
 
 
 def test_an_accepted_email_arrives_as_it_was_written() -> None:
@@ -43,10 +42,16 @@ def test_only_the_remaining_recipients_are_on_the_envelope() -> None:
     assert BOB.encode() in envelope.content
 
 
-def test_the_smtp_carrier_is_not_idempotent() -> None:
+def test_the_smtp_carrier_knows_no_message_again() -> None:
     """SMTP has no idempotency key, so an email that is sent twice may arrive twice."""
     with carrier_to("smtp://localhost") as carrier:
-        assert not carrier.is_idempotent
+        assert carrier.carrier.key_window == timedelta()
+
+
+def test_each_connection_has_a_next_message() -> None:
+    """Its envelope can then go with the final dot of the one before."""
+    with carrier_to("smtp://localhost?connections=7") as carrier:
+        assert carrier.carrier.capacity == 14
 
 
 def test_an_email_that_is_too_large_for_the_server_is_not_sent() -> None:
@@ -74,32 +79,38 @@ def test_a_text_message_for_the_smtp_carrier_is_a_bug() -> None:
         "smtp://ada:pass:w/rd@mail.example.org",
         "smtp://mail.example.org/inbox",
         "smtp://mail.example.org?starttls=perhaps",
-        "smtp://mail.example.org?starttls",
+        "smtp://mail.example.org?starttls=",
         "smtp://mail.example.org?tls=yes",
         "smtps://mail.example.org?starttls=never",
         "smtp://mail..example.org",
-        "smtp://ada:passwört@mail.example.org",
+        "smtp://ada:pass%00word@mail.example.org",
         "smtp://ada:pass:w%2Frd@mail.example.org?x=1",
+        "smtp://mail.example.org?window=1h",
+        "smtp://mail.example.org?prefixes=49",
+        "smtp://ada:secret@mail.example.org?auth=kerberos",
+        "smtp://ada:secret@mail.example.org?auth=xoauth2",
+        "smtp://mail.example.org?auth=plain",
+        "smtp://mail.example.org?token_file=/run/token",
+        "smtp://ada:secret@mail.example.org?token_file=/run/token",
+        "smtp://ada@mail.example.org?token_file=/run/token&auth=login",
+        "smtp://ada@mail.example.org?token_file=/run/token&token_command=token",
+        "smtp://ada@mail.example.org?token_command=",
+        "smtp://ada@mail.example.org?token_command=%27",
+        "smtp://ada@mail.example.org?token_file=",
+        "smtp://mail.example.org?ehlo=",
+        "smtp://mail.example.org?ehlo=a%0D%0AMAIL",
+        "smtp://mail.example.org?recipients=0",
+        "smtp://mail.example.org?recipients=many",
+        "smtp://mail.example.org?messages=-1",
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_in_a_sentence(url: str) -> None:
     """It is refused when the process starts, and never repeats a password."""
-    with pytest.raises(SettingsError, match=r"^POSTAGE_SMTP_URL: The address of the mail server .*\.$") as refusal:
-        open_email(url, 20)
+    with pytest.raises(CarrierUrlError, match=r"^The address of (the mail server|a carrier) .*\.$") as refusal:
+        SmtpCarrier(parse_carrier_url(url), timeout_s=20)
 
-    assert "pass:w" not in str(refusal.value)
-    assert "rd@" not in str(refusal.value)
-
-
-def test_the_null_carrier_accepts_every_email() -> None:
-    """It is for benchmarks. It is idempotent, so no handover is noted."""
-    carrier, handovers = open_email("null://", 20), Handovers()
-
-    assert isinstance(carrier, NullCarrier)
-    assert carrier.is_idempotent
-    assert carrier.deliver(EMAIL, handovers) == Receipt(Outcome.ACCEPTED, reference="job-1")
-    assert handovers.count == 0
-    carrier.close()
+    for secret in ("pass:w", "rd@", "secret", "ada"):
+        assert secret not in str(refusal.value)
 
 
 # -- addresses beyond ASCII (RFC 6531) --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """SMTP with and without pipelining (RFC 2920): the outcome is the same."""
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -20,9 +21,9 @@ from tests.integration.smtp_server import (
     deliver,
     unnoted,
 )
-from worker.carriers.smtp import STEPS
-from worker.carriers.smtp_connection import SmtpConnection
-from worker.carriers.smtp_transaction import PIPELINED_MAX
+from worker.carriers.smtp_connection import STEPS, SmtpConnection
+from worker.carriers.smtp_envelope import SmtpEnvelope
+from worker.carriers.smtp_transaction import PIPELINED_MAX, SmtpTransaction
 
 AT_ONCE: Replies = {"MAIL": LATER, "RCPT": LATER, "DATA": "250 Ok\r\n250 Ok\r\n354 go on"}
 """The script of a server that replies nothing before it has read DATA."""
@@ -33,7 +34,7 @@ def test_a_server_with_pipelining_gets_all_commands_at_once() -> None:
     receipt, server = deliver({**AT_ONCE, "EHLO": PIPELINING})
 
     assert receipt == Receipt(Outcome.ACCEPTED, reference="4XyZ12")
-    assert [command.split()[0] for command in server.commands] == ["ehlo", "MAIL", "RCPT", "DATA", "quit"]
+    assert [command.split()[0] for command in server.commands] == ["EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
 
 
 def test_a_server_without_pipelining_gets_one_command_at_a_time() -> None:
@@ -111,5 +112,12 @@ def test_many_slow_replies_do_not_last_beyond_the_deadline() -> None:
 
 def test_a_command_of_two_lines_is_a_bug() -> None:
     """No address can add a command."""
-    with pytest.raises(ValueError, match="one line"):
-        SmtpConnection().send_commands(["MAIL FROM:<ada@example.org>", "RCPT TO:<bob@example.org>\nDATA"])
+    recipients = {"bob@example.org": "bob@example.org>\nDATA"}
+    envelope = SmtpEnvelope("ada@example.org", recipients, {}, b"", utf8=False)
+    with carrier_to("smtp://localhost") as carrier:
+
+        async def connection() -> SmtpConnection:
+            return SmtpConnection(asyncio.get_running_loop(), 20)
+
+        with pytest.raises(ValueError, match="one line"):
+            SmtpTransaction(carrier.run(connection()), envelope, list(recipients))

@@ -1,5 +1,6 @@
 """TLS and logins of the SMTP carrier: no password and no email goes where it should not."""
 
+import ssl
 import warnings
 from contextlib import closing
 from typing import Any
@@ -9,9 +10,8 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 from structlog.testing import capture_logs
 
 from models.sends.carrier import Outcome
-from tests.integration.smtp_server import EMAIL, ScriptedServer, carrier_to, real_server, unnoted
+from tests.integration.smtp_server import EMAIL, LoopedCarrier, ScriptedServer, carrier_to, real_server, unnoted
 from tests.integration.tls import server_context
-from worker.carriers.smtp import SmtpCarrier
 
 PASSWORD = "pass:w/rd"
 LOGIN = "ada%40example.org:pass%3Aw%2Frd"
@@ -22,9 +22,9 @@ def only_ada(_server: Any, _session: Any, _envelope: Any, _mechanism: str, given
     return AuthResult(success=given == LoginPassword(b"ada@example.org", PASSWORD.encode()))
 
 
-def distrusting_carrier_to(url: str) -> closing[SmtpCarrier]:
+def distrusting_carrier_to(url: str) -> closing[LoopedCarrier]:
     """Give a carrier that does not trust the certificate of the tests, closed after the block."""
-    return closing(SmtpCarrier(url, 20))
+    return carrier_to(url, ssl_context=ssl.create_default_context())
 
 
 def with_login(url: str) -> str:
@@ -90,7 +90,7 @@ def test_unwanted_encryption_is_not_used() -> None:
 
 
 def test_a_refused_login_is_logged_without_user_and_password() -> None:
-    """The outcome is not now, as the setting can be corrected."""
+    """It is our fault: the setting can be corrected."""
     refusal = "535 5.7.8 no ada@example.org " + PASSWORD
     with (
         capture_logs() as logs,
@@ -99,7 +99,7 @@ def test_a_refused_login_is_logged_without_user_and_password() -> None:
     ):
         receipt = carrier.deliver(EMAIL, unnoted)
 
-    assert receipt.outcome is Outcome.NOT_NOW
+    assert receipt.outcome is Outcome.OUR_FAULT
     assert [log["log_level"] for log in logs] == ["error"]
     for text in (str(logs), receipt.detail):
         assert "login" in text
@@ -112,7 +112,7 @@ def test_a_login_is_sent_unencrypted_only_to_this_machine_or_on_demand() -> None
 
     def starttls_of(url: str) -> str:
         with carrier_to(url) as carrier:
-            return carrier._server.starttls
+            return carrier.carrier.server.starttls
 
     assert starttls_of("smtp://ada:x@mail.example.org") == "require"
     assert starttls_of("smtp://ada:x@mail.example.org?starttls=if-offered") == "require"
