@@ -1,7 +1,14 @@
 """Text from outside, made fit to be stored, logged and printed."""
 
+import re
+
 WORDS_MAX = 300
 """Characters that are kept of what a server says, or of an id that it gives."""
+SOMEBODY = "…"
+"""What stands for an address or a number."""
+_ADDRESS = re.compile(r"[^\s<>()\[\]\",;]+@[^\s<>()\[\]\",;]+")
+_NUMBER = re.compile(r"\+?(?<![\w.])\d(?:[ -]?\d){6,}(?!\w)")
+"""Seven digits or more, the shortest that a number of a telephone has; codes of servers and years have fewer."""
 
 
 def sanitize(text: str, max_length: int = WORDS_MAX) -> str:
@@ -14,3 +21,8 @@ def sanitize(text: str, max_length: int = WORDS_MAX) -> str:
         return text  # as nearly always
     line = "".join(character if character.isprintable() else " " for character in text[: 4 * max_length])
     return " ".join(line.split())[:max_length].rstrip()
+
+
+def without_people(text: str) -> str:
+    """Return `text` without email addresses and telephone numbers, which servers like to repeat."""
+    return _NUMBER.sub(SOMEBODY, _ADDRESS.sub(SOMEBODY, text))

@@ -15,6 +15,7 @@ from models.sends.erasure import (
     erase_refusals,
     erase_refusals_of,
     erase_user,
+    erase_words,
 )
 from tasks.base import PostageTask
 from tasks.context import Context
@@ -31,6 +32,7 @@ def erase_overdue(context: Context) -> int:
         before = now - context.keep_personal
         erased = erase_letters(connection, now - context.keep_letters, ERASE_BATCH)
         erased += erase_refusals(connection, before, ERASE_BATCH)
+        erased += erase_words(connection, before, now, ERASE_BATCH)
         return erased + erase_recipients(connection, before, now, ERASE_BATCH), before
 
     erased, before = context.database.write(erase_rows)
@@ -48,9 +50,14 @@ def erase(context: Context, erasure: EraseUser) -> Json:
         now = context.now(connection)
         return erase_recipients(connection, now, now, ERASE_BATCH, of=user)
 
+    def erase_some_words(connection: Connection) -> int:
+        now = context.now(connection)
+        return erase_words(connection, now, now, ERASE_BATCH, of=user)
+
     _repeat(context, lambda connection: erase_letters_of(connection, user, ERASE_BATCH))
     _repeat(context, lambda connection: erase_refusals_of(connection, user, ERASE_BATCH))
     _repeat(context, erase_some_recipients)
+    _repeat(context, erase_some_words)
     context.quarantine.erase_of(user.id)
     context.organizations.forget(user.id)
     return {"erasure_id": erasure.erasure_id, "status": "done", "reason": None, "detail": None, "user": user.id}

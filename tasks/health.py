@@ -154,7 +154,12 @@ class CarrierHealth:
         if begun is not None:
             log_rest = log.error if begun.rests == 1 or is_our_fault else log.warning
             log_rest(
-                "carrier rests", kind=key[0], carrier=key[1], why=detail, seconds=round(rests_s), times=begun.rests
+                "carrier rests",
+                kind=key[0],
+                carrier=key[1],
+                why=begun.detail,
+                seconds=round(rests_s),
+                times=begun.rests,
             )
 
     async def _end_rest(self, key: tuple[Kind, str]) -> None:

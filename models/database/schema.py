@@ -361,17 +361,24 @@ attempts = Table(
     _org(),
     _time_ordered_id(),
     Column("job_id", String(72), nullable=False),
+    _id("sender", nullable=False),
     Column("number", SmallInteger, nullable=False),
     Column("carrier", String(40)),
     Column("outcome", String(9), nullable=False),
     Column("detail", Text),
     Column("at", UtcDateTime, nullable=False),
+    # When the carrier's words were erased.
+    Column("erased_at", UtcDateTime),
     CheckConstraint(
         "outcome IN ('accepted', 'never', 'not_now', 'unsure', 'our_fault', 'crash')", name="known_outcome"
     ),
     Index("ix_attempts_org_id_job_id", "org_id", "job_id"),
-    Index("ix_attempts_at", "at"),
 )
+
+_names_people = attempts.c.detail.is_not(None) & attempts.c.erased_at.is_(None)
+Index("ix_attempts_unerased", attempts.c.at, postgresql_where=_names_people, sqlite_where=_names_people)
+Index("ix_attempts_unerased_of_sender", attempts.c.org_id, attempts.c.sender, attempts.c.at,
+      postgresql_where=_names_people, sqlite_where=_names_people)  # fmt: skip
 
 resting_carriers = Table(
     "resting_carriers",

@@ -21,6 +21,7 @@ def record_tries(connection: Connection, settlements: Sequence[Settlement], now:
             "org_id": one.charge.org_id,
             "id": new_id(),
             "job_id": one.charge.job_id,
+            "sender": one.charge.sender,
             "number": one.charge.attempts,
             "carrier": each.carrier,
             "outcome": each.outcome,

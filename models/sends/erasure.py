@@ -11,8 +11,18 @@ from datetime import datetime
 from sqlalchemy import Connection, Table, and_, case, delete, exists, func, or_, select, update
 
 from models.database.json_rows import rows_from, rows_param
-from models.database.schema import charges, dead_letters, decisions, erasures, leases, postponed_jobs, refusals, users
-from models.database.statements import insert, lock_overdue, search_by_index
+from models.database.schema import (
+    attempts,
+    charges,
+    dead_letters,
+    decisions,
+    erasures,
+    leases,
+    postponed_jobs,
+    refusals,
+    users,
+)
+from models.database.statements import insert, is_among, lock_overdue, search_by_index
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.billing import EraseUser
@@ -68,6 +78,30 @@ def erase_recipients(
 def numbered(refused: Json | None) -> Json | None:
     """Return as many refused recipients as there were, without their addresses and what was said about them."""
     return {f"recipient-{number}": ERASED for number in range(1, len(refused) + 1)} if refused else None
+
+
+# -- attempts ---------------------------------------------------------------------------------------------------------
+
+
+def erase_words(connection: Connection, before: datetime, now: datetime, limit: int, *, of: User | None = None) -> int:
+    """Erase what carriers said of attempts up to `before`, of one sender or of all. Returns of how many.
+
+    That there was an attempt, at which carrier, and how it ended, stays. For all senders, rows that others have locked
+    are skipped, as above.
+    """
+    key = (attempts.c.org_id, attempts.c.id)
+    its_own = () if of is None else (attempts.c.org_id == of.org_id, attempts.c.sender == of.id)
+    found = connection.execute(
+        select(*key)
+        .where(attempts.c.at <= before, attempts.c.detail.is_not(None), attempts.c.erased_at.is_(None), *its_own)
+        .order_by(attempts.c.at, *key)
+        .limit(limit)
+        .with_for_update(skip_locked=of is None)
+    ).all()
+    if found:
+        keys = [(row.org_id, row.id) for row in found]
+        connection.execute(update(attempts).where(is_among(key, keys)).values(detail=WORDS_ERASED, erased_at=now))
+    return len(found)
 
 
 # -- refusals and dead letters ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, delete, or_, select, update
 from models.database.schema import resting_carriers
 from models.database.statements import insert
 from models.messages.fields import Kind
+from models.text import without_people
 
 FAILING_S: Final = (2.0, 60.0)
 """How long a carrier rests that does not answer, at first and at most, in seconds."""
@@ -46,7 +47,11 @@ def find_rests(connection: Connection) -> list[Rest]:
 def begin_rest(
     connection: Connection, kind: Kind, carrier: str, detail: str, now: datetime, *, is_our_fault: bool
 ) -> Rest | None:
-    """Let a carrier rest, longer than the last time. Returns None if it rests already."""
+    """Let a carrier rest, longer than the last time. Returns None if it rests already.
+
+    `detail` is what it said to some message; whom that was for is left out.
+    """
+    detail = without_people(detail)
     its_own = (resting_carriers.c.kind == kind, resting_carriers.c.carrier == carrier)
     before = connection.execute(select(resting_carriers).where(*its_own).with_for_update()).one_or_none()
     if before is not None and before.until > now:

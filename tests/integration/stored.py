@@ -8,6 +8,7 @@ from sqlalchemy import select
 from models.database.engine import Database
 from models.database.schema import dead_letters, decisions, handovers, leases
 from models.reports.findings import Finding
+from models.sends.attempts import find_tries
 from models.sends.charges import Charge, find_charges
 from tests import entries
 from tests.audits import audit_everything
@@ -58,6 +59,13 @@ def decisions_of(database: Database) -> list[tuple[str, str, str, str | None]]:
     with database.snapshot() as connection:
         rows = connection.execute(select(decisions).order_by(decisions.c.id))
         return [(row.job_id, row.decision, row.operator, row.note) for row in rows]
+
+
+def tries_of(database: Database, job_id: str = "job-1") -> list[dict[str, Any]]:
+    """Give what carriers said of a job, the oldest first."""
+    [key] = acme(job_id)
+    with database.snapshot() as connection:
+        return find_tries(connection, key)
 
 
 def handovers_of(database: Database) -> list[str]:

@@ -22,7 +22,7 @@ from tests.factories import balance, buy, email_job, share, sms_job
 from tests.fakes import NOON, UNSURE, FakeCarrier, answer, make_context, run_enqueued
 from tests.integration.audited import audit
 from tests.integration.sending import LATER, bulk_job, pass_time, read_back, scripted_context
-from tests.integration.stored import charge_of, findings, letters_of
+from tests.integration.stored import charge_of, findings, letters_of, tries_of
 
 Json = dict[str, Any]
 
@@ -93,7 +93,7 @@ def test_nothing_private_is_left_but_the_billing_information_of_orders(stocked: 
     context = live(stocked)
     buy_own = {"order_id": "own", "buyer": "mary", "credits": {"email": 1, "sms": 0}, "amount": 1, "currency": "EUR"}
     assert answer(context, "credits.purchase", buy_own)["status"] == "done"
-    assert tables_with(stocked, PRIVATE) == {"users", "charges", "dead_letters", "decisions", "orders"}
+    assert tables_with(stocked, PRIVATE) == {"users", "charges", "attempts", "dead_letters", "decisions", "orders"}
 
     answered = erase(context)
 
@@ -127,6 +127,7 @@ def test_the_ledger_and_all_that_counts_stay(stocked: Database) -> None:
     assert "2 of 3 recipients were refused" in str(erased.detail)
     assert charge_of(stocked, "failed").detail == charge_of(stocked, "text").detail == WORDS_ERASED
     assert charge_of(stocked, "failed").reason == Reason.RECIPIENT_REFUSED
+    assert [(one["outcome"], one["words"]) for one in tries_of(stocked, "failed")] == [("never", WORDS_ERASED)]
 
 
 def test_what_others_sent_and_said_stays(stocked: Database) -> None:

