@@ -21,8 +21,10 @@ from models.database.migrations import migrate
 from models.messages.sends import SendEmail
 from models.messages.wire import parse
 from models.sends.answers import send_answer
+from models.sends.routes import Route
 from tasks import billing, sending
 from tasks.context import Context
+from tasks.engine import DeliveryEngine
 from tests.audits import audit_everything
 from tests.chains import broken_hashes
 from tests.servers import PostgresServer, ValkeyServer, _postgres_bin
@@ -228,7 +230,8 @@ def emails(count: int, senders: int | None = None, *, in_order: bool = False) ->
 def make_people(database: Database, owners: int = OWNERS) -> None:
     """An owner whose credits many use, other owners who use their own, and one message, sent long ago."""
     long_ago = datetime.now(UTC) - timedelta(days=DAYS + 1)
-    context = Context(database=database, carriers={"email": NullCarrier()}, enqueue=lambda _task, _given: None,
+    engine = DeliveryEngine({"email": [Route(name="null", carrier=NullCarrier())]}, database)
+    context = Context(database=database, engine=engine, enqueue=lambda _task, _given: None,
                       enqueue_again=lambda _jobs: None,
                       now=lambda _: long_ago)  # fmt: skip
 

@@ -30,6 +30,7 @@ from models.messages.wire import parse
 from models.sends.charges import OPEN, State
 from tasks import billing
 from tasks.context import Context
+from tasks.engine import DeliveryEngine
 from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
 from tests.servers import PostgresServer, ValkeyServer
 from worker.broker import fair_queue
@@ -160,7 +161,10 @@ class Rig:
     def _make_people(self) -> None:
         """Make an owner with four credit users, and two users who are alone, one of them poor."""
         context = Context(
-            database=self.database, carriers={}, enqueue=lambda _task, _given: None, enqueue_again=lambda _jobs: None
+            database=self.database,
+            engine=DeliveryEngine({}, self.database),
+            enqueue=lambda _task, _given: None,
+            enqueue_again=lambda _jobs: None,
         )
 
         def do(use_case: Callable[[Context, Any], Json], task: str, given: Json) -> None:

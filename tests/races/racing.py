@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.synchronize import Barrier, Event
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from sqlalchemy import func, select
@@ -27,10 +27,12 @@ from models.messages.billing import Credits, Purchase, SaveRole, SaveUser, SetOw
 from models.messages.fields import Kind
 from models.messages.sends import SendEmail
 from models.reports.audit import Finding
-from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt
 from models.sends.charges import Charge
+from models.sends.routes import Route
 from tasks import billing
 from tasks.context import Context
+from tasks.engine import DeliveryEngine
 from tests.audits import audit_everything
 from tests.fakes import send
 
@@ -100,17 +102,21 @@ def make_signal() -> Event:
 class RecordingCarrier:
     """A carrier that accepts everything, and remembers which jobs it got."""
 
-    is_idempotent = False
-    concurrency = 1
+    key_window: ClassVar = timedelta()
+    capacity: ClassVar = 100
     job_ids: list[str] = field(default_factory=list)
 
-    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Accept the message."""
-        before_handover()
+        await handover()
         self.job_ids.append(message.job_id)
         return Receipt(Outcome.ACCEPTED, reference=message.job_id)
 
-    def close(self) -> None:
+    async def find_fault(self) -> str | None:
+        """Find nothing."""
+        return None
+
+    async def close(self) -> None:
         """Do nothing: there is no connection."""
 
 
@@ -123,9 +129,11 @@ def utc_now() -> datetime:
 def worker(url: str, carrier: RecordingCarrier | None = None) -> Iterator[Context]:
     """Give the context of a worker that has one database connection."""
     carrier = carrier or RecordingCarrier()
+    database = Database(url, pool_size=1)
+    route = Route(name="recording", carrier=carrier)
     context = Context(
-        database=Database(url, pool_size=1),
-        carriers={"email": carrier, "sms": carrier},
+        database=database,
+        engine=DeliveryEngine({"email": [route], "sms": [route]}, database),
         enqueue=lambda _task, _given: None,
         enqueue_again=lambda _jobs: None,
     )

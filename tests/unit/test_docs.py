@@ -1,7 +1,7 @@
 """The documentation is true: it names every setting, task, field, answer and reason, and its links lead somewhere."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import pytest
 from models.database.engine import Database
 from models.errors import Reason
 from models.messages.wire import MESSAGES
-from models.sends.carrier import Email, Outcome, Receipt, Sms
+from models.sends.carrier import Email, Handover, Outcome, Receipt, Sms
+from models.sends.routes import Route
 from tasks.context import Context
+from tasks.engine import DeliveryEngine, Routes
 from tasks.queues import ROUTES, Queue
 from tests.fakes import answer
 from worker.carriers.null import NullCarrier
@@ -118,18 +120,12 @@ def test_every_queue_is_documented() -> None:
     assert [str(queue) for queue in Queue] == re.findall(r"`(\w+)`", line)
 
 
-class PickyCarrier:
+class PickyCarrier(NullCarrier):
     """Refuses one recipient of an email and takes everything else."""
 
-    is_idempotent = True
-    concurrency = 1
-
-    def deliver(self, message: Email | Sms, before_handover: Callable[[], None]) -> Receipt:
+    async def deliver(self, message: Email | Sms, handover: Handover) -> Receipt:
         assert isinstance(message, Email)
         return Receipt(Outcome.ACCEPTED, refused={message.recipients[0]: "550"})
-
-    def close(self) -> None:
-        pass
 
 
 STORY: list[tuple[str, dict[str, Any]]] = [
@@ -182,9 +178,14 @@ STORY: list[tuple[str, dict[str, Any]]] = [
 @pytest.fixture
 def answers(sqlite_url: str) -> Iterator[dict[str, dict[str, Any]]]:
     """What each task answers, in a story that has something to show everywhere."""
+    database = Database(sqlite_url)
+    routes: Routes = {
+        "email": [Route(name="picky", carrier=PickyCarrier())],
+        "sms": [Route(name="null", carrier=NullCarrier())],
+    }
     context = Context(
-        database=Database(sqlite_url),
-        carriers={"email": PickyCarrier(), "sms": NullCarrier()},
+        database=database,
+        engine=DeliveryEngine(routes, database),
         enqueue=lambda task, given: None,
         enqueue_again=lambda jobs: None,
     )
