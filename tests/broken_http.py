@@ -110,6 +110,17 @@ def says(*parts: bytes) -> Act:
     return act
 
 
+def answers(answer: bytes) -> Act:
+    """Answer every request with these bytes, and keep the connection."""
+
+    async def act(peer: Peer) -> None:
+        while True:
+            await peer.answer_well()
+            await peer.send(answer)
+
+    return act
+
+
 def floods(first: bytes, then: bytes) -> Act:
     """Answer with these bytes, and then with others without end."""
 
@@ -211,9 +222,9 @@ BREAKAGES: dict[str, Act] = {
     "never ends a chunk size": floods(CHUNKED, b"0" * 10_000),
     "never ends trailers": floods(CHUNKED + b"0\r\n", b"A: b\r\n" * 1000),
     # It says too much, or too early.
-    "answers twice": says(OK + REFUSED),
+    "answers twice": answers(OK + REFUSED),
     "answers twice, later": goes_on_reading,
-    "refuses first, then accepts": says(REFUSED + OK),
+    "refuses first, then accepts": answers(REFUSED + OK),
     "answers before it is asked": speaks_first(OK),
     "refuses before it is asked": speaks_first(REFUSED),
     # It speaks something else.
@@ -225,7 +236,7 @@ BREAKAGES: dict[str, Act] = {
     "has a status of four digits": says(b"HTTP/1.1 2000 OK\r\n\r\n"),
     "has a status of no class": says(b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n"),
     # It cannot be decoded.
-    "has bytes that are no text": says(b"HTTP/1.1 200 \xff\xfe\r\nX: \xff\x80\r\nContent-Length: 2\r\n\r\n\xff\xff"),
+    "has bytes that are no text": answers(b"HTTP/1.1 200 \xff\xfe\r\nX: \xff\x80\r\nContent-Length: 2\r\n\r\n\xff\xff"),
     "has a null byte in a header": says(b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n"),
     "has two lengths": says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x"),
     "has a length and chunks": says(CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n0\r\n\r\n"),
@@ -234,19 +245,19 @@ BREAKAGES: dict[str, Act] = {
     "has a chunk size that is none": says(CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n"),
     "has a negative chunk size": says(CHUNKED + b"-2\r\n{}\r\n0\r\n\r\n"),
     "has a huge chunk size": says(CHUNKED + b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n"),
-    "has a coding that nobody knows": says(coded("br", b"\x0b\x02\x80{}\x03")),
-    "has gzip that is none": says(coded("gzip", b"{}")),
-    "has gzip that breaks off": says(coded("gzip", gzip.compress(b"{}")[:-6])),
+    "has a coding that nobody knows": answers(coded("br", b"\x0b\x02\x80{}\x03")),
+    "has gzip that is none": answers(coded("gzip", b"{}")),
+    "has gzip that breaks off": answers(coded("gzip", gzip.compress(b"{}")[:-6])),
     "has too many headers": says(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000 + b"\r\n"),
     # Bombs.
-    "sends a gzip bomb": says(coded("gzip", _bomb(31))),
-    "sends a deflate bomb": says(coded("deflate", _bomb(15))),
-    "sends a bomb without its frame": says(coded("deflate", _bomb(-15))),
-    "sends a bomb of a bomb": says(coded("gzip, gzip", gzip.compress(_bomb(31)))),
-    "sends a nested bomb": says(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60_000),
+    "sends a gzip bomb": answers(coded("gzip", _bomb(31))),
+    "sends a deflate bomb": answers(coded("deflate", _bomb(15))),
+    "sends a bomb without its frame": answers(coded("deflate", _bomb(-15))),
+    "sends a bomb of a bomb": answers(coded("gzip, gzip", gzip.compress(_bomb(31)))),
+    "sends a nested bomb": answers(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60_000),
     # Elsewhere.
-    "redirects to itself": says(b"HTTP/1.1 302 Found\r\nLocation: /send\r\nContent-Length: 0\r\n\r\n"),
-    "redirects with the text": says(b"HTTP/1.1 307 See\r\nLocation: http://[::1]:1/\r\nContent-Length: 0\r\n\r\n"),
+    "redirects to itself": answers(b"HTTP/1.1 302 Found\r\nLocation: /send\r\nContent-Length: 0\r\n\r\n"),
+    "redirects with the text": answers(b"HTTP/1.1 307 See\r\nLocation: http://[::1]:1/\r\nContent-Length: 0\r\n\r\n"),
 }
 """What a server does wrong, and how."""
 ENDLESS = {name for name in BREAKAGES if name.startswith(("hangs", "drips"))}

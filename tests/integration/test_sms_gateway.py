@@ -145,21 +145,25 @@ def test_a_handover_that_takes_too_long_is_not_the_carriers_fault() -> None:
     assert gateway.requests == []
 
 
-def test_a_gateway_that_hangs_up_during_the_handover_gets_nothing() -> None:
-    """The handover is noted once at most, so the text waits for its next attempt."""
+def test_a_gateway_that_hangs_up_during_the_handover_is_connected_to_again() -> None:
+    """Nothing was written to it, and what is noted is not noted again."""
 
-    async def closes(peer: Peer) -> None:
-        """Hang up."""
+    async def hangs_up_once(peer: Peer) -> None:
+        if peer.serial > 1:
+            await peer.request()
+            await peer.send(OK)
 
     async def until_it_has_hung_up() -> None:
         noted.append("noted")
-        await asyncio.sleep(0.2)
+        await until(lambda: gateway.peers and gateway.peers[0].writer.is_closing())
+        await asyncio.sleep(0.05)
 
     noted: list[str] = []
-    receipt = deliver(HttpServer(closes), handover=until_it_has_hung_up, window="0s")
+    gateway = HttpServer(hangs_up_once)
 
-    assert (receipt.outcome, receipt.is_failing) == (Outcome.NOT_NOW, True)
-    assert len(noted) <= 1
+    assert deliver(gateway, handover=until_it_has_hung_up, window="0s") == ACCEPTED
+    assert noted == ["noted"]
+    assert (len(gateway.requests), gateway.connections) == (1, 2)
 
 
 def test_a_delivery_that_is_cancelled_closes_its_connection() -> None:

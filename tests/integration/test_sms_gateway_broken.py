@@ -1,6 +1,7 @@
 """The carrier for SMS gateways, against HTTP servers that do what no server should."""
 
 import asyncio
+import re
 import resource
 from dataclasses import replace
 
@@ -143,18 +144,16 @@ def test_a_connection_that_the_gateway_has_closed_is_replaced() -> None:
 
 
 def test_a_gateway_that_closes_every_connection_is_not_asked_for_ever() -> None:
-    """After a few connections it counts as not reachable; the text was never sent."""
+    """After a few connections it counts as not reachable, or the text was just written when it closed one."""
 
     async def closes(peer: object) -> None:
         """Close at once."""
 
-    async def until_it_has_closed() -> None:
-        await asyncio.sleep(0.1)
-
     gateway = HttpServer(closes)
-    receipt = deliver(gateway, handover=until_it_has_closed, window="0s")
+    receipt = deliver(gateway)
 
-    assert receipt.outcome is Outcome.NOT_NOW
+    assert receipt.outcome in (Outcome.NOT_NOW, UNSURE)
+    assert receipt.is_failing
     assert gateway.connections <= TRIES
 
 
@@ -187,4 +186,4 @@ def test_whatever_bytes_are_answered_nothing_is_raised(answer: bytes) -> None:
     receipt = deliver(HttpServer(says(answer)))
 
     if receipt.outcome not in (ACCEPTED, UNSURE):
-        assert answer[9:10] in b"345"
+        assert re.search(rb"HTTP/\d\.\d [345]\d\d", answer)

@@ -1,24 +1,24 @@
 """HTTP requests of which it is known whether they have begun, and whose answers are bounded in time, bytes and number.
 
-aiohttp writes the head of a request together with the first bytes of its content. So all that decides whether a peer
-may have a request is in `Content.write_with_length`: before its last line not a byte has left.
+aiohttp connects, keeps connections, and reads answers. Requests are written here, each by one call of `write`: before
+it not a byte has left, and after it the server may have all of it. (Decision 0043 says why.)
 """
 
 import asyncio
+import base64
 import functools
 import select
 import ssl
 import zlib
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple, cast
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import RawResponseMessage, StreamWriter
-from aiohttp.payload import BytesPayload
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 from models.sends.carrier import Handover
@@ -35,13 +35,16 @@ TRIES: Final = 3
 _ZLIB_OR_GZIP, _RAW_DEFLATE = 47, -15
 """What zlib calls the formats. RFC 9110 section 8.4.1.2 notes that some servers send "deflate" without its frame."""
 _NO_LIMIT = aiohttp.ClientTimeout(total=None)
+"""What aiohttp limits: nothing. `HttpClient` measures a request as a whole."""
+_FAILURES = (aiohttp.ClientError, HttpProcessingError, OSError)
+"""What aiohttp raises for what a peer or a network does."""
 
 
 class Answer(NamedTuple):
     """What a server answered. `content` is None if it broke off, is too long, or cannot be inflated."""
 
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: Mapping[str, str]
     content: bytes | None
 
 
@@ -57,50 +60,13 @@ class UnansweredError(Exception):
         self.why, self.has_begun, self.is_ours, self.proxy_status = why, has_begun, is_ours, proxy_status
 
 
-class Content(BytesPayload):
-    """The JSON of one request, which knows whether any of it was written.
-
-    `handover`, if there is one, is awaited once, right before.
-    """
-
-    def __init__(self, content: bytes, handover: Handover | None = None) -> None:
-        super().__init__(content, content_type="application/json")
-        self._handover = handover
-        self.has_begun = False
-        self.is_noting = False
-        """Whether the handover was begun, and has not ended well."""
-        self.refused_by: Exception | None = None
-        """What the handover raised."""
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:  # noqa: ARG002  it is all of it
-        """Write the head and all of the content, in one piece."""
-        connection = _connection_of(writer)
-        connection.require_silence()
-        if self._handover is not None:
-            await self._note()
-            connection.require_silence()
-        self.has_begun = True
-        await writer.write(self._value)
-
-    async def _note(self) -> None:
-        handover, self._handover = self._handover, None
-        self.is_noting = True
-        try:
-            await handover()  # type: ignore[misc]
-        except Exception as error:
-            self.refused_by = error
-            raise
-        self.is_noting = False
-
-
-class BoundedConnection(ResponseHandler):
+class BoundedProtocol(ResponseHandler):
     """A connection that reads no more of an answer than `WIRE_MAX` and `INTERIM_MAX` allow."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._requests = 0
         self._room = WIRE_MAX
-        self._heads = 0
         self._readable: select.poll | None = None
         self._is_tls = False
 
@@ -113,12 +79,6 @@ class BoundedConnection(ResponseHandler):
             self._readable = select.poll()
             self._readable.register(socket.fileno(), select.POLLIN)
 
-    def set_response_params(self, **params: Any) -> None:  # noqa: ANN401  aiohttp's
-        """Begin to count for the next answer."""
-        self._room, self._heads = WIRE_MAX, 0
-        self._requests += 1
-        super().set_response_params(**params)
-
     def data_received(self, data: bytes) -> None:
         """Take what came, up to the limit; what would come after it is cut off."""
         allowed = data if len(data) <= self._room else data[: self._room]
@@ -127,8 +87,25 @@ class BoundedConnection(ResponseHandler):
         if allowed is not data and self.transport is not None:
             self.transport.abort()
 
-    async def read(self) -> tuple[RawResponseMessage, StreamReader]:
-        """Return the next head.
+    def is_silent(self) -> bool:
+        """Whether the peer has neither closed the connection nor said anything since its last answer.
+
+        What it has sent and nobody has read yet counts: an answer to nothing would be taken for that of the next
+        request. A new connection with TLS may have something to read (RFC 8446 section 4.6.1: tickets).
+        """
+        may_have_tickets = self._is_tls and self._requests == 0
+        has_unread = self._readable is not None and not may_have_tickets and self._readable.poll(0)
+        return not has_unread and not self.should_close and self.is_connected()
+
+    def write(self, request: bytes) -> None:
+        """Send a request, and be ready for its answer."""
+        self._requests += 1
+        self._room = WIRE_MAX
+        self.set_response_params(auto_decompress=False, read_until_eof=True)
+        cast("asyncio.Transport", self.transport).write(request)  # it is silent, so there is one
+
+    async def answer(self) -> tuple[RawResponseMessage, StreamReader]:
+        """Return the head of the answer that counts, and where its content is read.
 
         Raises
         ------
@@ -136,29 +113,21 @@ class BoundedConnection(ResponseHandler):
             If there were too many interim ones before it.
 
         """
-        self._heads += 1
-        if self._heads > INTERIM_MAX + 1:
-            msg = "Interim answers without end."
-            raise aiohttp.ClientPayloadError(msg)
-        return await super().read()
+        for _ in range(INTERIM_MAX + 1):
+            head, content = await self.read()
+            if not 100 <= head.code < 200 or head.code == 101:  # noqa: PLR2004  101 is final: it switches protocols
+                return head, content
+        msg = "Interim answers without end."
+        raise aiohttp.ClientPayloadError(msg)
 
-    def require_silence(self) -> None:
-        """Require that the peer has neither closed the connection nor said anything before it is asked.
 
-        What it has sent and nobody has read yet counts: an answer to nothing would be taken for that of the next
-        request. A new connection with TLS may have something to read (RFC 8446 section 4.6.1: tickets).
+@dataclass(slots=True)
+class _Progress:
+    """How far a request has come."""
 
-        Raises
-        ------
-        ConnectionResetError
-            If it has. Nothing was written.
-
-        """
-        may_have_tickets = self._is_tls and self._requests == 1
-        has_unread = self._readable is not None and not may_have_tickets and self._readable.poll(0)
-        if has_unread or self.should_close or not self.is_connected():
-            msg = "The connection was closed, or the peer spoke unasked."
-            raise ConnectionResetError(msg)
+    is_noting: bool = False
+    has_begun: bool = False
+    head: RawResponseMessage | None = None
 
 
 class HttpClient:
@@ -175,80 +144,83 @@ class HttpClient:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """Connect nothing yet. `timeout_s` is for a whole request; `ssl_context` replaces the default one."""
+        is_proxied = proxy is not None and url.scheme == "http"  # otherwise it opens a tunnel
+        self._target = str(url) if is_proxied else url.raw_path_qs
+        login = _proxy_login(proxy) if proxy is not None and is_proxied else {}
+        self._head = "".join(_lines({"Host": url.host_port_subcomponent or "", **headers, **login}))
         self._url = url
-        self._headers = headers
+        self._proxy = proxy
         self._timeout_s = timeout_s
         self._connections = connections
-        self._proxy = proxy
         self._ssl = ssl_context or True
-        self._session: aiohttp.ClientSession | None = None
+        self._connector: _Connector | None = None
+        self._peer: aiohttp.ClientRequest | None = None
 
-    async def request(self, method: str, content: Content, headers: Mapping[str, str] | None = None) -> Answer:
+    async def request(
+        self, method: str, headers: Mapping[str, str], content: bytes = b"", handover: Handover | None = None
+    ) -> Answer:
         """Make one request; follows no redirect.
+
+        `handover` is awaited, once at most, right before the request is written; what it raises is passed on.
 
         Raises
         ------
         UnansweredError
             If no answer came.
-        Exception
-            What the handover raised; then nothing was written.
 
         """
-        response: aiohttp.ClientResponse | None = None
+        lines = "".join(_lines({**headers, "Content-Length": str(len(content))}))
+        request = f"{method} {self._target} HTTP/1.1\r\n{self._head}{lines}\r\n".encode("ascii") + content
+        progress = _Progress()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._open(method, content, headers)
-                received = await _read(response)
-        except (aiohttp.ClientError, OSError) as error:
-            if content.refused_by is not None:
-                raise content.refused_by from None
-            if response is None:
-                raise _unanswered(error, content) from error
-            received = None
-        finally:
-            if response is not None:
-                response.release()  # closes the connection, if there is more to read
-        return Answer(response.status, response.headers, received)
+            async with asyncio.timeout(self._timeout_s) as clock:
+                connection = await self._write(request, handover, progress)
+                return await _read(connection, progress)
+        except TimeoutError:
+            if not clock.expired():
+                raise  # the handover's own
+        if progress.head is not None:
+            return Answer(progress.head.code, progress.head.headers, None)
+        why = "it did not answer in time"
+        raise UnansweredError(why, has_begun=progress.has_begun, is_ours=progress.is_noting)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        if self._connector is not None:
+            await self._connector.close()
 
-    async def _open(self, method: str, content: Content, headers: Mapping[str, str] | None) -> aiohttp.ClientResponse:
-        """Send the request and read the head of its answer.
-
-        As long as nothing was written, another connection may be tried: the gateway has closed this one, or has said
-        something unasked on it, which is no answer to this request.
-        """
-        session = self._session = self._session or self._make_session()
-        for tries_left in reversed(range(TRIES)):
+    async def _write(self, request: bytes, handover: Handover | None, progress: _Progress) -> Connection:
+        """Write a request to a connection that is silent: neither closed, nor with an answer to nothing on it."""
+        for _ in range(TRIES):
+            connection = await self._connect()
+            protocol = cast("BoundedProtocol", connection.protocol)
             try:
-                response = await session.request(
-                    method, self._url, data=content, headers=headers, allow_redirects=False
-                )
-            except aiohttp.ClientConnectorError:
+                if handover is not None and protocol.is_silent():
+                    progress.is_noting = True
+                    await handover()
+                    progress.is_noting, handover = False, None
+            except BaseException:
+                connection.release()  # nothing was written to it
                 raise
-            except aiohttp.ClientConnectionError:
-                if content.has_begun or content.is_noting or not tries_left:
-                    raise
-            else:
-                if content.has_begun:
-                    return response
-                response.close()  # which keeps aiohttp from writing to it after all
-                if content.is_noting:
-                    break
-        raise aiohttp.ServerDisconnectedError
+            if protocol.is_silent():
+                progress.has_begun = True
+                protocol.write(request)
+                return connection
+            connection.close()
+        why = "it closes connections, or speaks before it is asked"
+        raise UnansweredError(why, has_begun=False)
 
-    def _make_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=_Connector(limit=self._connections, ssl=self._ssl),
-            headers=self._headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=_NO_LIMIT,  # what `request` measures is exact, and counts tries and content too
-            auto_decompress=False,
-            proxy=self._proxy,
-        )
+    async def _connect(self) -> Connection:
+        """Return a connection that was kept, or make one."""
+        if self._connector is None:
+            self._connector = _Connector(limit=self._connections, ssl=self._ssl)
+        if self._peer is None:
+            self._peer = aiohttp.ClientRequest("GET", self._url, proxy=self._proxy, loop=asyncio.get_running_loop())
+        try:
+            return await self._connector.connect(self._peer, [], _NO_LIMIT)
+        except _FAILURES as error:
+            status = error.status if isinstance(error, aiohttp.ClientHttpProxyError) else None
+            raise UnansweredError(_why(error), has_begun=False, proxy_status=status) from error
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -256,7 +228,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, *, limit: int, ssl: ssl.SSLContext | bool) -> None:
         super().__init__(limit=limit, ssl=ssl)
-        self._factory = functools.partial(BoundedConnection, loop=self._loop)
+        self._factory = functools.partial(BoundedProtocol, loop=self._loop)
 
 
 def inflate(content: bytes, coding: str) -> bytes | None:
@@ -275,30 +247,60 @@ def inflate(content: bytes, coding: str) -> bytes | None:
     return None
 
 
-def _connection_of(writer: AbstractStreamWriter) -> BoundedConnection:
-    """Return the connection that aiohttp writes to."""
-    if not isinstance(writer, StreamWriter) or not isinstance(writer.protocol, BoundedConnection):
-        msg = "aiohttp has made a connection of its own."
-        raise TypeError(msg)
-    return writer.protocol
+async def _read(connection: Connection, progress: _Progress) -> Answer:
+    """Read the answer to what was written. The connection is kept only if nothing of it is left to come."""
+    protocol = cast("BoundedProtocol", connection.protocol)
+    try:
+        head, reader = await protocol.answer()
+        progress.head = head
+        content = await _read_content(reader)
+    except _FAILURES as error:
+        connection.close()
+        if progress.head is None:
+            raise UnansweredError(_why(error), has_begun=True) from error
+        return Answer(progress.head.code, progress.head.headers, None)
+    except BaseException:
+        connection.close()
+        raise
+    connection.release()  # aiohttp closes it, if the server wants that or there is more to read
+    coding = head.headers.get("Content-Encoding", "").strip().lower()
+    return Answer(head.code, head.headers, content and inflate(content, coding))
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """Return the content of an answer, inflated; None if it is too long."""
-    received = await response.content.readany()
-    while not response.content.at_eof():
-        if len(received) > ANSWER_MAX:
-            return None
-        received += await response.content.readany()
-    if len(received) > ANSWER_MAX:
-        return None
-    return inflate(received, response.headers.get("Content-Encoding", "").strip().lower())
+async def _read_content(reader: StreamReader) -> bytes | None:
+    """Return the content of an answer; None if it is too long."""
+    content = await reader.readany()
+    while not reader.at_eof() and len(content) <= ANSWER_MAX:
+        content += await reader.readany()
+    return content if len(content) <= ANSWER_MAX else None
 
 
-def _unanswered(error: Exception, content: Content) -> UnansweredError:
-    is_ours = content.is_noting and isinstance(error, TimeoutError)
-    status = error.status if isinstance(error, aiohttp.ClientHttpProxyError) else None
-    return UnansweredError(_why(error), has_begun=content.has_begun, is_ours=is_ours, proxy_status=status)
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    """Return headers as they are written.
+
+    Raises
+    ------
+    ValueError
+        If one of them would end its line early, or is not ASCII.
+
+    """
+    for value in headers.values():
+        if not (value.isascii() and value.isprintable()):
+            msg = "A header of a request has a character that cannot stand there."
+            raise ValueError(msg)
+    return [f"{name}: {value}\r\n" for name, value in headers.items()]
+
+
+def basic_login(user: str, password: str) -> str:
+    """Return what a header says to log in (RFC 7617)."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def _proxy_login(proxy: URL) -> dict[str, str]:
+    """Return the header for a proxy that opens no tunnel. aiohttp writes that for one that does."""
+    if proxy.user is None:
+        return {}
+    return {"Proxy-Authorization": basic_login(proxy.user, proxy.password or "")}
 
 
 def _why(error: Exception) -> str:
@@ -309,7 +311,5 @@ def _why(error: Exception) -> str:
             return "its proxy does not connect to it"
         case aiohttp.ClientSSLError():
             return "no secure connection could be made"
-        case TimeoutError():
-            return "it did not answer in time"
         case _:
             return "the connection was refused or broken"

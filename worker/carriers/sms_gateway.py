@@ -20,7 +20,6 @@ A gateway that keeps keys (`window`, 24 hours if the URL does not say) sends a t
 meanwhile. One with `window=0s` keeps none: the handover is noted before the first byte of a request.
 """
 
-import base64
 import email.utils
 import json
 import ssl
@@ -37,7 +36,7 @@ from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt, Sm
 from models.text import sanitize
 from worker.carriers.answer_rules import OPTIONS as RULE_OPTIONS
 from worker.carriers.answer_rules import AnswerRules, Said
-from worker.carriers.http_client import Answer, Content, HttpClient, UnansweredError
+from worker.carriers.http_client import Answer, HttpClient, UnansweredError, basic_login
 from worker.carriers.urls import CarrierUrl, CarrierUrlError, parse_carrier_url
 
 log = structlog.get_logger(__name__)
@@ -48,6 +47,14 @@ RETRY_AFTER_MAX: Final = timedelta(days=1)
 """The longest wait that a gateway may ask for."""
 PASSED_ON: Final = "query."
 """What names a parameter of the gateway's own that is called like an option: `query.id=7` becomes `id=7`."""
+
+HEADERS: Final = {
+    "User-Agent": "postage",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+    "Content-Type": "application/json",
+}
+"""What every request says. Answers are too short to be worth deflating."""
 
 _LOGIN_REFUSED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}
 _OUR_FAULT = _LOGIN_REFUSED | {HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
@@ -84,7 +91,7 @@ class SmsGateway:
         _require_secrecy(address, proxy)
         self._client = HttpClient(
             _target(address),
-            headers=_login(address),
+            headers={**HEADERS, **_login(address)},
             timeout_s=timeout_s,
             connections=address.connections,
             proxy=URL(address.options["proxy"]) if proxy else None,
@@ -103,9 +110,9 @@ class SmsGateway:
         if not isinstance(message, Sms):
             msg = f"An SMS gateway takes no {type(message).__name__}."
             raise TypeError(msg)
-        content = Content(_as_json(message), None if self.key_window else handover)
+        key = {"Idempotency-Key": idempotency_key(message)}
         try:
-            answer = await self._client.request("POST", content, {"Idempotency-Key": idempotency_key(message)})
+            answer = await self._client.request("POST", key, _as_json(message), None if self.key_window else handover)
         except UnansweredError as failure:
             return self._without_answer(failure)
         return self._receipt(answer)
@@ -116,7 +123,7 @@ class SmsGateway:
         Returns a sentence if it cannot be reached, or refuses the login. Many gateways look at no login for this.
         """
         try:
-            answer = await self._client.request("OPTIONS", Content(b""))
+            answer = await self._client.request("OPTIONS", {})
         except UnansweredError as failure:
             return f"The SMS gateway could not be reached ({failure.why})."
         if answer.status in _LOGIN_REFUSED:
@@ -263,8 +270,7 @@ def _login(address: CarrierUrl) -> dict[str, str]:
         ":" not in address.user,
         "The user in the address of the SMS gateway must not contain a colon (RFC 7617 section 2).",
     )
-    token = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
-    return {"Authorization": f"Basic {token}"}
+    return {"Authorization": basic_login(address.user, address.password)}
 
 
 def _proxy(address: CarrierUrl) -> CarrierUrl | None:
