@@ -12,8 +12,8 @@ import uvloop
 from models.sends.carrier import Handover, Receipt, Sms
 from tests.broken_http import HttpServer, Peer
 from tests.integration.tls import client_context
+from worker.carrier_urls import parse_carrier_url
 from worker.carriers.sms_gateway import SmsGateway
-from worker.carriers.urls import parse_carrier_url
 
 TEXT = Sms(job_id="job-1", org_id=7, to="+12025550123", sender_id="Ada", text="Grüße", segments=1)
 

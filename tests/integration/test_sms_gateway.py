@@ -28,9 +28,9 @@ from tests.integration.posting import (
     with_options,
 )
 from tests.integration.tls import server_context
+from worker.carrier_urls import CarrierUrlError, parse_carrier_url
 from worker.carriers.http_client import ANSWER_MAX
 from worker.carriers.sms_gateway import SmsGateway
-from worker.carriers.urls import CarrierUrlError, parse_carrier_url
 
 ACCEPTED = Receipt(Outcome.ACCEPTED, reference="msg-7")
 

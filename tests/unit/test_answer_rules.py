@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.carrier_urls import CarrierUrlError, parse_carrier_url
 from worker.carriers.answer_rules import AnswerRules, Said
-from worker.carriers.urls import CarrierUrlError, parse_carrier_url
 
 VONAGE = "https://sms.example/?taken=messages.*.status:0&later=messages.*.status:1|5|10"
 VONAGE += "&fault=messages.*.status:4|8|9&never=messages.*.status:2|3|6|7|15|33&id=messages.0.message-id&window=0s"

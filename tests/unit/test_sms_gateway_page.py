@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from worker.carrier_urls import parse_carrier_url
 from worker.carriers.http_client import Answer
 from worker.carriers.sms_gateway import SmsGateway
-from worker.carriers.urls import parse_carrier_url
 
 PAGE = (Path(__file__).parents[2] / "docs/sms-gateways.md").read_text()
 BLOCKS = re.findall(r"<!-- rules -->\n```\n(\S+)\n\n(.*?)\n```", PAGE, re.DOTALL)

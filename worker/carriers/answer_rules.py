@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from worker.carriers.urls import CarrierUrlError
+from worker.carrier_urls import CarrierUrlError
 
 _PATH = re.compile(r"[^.:|\s]{1,64}(\.[^.:|\s]{1,64}){0,9}")
 _EVERY: Final = "*"

@@ -34,10 +34,10 @@ from yarl import URL
 
 from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt, Sms
 from models.text import sanitize
+from worker.carrier_urls import CarrierUrl, CarrierUrlError, parse_carrier_url
 from worker.carriers.answer_rules import OPTIONS as RULE_OPTIONS
 from worker.carriers.answer_rules import AnswerRules, Said
 from worker.carriers.http_client import Answer, HttpClient, UnansweredError, basic_login
-from worker.carriers.urls import CarrierUrl, CarrierUrlError, parse_carrier_url
 
 log = structlog.get_logger(__name__)
 
