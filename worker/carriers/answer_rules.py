@@ -94,8 +94,8 @@ class AnswerRules:
         """
         self._rules = {said: Rule.parse(said, options[said]) for said in Said if said in options}
         self._id = Rule.parse("id", options.get("id", "id")).path
-        self.decide = bool(self._rules)
-        """Whether there is any rule: then the status alone does not tell that a message was taken."""
+        self.decide = bool(self._rules.keys() - {Said.DUPLICATE})
+        """Whether there is a rule by which a 2xx may mean something else than that the message was taken."""
         self.needs_taken = Said.TAKEN in self._rules
         """Whether a message is taken only if a rule says so."""
 

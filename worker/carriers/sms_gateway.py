@@ -30,6 +30,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import structlog
+from pydantic_core import from_json
 from yarl import URL
 
 from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt, Sms
@@ -238,8 +239,8 @@ def _as_json(sms: Sms) -> bytes:
 def _decoded(content: bytes | None) -> Any:  # noqa: ANN401  JSON
     """Return what JSON says; None if it is none, or could not be read."""
     try:
-        return json.loads(content or b"")
-    except (ValueError, RecursionError):
+        return from_json(content or b"")
+    except ValueError:
         return None
 
 
