@@ -50,7 +50,7 @@ OPTIONS: Final = (*Said, "id")
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AnswerRule:
     """A path, and the values for which the rule holds. Without values, it holds for whatever is there."""
 
     path: tuple[str, ...]
@@ -92,8 +92,8 @@ class AnswerRules:
             If one cannot be read.
 
         """
-        self._rules = {said: Rule.parse(said, options[said]) for said in Said if said in options}
-        self._id = Rule.parse("id", options.get("id", "id")).path
+        self._rules = {said: AnswerRule.parse(said, options[said]) for said in Said if said in options}
+        self._id = AnswerRule.parse("id", options.get("id", "id")).path
         self.decide = bool(self._rules.keys() - {Said.DUPLICATE})
         """Whether there is a rule by which a 2xx may mean something else than that the message was taken."""
         self.needs_taken = Said.TAKEN in self._rules

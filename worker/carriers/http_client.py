@@ -40,7 +40,7 @@ _FAILURES = (aiohttp.ClientError, HttpProcessingError, OSError)
 """What aiohttp raises for what a peer or a network does."""
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """What a server answered. `content` is None if it broke off, is too long, or cannot be inflated."""
 
     status: int
@@ -158,7 +158,7 @@ class HttpClient:
 
     async def request(
         self, method: str, headers: Mapping[str, str], content: bytes = b"", handover: Handover | None = None
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Make one request; follows no redirect.
 
         `handover` is awaited, once at most, right before the request is written; what it raises is passed on.
@@ -180,7 +180,7 @@ class HttpClient:
             if not clock.expired():
                 raise  # the handover's own
         if progress.head is not None:
-            return Answer(progress.head.code, progress.head.headers, None)
+            return HttpAnswer(progress.head.code, progress.head.headers, None)
         why = "it did not answer in time"
         raise UnansweredError(why, has_begun=progress.has_begun, is_ours=progress.is_noting)
 
@@ -247,7 +247,7 @@ def inflate(content: bytes, coding: str) -> bytes | None:
     return None
 
 
-async def _read(connection: Connection, progress: _Progress) -> Answer:
+async def _read(connection: Connection, progress: _Progress) -> HttpAnswer:
     """Read the answer to what was written. The connection is kept only if nothing of it is left to come."""
     protocol = cast("BoundedProtocol", connection.protocol)
     try:
@@ -258,13 +258,13 @@ async def _read(connection: Connection, progress: _Progress) -> Answer:
         connection.close()
         if progress.head is None:
             raise UnansweredError(_why(error), has_begun=True) from error
-        return Answer(progress.head.code, progress.head.headers, None)
+        return HttpAnswer(progress.head.code, progress.head.headers, None)
     except BaseException:
         connection.close()
         raise
     connection.release()  # aiohttp closes it, if the server wants that or there is more to read
     coding = head.headers.get("Content-Encoding", "").strip().lower()
-    return Answer(head.code, head.headers, content and inflate(content, coding))
+    return HttpAnswer(head.code, head.headers, content and inflate(content, coding))
 
 
 async def _read_content(reader: StreamReader) -> bytes | None:

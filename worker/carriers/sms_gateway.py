@@ -38,7 +38,7 @@ from models.text import sanitize
 from worker.carrier_urls import CarrierUrl, CarrierUrlError, parse_carrier_url
 from worker.carriers.answer_rules import OPTIONS as RULE_OPTIONS
 from worker.carriers.answer_rules import AnswerRules, Said
-from worker.carriers.http_client import Answer, HttpClient, UnansweredError, basic_login
+from worker.carriers.http_client import HttpAnswer, HttpClient, UnansweredError, basic_login
 
 log = structlog.get_logger(__name__)
 
@@ -148,7 +148,7 @@ class SmsGateway:
         log.warning("sms gateway not reachable", carrier=self._name, error=failure.why)
         return Receipt(Outcome.NOT_NOW, f"The SMS gateway could not be reached ({failure.why}).", is_failing=True)
 
-    def _receipt(self, answer: Answer) -> Receipt:
+    def _receipt(self, answer: HttpAnswer) -> Receipt:
         content = _decoded(answer.content)
         said = self._rules.first(content, is_success=_is_success(answer.status))
         if said is not None:
@@ -162,7 +162,7 @@ class SmsGateway:
         """Whether a 2xx alone says that a message was taken: there is no rule, or those of refusals do not hold."""
         return not self._rules.decide or (not self._rules.needs_taken and content is not None)
 
-    def _by_rule(self, said: Said, answer: Answer, content: Any) -> Receipt:  # noqa: ANN401  JSON
+    def _by_rule(self, said: Said, answer: HttpAnswer, content: Any) -> Receipt:  # noqa: ANN401  JSON
         words = f"HTTP {answer.status}, by the rule {said}"
         match said:
             case Said.TAKEN | Said.DUPLICATE:
@@ -175,7 +175,7 @@ class SmsGateway:
             case Said.NEVER:
                 return Receipt(Outcome.NEVER, f"The SMS gateway refused the message ({words}).")
 
-    def _by_status(self, answer: Answer, content: Any) -> Receipt:  # noqa: ANN401  JSON
+    def _by_status(self, answer: HttpAnswer, content: Any) -> Receipt:  # noqa: ANN401  JSON
         status = answer.status
         words = f"HTTP {status}"
         if _is_success(status):
@@ -193,7 +193,7 @@ class SmsGateway:
         detail = f"The SMS gateway failed after the message was sent to it ({words})."
         return Receipt(Outcome.UNSURE, detail, is_failing=True, retry_after=retry_after(answer.headers))
 
-    def _our_fault(self, answer: Answer, words: str) -> Receipt:
+    def _our_fault(self, answer: HttpAnswer, words: str) -> Receipt:
         log.error(_LOGGED_AS_ERRORS, carrier=self._name, status=answer.status)
         detail = f"The SMS gateway does not take messages from us ({words}); correct its URL or your account there."
         return Receipt(Outcome.OUR_FAULT, detail, retry_after=retry_after(answer.headers))
