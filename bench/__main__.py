@@ -28,7 +28,7 @@ from rich.table import Table
 from bench import figures
 from bench.peers import CreditLedger, Nostro, PgBench
 from bench.rig import ROOT, SMALL, Bench
-from bench.sides import PROCESSES, Bulk, BySmtp, Latency, LedgerAlone, Sends, Side, StartUp, Stock
+from bench.sides import PROCESSES, Bulk, ByHttp, BySmtp, Latency, LedgerAlone, Sends, Side, Slow, StartUp, Stock
 from bench.workers import SideError, cpu_s, machine_cpu_s
 from worker.settings import Settings
 
@@ -60,8 +60,14 @@ SIDES: Final[dict[str, Entry]] = {
     "grown": Entry("email.send, one owner, after a long history", Sends(grown=True), 12_000),
     "grown-ordered": Entry("the same, with ids that begin with the time", Sends(grown=True, in_order=True), 12_000),
     "smtp": Entry("email.send to smtp-sink", BySmtp(), 6_000),
+    "sms": Entry("sms.send to nginx", ByHttp(), 6_000),
+    "slow": Entry("sms.send, a gateway that takes 500 ms, 200 connections, one process", Slow(200), 8_000),
+    "slow-500": Entry("the same, 500 connections", Slow(500), 10_000),
     "bulk": Entry("email.send_many of 500, messages charged", Bulk(delivered=False), 40_000),
     "bulk-sent": Entry("email.send_many of 500, messages charged and delivered", Bulk(delivered=True), 10_000),
+    "bulk-smtp": Entry(
+        "email.send_many of 500, messages charged and delivered to smtp-sink", BySmtp(bulk=True), 10_000
+    ),
     "ledger": Entry("the ledger alone, batches of 100, one connection", LedgerAlone(100), 20_000),
     "ledger-1": Entry("the ledger alone, one by one, one connection", LedgerAlone(1), 1_000),
     "credit-ledger": Entry("credit-ledger, one account", CreditLedger(), 1_500),
@@ -80,7 +86,11 @@ TARGETS: Final = (
     figures.Target("hot", "orm", "rate", 20.0),
     figures.Target("bulk", "noop-events", "rate", 30.0),
     figures.Target("ledger", "credit-ledger", "rate", 25.0),
-    figures.Target("smtp", "noop-events", "rate", 1.0),
+    figures.Target("smtp", "noop-events", "rate", 3.5),
+    figures.Target("sms", "noop-events", "rate", 3.5),
+    figures.Target("bulk-smtp", "noop-events", "rate", 6.0),
+    figures.Target("slow", None, "rate", 350.0),
+    figures.Target("slow-500", None, "loaded_mb", 150.0, at_most=True),
     figures.Target("grown", "hot", "rate", 0.9),
     figures.Target("grown-ordered", "hot", "rate", 0.9),
     figures.Target("idle", None, "p99_ms", 50.0, at_most=True),
@@ -99,8 +109,8 @@ Sides are named on the left of --list. A ratio is shown when both its sides were
   make bench BENCH='--only hot,grown --history 1000000'
                                                growth, with a smaller history
 A run of less than everything goes to {PARTIAL.relative_to(ROOT)}. Nothing needs to be installed or running but what
-make setup brings, and smtp-sink (apt-get install postfix). Whatever else the machine does meanwhile blurs the figures;
-how much it did is told at the end. The exit code is 0 if every side was measured, 1 if not.
+make setup brings, smtp-sink and nginx (apt-get install postfix nginx-light). Whatever else the machine does meanwhile
+blurs the figures; how much it did is told at the end. The exit code is 0 if every side was measured, 1 if not.
 """
 
 

@@ -227,6 +227,17 @@ def emails(count: int, senders: int | None = None, *, in_order: bool = False) ->
         }
 
 
+def texts(count: int) -> Iterator[Json]:
+    """Short texts, each of one segment."""
+    for number in range(count):
+        yield {
+            "job_id": str(uuid.uuid4()),
+            "sender": f"user-{number % CREDIT_USERS}",
+            "to": f"+4670{number % 10**7:07}",
+            "text": "Hello there, this is a text of the usual length from the bench.",
+        }
+
+
 def make_people(database: Database, owners: int = OWNERS) -> None:
     """An owner whose credits many use, other owners who use their own, and one message, sent long ago."""
     long_ago = datetime.now(UTC) - timedelta(days=DAYS + 1)

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import psutil
 
 from bench import figures
-from bench.rig import ROOT, Bench, Place, emails
+from bench.rig import ROOT, Bench, Place, emails, texts
 from bench.workers import Json, SideError, publish, time_through, wait_until_done, workers
 from models.database.engine import utc_now
 from models.messages.wire import parse
@@ -111,6 +112,7 @@ class Bulk:
 
     delivered: bool
     size: int = 500
+    smtp_url: str = "null://"
 
     def measure(self, bench: Bench, jobs: int) -> figures.Figures:
         """Send whole bulk jobs through."""
@@ -118,7 +120,8 @@ class Bulk:
         queues = ["bulk", "email"] if self.delivered else ["bulk"]
         command = (*POSTAGE, "-Q", ",".join(queues))
         with bench.fresh() as place:
-            with workers(command, PROCESSES, bench.environment(place.url), bench.folder) as running:
+            settings = bench.environment(place.url, smtp_url=self.smtp_url)
+            with workers(command, PROCESSES, settings, bench.folder) as running:
 
                 def put(count: int) -> None:
                     publish(bench.redis, "email.send_many", "bulk", self._jobs(count // self.size))
@@ -174,28 +177,125 @@ def _job(email: Json) -> SendJob:
 
 @dataclass(frozen=True)
 class BySmtp:
-    """Postage with `email.send` to Postfix's `smtp-sink`, a mail server in C that keeps nothing, on the same cores."""
+    """Postage with emails to Postfix's `smtp-sink`, a mail server in C that keeps nothing, on the same cores."""
+
+    bulk: bool = False
 
     def measure(self, bench: Bench, jobs: int) -> figures.Figures:
         """Send jobs through."""
         with _smtp_sink() as url:
-            return Sends(smtp_url=url).measure(bench, jobs)
+            side: Side = Bulk(delivered=True, smtp_url=url) if self.bulk else Sends(smtp_url=url)
+            return side.measure(bench, jobs)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Postage with `sms.send` to an HTTP gateway."""
+
+    sms_url: str
+    processes: int = PROCESSES
+
+    def measure(self, bench: Bench, jobs: int) -> figures.Figures:
+        """Send jobs through, and make sure that each was sent."""
+        with bench.fresh() as place:
+            settings = bench.environment(place.url, sms_url=self.sms_url)
+            with workers(POSTAGE, self.processes, settings, bench.folder) as running:
+
+                def put(count: int) -> None:
+                    publish(bench.redis, "sms.send", "sms", texts(count))
+
+                warm = warm_up_of(jobs)
+                figures = time_through(bench.redis, running, bench.servers, ["sms"], put, jobs, warm=warm)
+            place.require_sent(jobs + warm)
+        return figures
+
+
+@dataclass(frozen=True)
+class ByHttp:
+    """Postage with `sms.send` to nginx, which answers every request at once, on the same cores."""
+
+    def measure(self, bench: Bench, jobs: int) -> figures.Figures:
+        """Send jobs through."""
+        with _nginx(bench.folder) as url:
+            return Texts(url).measure(bench, jobs)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """One worker process of Postage with `sms.send` to a gateway that takes its time, over so many connections."""
+
+    connections: int
+    answer_s: float = 0.5
+
+    def measure(self, bench: Bench, jobs: int) -> figures.Figures:
+        """Send jobs through."""
+        port = _free_port()
+        with _running([sys.executable, "-m", "bench.slow_gateway", str(port), str(self.answer_s)], port):
+            url = f"http://127.0.0.1:{port}/?connections={self.connections}"
+            return Texts(url, processes=1).measure(bench, jobs)
 
 
 @contextmanager
 def _smtp_sink() -> Iterator[str]:
     """Run `smtp-sink`; gives its address for POSTAGE_SMTP_URL."""
-    program = shutil.which("smtp-sink", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if program is None:
-        msg = "smtp-sink is not here: it comes with Debian's postfix, apt-get install postfix"
-        raise SideError(msg)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    program = _program("smtp-sink", "it comes with Debian's postfix, apt-get install postfix")
+    port = _free_port()
     who = ["-u", "nobody"] if os.getuid() == 0 else []
-    process = psutil.Popen([program, *who, f"127.0.0.1:{port}", "1024"], stdout=subprocess.DEVNULL)
+    with _running([program, *who, f"127.0.0.1:{port}", "1024"], port):
+        yield f"smtp://127.0.0.1:{port}?starttls=never"
+
+
+NGINX: Final = """
+worker_processes 1;
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  keepalive_requests 1000000000;
+  client_body_temp_path {folder}/nginx-1; proxy_temp_path {folder}/nginx-2; fastcgi_temp_path {folder}/nginx-3;
+  uwsgi_temp_path {folder}/nginx-4; scgi_temp_path {folder}/nginx-5;
+  server {{
+    listen 127.0.0.1:{port} backlog=1024;
+    location / {{ default_type application/json; return 201 '{{"id": "msg-7"}}'; }}
+  }}
+}}
+"""
+"""A web server that says that it has taken everything."""
+
+
+@contextmanager
+def _nginx(folder: Path) -> Iterator[str]:
+    """Run nginx; gives its address for POSTAGE_SMS_URL."""
+    program = _program("nginx", "apt-get install nginx-light")
+    port = _free_port()
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, port=port))
+    with _running([program, "-c", str(config), "-e", str(folder / "nginx.log")], port):
+        yield f"http://127.0.0.1:{port}/messages"
+
+
+def _program(name: str, how: str) -> str:
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        msg = f"{name} is not here: {how}"
+        raise SideError(msg)
+    return program
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    """Run a server that listens on a port."""
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     try:
         _await_port(port)
-        yield f"smtp://127.0.0.1:{port}?starttls=never"
+        yield
     finally:
         process.terminate()
         process.wait()
