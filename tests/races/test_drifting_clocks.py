@@ -4,21 +4,22 @@ The database is on a machine of its own in production, so only the clocks of the
 do by the monotonic clock, which is the same for all of them.
 """
 
+import asyncio
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import time_machine
 
 from models.database.engine import utc_now
-from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt
 from models.sends.retry_policy import RetryPolicy
 from tasks import sending, upkeep
 from tasks.context import Context
@@ -59,27 +60,31 @@ class EventfulCarrier:
     """A carrier that does what the id of a job says, at its first attempt; later ones are accepted at once."""
 
     diary: Diary
-    is_idempotent = False
-    concurrency = 4
+    key_window: ClassVar = timedelta()
+    capacity: ClassVar = 4
 
-    def deliver(self, message: OutboundMessage, before_handover: Callable[[], None]) -> Receipt:
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Be slow, busy, or the end of the process."""
         event, job_id = message.job_id.split("-")[0], message.job_id
         tried = job_id in self.diary.times("tried")
         self.diary.note("tried", job_id)
         if event == "slow" and not tried:
-            time.sleep(LEASE_S / 2)
+            await asyncio.sleep(LEASE_S / 2)
         if event == "busy" and not tried:
             return Receipt(Outcome.NOT_NOW, "Busy.")
         if event == "killed" and not tried:
             _kill_this_process()
-        before_handover()
+        await handover()
         self.diary.note("took", job_id)
         if event == "doubtful":
             _kill_this_process()
         return Receipt(Outcome.ACCEPTED, reference=job_id)
 
-    def close(self) -> None:
+    async def find_fault(self) -> str | None:
+        """Find nothing."""
+        return None
+
+    async def close(self) -> None:
         """Do nothing: there is no connection."""
 
 

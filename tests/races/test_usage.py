@@ -6,7 +6,7 @@ import pytest
 
 from models.messages.views import ViewUsage
 from models.reports.rollup import roll_up_usage
-from models.sends.carrier import OutboundMessage, Outcome, Receipt
+from models.sends.carrier import Handover, OutboundMessage, Outcome, Receipt
 from tests.fakes import send
 from tests.races.racing import RecordingCarrier, Start, buy, email_from, findings, race, save_users, share, worker
 from tests.spending import usage_of_all_charges, usage_shown
@@ -18,9 +18,9 @@ SENDERS = [f"user-{number}" for number in range(4)]
 class PickyCarrier(RecordingCarrier):
     """A carrier that refuses every third message, so that its credits go back."""
 
-    def deliver(self, message: OutboundMessage, before_handover: Any) -> Receipt:
+    async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Accept the message, or refuse it."""
-        accepted = super().deliver(message, before_handover)
+        accepted = await super().deliver(message, handover)
         return accepted if len(self.job_ids) % 3 else Receipt(Outcome.NEVER, "No.")
 
 
