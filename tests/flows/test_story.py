@@ -27,6 +27,7 @@ from models.reports.views import show_orders, show_overview, show_usage
 from tasks.context import Json
 from tests.audits import audit_everything
 from tests.flows.deployment import DEADLINE_S, CommandResult, Program, environment, run, wait_until
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(300)]
 
@@ -99,7 +100,8 @@ def running_in(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> StoryRun:
     folder = tmp_path_factory.mktemp("story")
-    first = run("up", str(STORY), "--exit", cwd=folder)
+    # Flower has a port that nobody else takes afterwards.
+    first = run("up", str(STORY), "--exit", cwd=folder, flower_port=free_port())
     assert first.code == 0, first.out + first.err
     sent, running, accounts = [outbox_in(folder)], [running_in(folder)], [accounts_in(folder)]
     with ThreadPoolExecutor(2) as threads:

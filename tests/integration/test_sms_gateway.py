@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from models.sends.carrier import Email, Outcome, Receipt, Sms
 from tests.integration.tls import client_context, server_context
+from tests.servers import free_port
 from worker.carriers import open_sms
 from worker.carriers.null import NullCarrier
 from worker.carriers.sms_gateway import ANSWER_MAX, SmsGateway
@@ -264,9 +265,7 @@ def test_a_gateway_that_hangs_means_unsure() -> None:
 
 def test_a_gateway_that_is_not_there_means_not_now() -> None:
     """Nothing listens on the port, so nothing was sent."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with carrier_to(url) as carrier:
+    with carrier_to(f"http://127.0.0.1:{free_port()}") as carrier:
         assert carrier.deliver(TEXT, no_handover).outcome is Outcome.NOT_NOW
 
 
