@@ -177,9 +177,11 @@ def test_any_port_is_taken_if_programs_listen_on_all_of_the_usual_ones(settings:
 
 
 @pytest.mark.usefixtures("ports")
+@pytest.mark.parametrize("for_a_moment", [False, True])
 def test_a_port_that_is_taken_in_the_last_moment_is_given_up(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, for_a_moment: bool
 ) -> None:
+    """Also if it is free again when somebody looks."""
     takers = []
 
     def choose_and_lose(path: Path) -> BrokerUrl:
@@ -189,6 +191,8 @@ def test_a_port_that_is_taken_in_the_last_moment_is_given_up(
         return chosen
 
     monkeypatch.setattr("worker.local.valkey.choose_url", choose_and_lose)
+    if for_a_moment:
+        monkeypatch.setattr("worker.local.valkey.is_free", lambda _: True)
     with EmbeddedBroker(settings) as broker, client_of(settings) as client, takers[0] as taker:
         assert client.ping()
         assert url_of(broker).port != taker.getsockname()[1]
