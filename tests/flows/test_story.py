@@ -101,13 +101,13 @@ def running_in(folder: Path) -> list[str]:
 def story(tmp_path_factory: pytest.TempPathFactory) -> StoryRun:
     folder = tmp_path_factory.mktemp("story")
     # Flower has a port that nobody else takes afterwards.
-    first = run("up", str(STORY), "--exit", cwd=folder, flower_port=free_port())
+    first = run("up", str(STORY), "--exit", cwd=folder, anew=True, flower_port=free_port())
     assert first.code == 0, first.out + first.err
     sent, running, accounts = [outbox_in(folder)], [running_in(folder)], [accounts_in(folder)]
     with ThreadPoolExecutor(2) as threads:
         results = threads.map(lambda words: run(*words, "--json", cwd=folder), VIEW_COMMANDS.values())
         shown = dict(zip(VIEW_COMMANDS, results, strict=True))
-    second = run("up", str(STORY), "--exit", cwd=folder)
+    second = run("up", str(STORY), "--exit", cwd=folder, anew=True)
     sent.append(outbox_in(folder))
     running.append(running_in(folder))
     accounts.append(accounts_in(folder))
@@ -273,7 +273,7 @@ def test_other_commands_show_users_billing_and_jobs(story: StoryRun) -> None:
 @contextmanager
 def serving(folder: Path, ended_by: signal.Signals, *arguments: str) -> Iterator[Program]:
     """Run `postage up` until the block ends. Then it must end cleanly."""
-    up = Program(folder, "up", ["up", *arguments], {}, FLOWER_UNAUTHENTICATED_API="true")
+    up = Program(folder, "up", ["up", *arguments], {}, anew=True, FLOWER_UNAUTHENTICATED_API="true")
     try:
         wait_until(lambda: up.check() or "Ctrl-C ends it" in up.output, "it serves")
         yield up
