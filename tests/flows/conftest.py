@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import TEMPLATE
 from tests.flows.deployment import Deploy, Deployment
-from tests.flows.forking import end_forker
+from tests.forking import end_forker
 from tests.servers import PostgresServer, ValkeyServer
 
 

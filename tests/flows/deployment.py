@@ -22,8 +22,8 @@ from models.reports.audit import Finding
 from models.sends.charges import OPEN, Charge, JobKey, State, count_bulk_states, find_everywhere
 from tests.audits import audit_everything
 from tests.entries import entries_of
-from tests.flows.forking import forker
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
+from tests.forking import forker
 from worker.broker import fair_queue
 from worker.local.valkey import dying_with_parent
 

@@ -34,6 +34,7 @@ class Forked:
 
     def __init__(self, status: int) -> None:
         self._status = status
+        self._reading = threading.Lock()
         self.returncode: int | None = None
         self.pid = self._read()
 
@@ -49,11 +50,12 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end, and give the exit code."""
-        if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("postage", timeout or 0)
-            self.returncode = self._read()
-            os.close(self._status)
+        if self.returncode is None and not select.select([self._status], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("postage", timeout or 0)
+        with self._reading:  # another thread may wait, too
+            if self.returncode is None:
+                self.returncode = self._read()
+                os.close(self._status)
         return self.returncode
 
     def send_signal(self, signum: int) -> None:
