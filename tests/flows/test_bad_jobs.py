@@ -12,7 +12,7 @@ from tests.flows.deployment import Deployment, wait_until
 from tests.flows.jobs import email_job, sms_job
 from tests.flows.outside import QUEUES
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("bad-jobs"), pytest.mark.timeout(180)]
 
 EACH: Final = 10
 """A good job comes after so many bad ones."""

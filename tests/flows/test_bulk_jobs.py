@@ -5,7 +5,7 @@ import pytest
 from tests.flows.deployment import Deployment
 from tests.flows.jobs import new_address, new_id
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("bulk-jobs"), pytest.mark.timeout(180)]
 
 
 def test_a_bulk_job_fills_in_each_of_fifty_emails(deployment: Deployment) -> None:

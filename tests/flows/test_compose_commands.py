@@ -22,7 +22,7 @@ from models.database.engine import Database
 from models.database.migrations import check_migrated
 from tasks.queues import Queue
 from tests.flows.compose_file import ENV, POSTAGE_SERVICES, WORKERS, Service, queues_of
-from tests.servers import PostgresServer, ValkeyServer, _free_port
+from tests.servers import PostgresServer, ValkeyServer, free_port
 from worker.settings import PREFIX
 
 POSTAGE = Path(sys.executable).parent / "postage"
@@ -148,7 +148,7 @@ def test_beat_starts_enqueues_and_ends(tmp_path: Path, valkey_url: str, postgres
 
 def test_flower_starts_asks_for_the_password_and_ends(tmp_path: Path, valkey_url: str, postgres_url: str) -> None:
     """Its pages need the password; its health check does not."""
-    port = _free_port()
+    port = free_port()
     page = f"http://127.0.0.1:{port}/"
     settings = {"POSTAGE_DATABASE_URL": postgres_url, "POSTAGE_BROKER_URL": valkey_url}
     settings |= {"POSTAGE_FLOWER_ADDRESS": "127.0.0.1", "POSTAGE_FLOWER_PORT": str(port)}

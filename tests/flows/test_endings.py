@@ -13,7 +13,7 @@ from tests.flows.deployment import Deployment, wait_until
 from tests.flows.jobs import email_job, new_id, sms_job
 from tests.flows.outside import QUEUES, Json
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("endings"), pytest.mark.timeout(180)]
 
 LATER = timedelta(hours=3)
 

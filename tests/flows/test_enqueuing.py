@@ -13,7 +13,7 @@ from tasks.client import JobLike, enqueue, producer_app
 from tests.flows.deployment import CommandResult, Deployment, run
 from tests.flows.outside import Json
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("enqueuing"), pytest.mark.timeout(240)]
 
 
 def email_message(job_id: str, sender: str) -> SendEmail:

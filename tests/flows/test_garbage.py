@@ -13,7 +13,7 @@ from tests.flows.jobs import email_job
 from tests.flows.outside import Json
 from tests.servers import PostgresServer, ValkeyServer
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("garbage"), pytest.mark.timeout(180)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from tests.flows.deployment import Deployment
 from tests.flows.jobs import email_job, new_id
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("idempotency"), pytest.mark.timeout(180)]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "idempotency.md"
 

@@ -19,7 +19,7 @@ from tests.flows import marked_jobs
 from tests.flows.deployment import Deploy, Deployment, Program, wait_until
 from tests.flows.jobs import email_job
 from tests.flows.outside import collected_events
-from tests.servers import _free_port
+from tests.servers import free_port
 from worker.broker import fair_queue
 
 pytestmark = pytest.mark.timeout(240)
@@ -97,7 +97,7 @@ def check_labels(page: str) -> None:
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_marked_secret_is_nowhere_but_in_its_message(deploy: Deploy, tmp_path: Path, form: str) -> None:
-    metrics_port, flower_port = _free_port(), _free_port()
+    metrics_port, flower_port = free_port(), free_port()
     with deploy(
         beat=True, log_level="DEBUG", log_format=form, concurrency=2, metrics_port=metrics_port, email_headers="X-Shop"
     ) as deployment:

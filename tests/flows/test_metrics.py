@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.database.schema import accounts
 from tests.flows.deployment import Deploy, Deployment, run, wait_until
 from tests.flows.jobs import email_job
-from tests.servers import _free_port
+from tests.servers import free_port
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -38,7 +38,7 @@ def break_a_balance(deployment: Deployment, owner: str) -> None:
 
 
 def test_a_worker_serves_what_its_audits_found_and_how_jobs_ended(deploy: Deploy) -> None:
-    port, before = _free_port(), time.time()
+    port, before = free_port(), time.time()
     with deploy(beat=True, audit_s=0.5, metrics_port=port) as deployment:
         first = metrics(port)
         assert math.isnan(first["postage_audit_findings",]) or first["postage_audit_findings",] == 0

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clients/node"
 
 pytestmark = [
-    pytest.mark.xdist_group("deployment"),
+    pytest.mark.xdist_group("node-client"),
     pytest.mark.timeout(240),
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node"),
 ]

@@ -18,7 +18,7 @@ from tests.servers import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("python-client"), pytest.mark.timeout(240)]
 
 PACKAGE = Path(__file__).parents[2] / "clients/python"
 UV = Path(sys.executable).parent / "uv"

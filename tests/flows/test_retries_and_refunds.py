@@ -7,7 +7,7 @@ from tests.flows.deployment import Deployment, wait_until
 from tests.flows.jobs import email_job, new_address, new_id, sms_job
 from tests.flows.outside import DROP
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("retries-and-refunds"), pytest.mark.timeout(180)]
 
 
 def test_an_email_deferred_by_the_mail_server_is_sent_later(deployment: Deployment) -> None:

@@ -8,7 +8,7 @@ from models.sends.charges import State
 from tests.flows.deployment import Deployment
 from tests.flows.jobs import email_job, sms_job
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("same-job"), pytest.mark.timeout(180)]
 
 TIMES = 50
 

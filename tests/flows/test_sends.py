@@ -5,7 +5,7 @@ import pytest
 from tests.flows.deployment import Deployment, wait_until
 from tests.flows.jobs import email_job, new_address, new_id, sms_job
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("sends"), pytest.mark.timeout(180)]
 
 
 def test_an_email_reaches_every_recipient_as_the_job_says(deployment: Deployment) -> None:

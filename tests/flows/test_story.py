@@ -26,7 +26,9 @@ from models.messages.views import View, ViewUsage
 from models.reports.views import show_orders, show_overview, show_usage
 from tasks.context import Json
 from tests.audits import audit_everything
+from tests.flows import first_hour
 from tests.flows.deployment import DEADLINE_S, CommandResult, Program, environment, run, wait_until
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.xdist_group("story"), pytest.mark.timeout(300)]
 
@@ -99,13 +101,14 @@ def running_in(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> StoryRun:
     folder = tmp_path_factory.mktemp("story")
-    first = run("up", str(STORY), "--exit", cwd=folder)
+    # Flower has a port that nobody else takes afterwards.
+    first = run("up", str(STORY), "--exit", cwd=folder, anew=True, flower_port=free_port())
     assert first.code == 0, first.out + first.err
     sent, running, accounts = [outbox_in(folder)], [running_in(folder)], [accounts_in(folder)]
     with ThreadPoolExecutor(2) as threads:
         results = threads.map(lambda words: run(*words, "--json", cwd=folder), VIEW_COMMANDS.values())
         shown = dict(zip(VIEW_COMMANDS, results, strict=True))
-    second = run("up", str(STORY), "--exit", cwd=folder)
+    second = run("up", str(STORY), "--exit", cwd=folder, anew=True)
     sent.append(outbox_in(folder))
     running.append(running_in(folder))
     accounts.append(accounts_in(folder))
@@ -271,7 +274,7 @@ def test_other_commands_show_users_billing_and_jobs(story: StoryRun) -> None:
 @contextmanager
 def serving(folder: Path, ended_by: signal.Signals, *arguments: str) -> Iterator[Program]:
     """Run `postage up` until the block ends. Then it must end cleanly."""
-    up = Program(folder, "up", ["up", *arguments], {}, FLOWER_UNAUTHENTICATED_API="true")
+    up = Program(folder, "up", ["up", *arguments], {}, anew=True, FLOWER_UNAUTHENTICATED_API="true")
     try:
         wait_until(lambda: up.check() or "Ctrl-C ends it" in up.output, "it serves")
         yield up
@@ -300,6 +303,7 @@ def served(story: StoryRun, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         folder / "var",
         ignore=lambda _, names: [name for name in names if name.endswith(".sock")],
     )
+    (folder / "examples").symlink_to(EXAMPLES.parent)
     with serving(folder, signal.SIGINT) as up:
         bought = run("buy", "john", "--email", "10", "--amount", "990", "--currency", "EUR", cwd=folder)
         assert bought.code == 0, bought.err
@@ -387,17 +391,28 @@ def paste(lines: str, folder: Path) -> str:
     return shell.stdout
 
 
-def test_two_that_start_at_once_find_ports_of_their_own(tmp_path: Path) -> None:
-    """Both see the same port free before either listens there. SIGTERM ends them cleanly, as a supervisor would."""
+def test_the_first_hour_goes_as_it_says(served: Served) -> None:
+    done = first_hour.follow(served.folder)
 
-    def serve(name: str) -> str:
+    assert {"doctor", "send-email", "buy", "share", "statement", "audit"} <= set(done)
+    assert len([line for line in first_hour.lines() if line.endswith(first_hour.REFUSED)]) == 4
+
+
+def test_two_that_start_at_once_find_ports_of_their_own(tmp_path: Path) -> None:
+    """Both see the same port free before either listens there. SIGTERM ends them cleanly, as a supervisor would.
+
+    One tells the story, and serves afterwards, as `make run` has it.
+    """
+
+    def serve(name: str, *arguments: str) -> str:
         folder = tmp_path / name
         folder.mkdir()
-        with serving(folder, signal.SIGTERM) as up:
+        with serving(folder, signal.SIGTERM, *arguments) as up:
             both_serve.wait(DEADLINE_S)
-        assert outbox_in(folder) == []
+        assert len(outbox_in(folder)) == (15 if arguments else 0)
         return _flower_url(up.output)
 
     both_serve = Barrier(2)
     with ThreadPoolExecutor(2) as threads:
-        assert len(set(threads.map(serve, ("one", "other")))) == 2
+        started = [threads.submit(serve, "one"), threads.submit(serve, "other", str(STORY))]
+        assert len({each.result() for each in started}) == 2

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from tasks import broker_urls
-from tests.servers import PostgresServer, SentinelServer, ValkeyServer, _free_port
+from tests.servers import PostgresServer, SentinelServer, ValkeyServer, free_port
 from worker.local.stack import StackError, exclusive
 from worker.local.valkey import EmbeddedBroker
 from worker.places import database_name
@@ -335,7 +335,7 @@ def test_a_database_in_another_encoding_is_refused(settings: Settings, postgres:
 
 
 def test_a_cluster_is_refused(settings: Settings, tmp_path: Path) -> None:
-    bus = str(_free_port())  # by default 10,000 above the other port, where somebody else may listen
+    bus = str(free_port())  # by default 10,000 above the other port, where somebody else may listen
     with ValkeyServer(tmp_path, **{"cluster-enabled": "yes", "cluster-port": bus}) as cluster:
         verdict = examine(settings.model_copy(update={"broker_url": cluster.url()}))
 

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from tasks.queues import Queue
-from tests.servers import ValkeyServer, _free_port
+from tests.servers import ValkeyServer, free_port
 from worker.broker.transport import register_transport
 from worker.metrics import served_metrics
 from worker.settings import Settings
@@ -32,7 +32,7 @@ def waiting(port: int) -> dict[str, float]:
 
 
 def test_what_waits_is_counted_also_where_it_was_moved_to_its_senders(broker: ValkeyServer) -> None:
-    settings = Settings(broker_url=broker.url(), metrics_port=_free_port())
+    settings = Settings(broker_url=broker.url(), metrics_port=free_port())
     with Redis.from_url(broker.url()) as redis, served_metrics(settings):
         assert waiting(settings.metrics_port or 0) == dict.fromkeys(Queue, 0)
 
@@ -46,7 +46,7 @@ def test_what_waits_is_counted_also_where_it_was_moved_to_its_senders(broker: Va
 
 def test_metrics_are_served_while_the_broker_is_away(broker: ValkeyServer) -> None:
     """A missing figure is told from an empty queue, so nothing is scaled down meanwhile."""
-    settings = Settings(broker_url=broker.url(), metrics_port=_free_port())
+    settings = Settings(broker_url=broker.url(), metrics_port=free_port())
     with served_metrics(settings):
         broker.stop()
 

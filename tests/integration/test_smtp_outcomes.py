@@ -1,7 +1,5 @@
 """What the replies of a mail server mean: accepted, never, not now, or unsure."""
 
-import socket
-
 import pytest
 from structlog.testing import capture_logs
 
@@ -23,6 +21,7 @@ from tests.integration.smtp_server import (
     deliver,
     unnoted,
 )
+from tests.servers import free_port
 
 
 @pytest.mark.usefixtures("with_and_without_pipelining")
@@ -106,9 +105,7 @@ def test_a_server_that_hangs_after_the_message_means_unsure() -> None:
 def test_a_server_that_is_not_there_means_not_now() -> None:
     """Nothing listens on the port, so no handover begins."""
     handovers = Handovers()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with carrier_to(f"smtp://127.0.0.1:{port}") as carrier:
+    with carrier_to(f"smtp://127.0.0.1:{free_port()}") as carrier:
         receipt = carrier.deliver(EMAIL, handovers)
 
     assert (receipt.outcome, handovers.count) == (Outcome.NOT_NOW, 0)

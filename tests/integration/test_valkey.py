@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.servers import free_port
 from worker.local.broker_url import BrokerUrl, choose_url, read_url
 from worker.local.valkey import EmbeddedBroker, EmbeddedError, _binary, embedded_broker
 from worker.settings import Settings
@@ -36,6 +37,14 @@ with EmbeddedBroker(Settings(var=Path(sys.argv[1]))) as broker:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(var=tmp_path / "var")
+
+
+@pytest.fixture
+def ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give three ports for embedded brokers, in place of those which they prefer and other tests may take meanwhile."""
+    ports = [free_port() for _ in range(3)]
+    monkeypatch.setattr("worker.local.broker_url.PREFERRED_PORTS", ports)
+    return ports
 
 
 @contextmanager
@@ -127,28 +136,52 @@ def test_the_password_is_in_files_of_its_user_alone(settings: Settings) -> None:
         assert {stat.S_IMODE(path.stat().st_mode) for path in having} == {0o600}
 
 
-def test_port_and_password_stay_the_same(settings: Settings) -> None:
+def test_port_and_password_stay_the_same(settings: Settings, ports: list[int]) -> None:
     urls = set()
     for _ in range(2):
         with EmbeddedBroker(settings) as broker:
+            assert url_of(broker).port == ports[0]
             urls.add(str(url_of(broker)))
 
     assert len(urls) == 1
 
 
-def test_another_port_is_taken_and_noted_if_a_program_listens_there(settings: Settings) -> None:
+def test_a_port_that_is_not_the_first_stays_the_same_when_the_first_is_free_again(
+    settings: Settings, ports: list[int]
+) -> None:
+    settings.var.mkdir()
+    with socket.create_server(("127.0.0.1", ports[0])), socket.create_server(("127.0.0.1", ports[1])):
+        chosen = choose_url(settings.embedded_url_file)
+
+    assert chosen.port == ports[2]
+    assert choose_url(settings.embedded_url_file) == chosen
+
+
+def test_another_port_is_taken_and_noted_if_a_program_listens_there(settings: Settings, ports: list[int]) -> None:
     with EmbeddedBroker(settings) as broker:
         before = url_of(broker)
     with socket.create_server(("127.0.0.1", before.port)), EmbeddedBroker(settings) as broker:
-        assert url_of(broker).port != before.port
+        assert url_of(broker).port == ports[1]
         assert url_of(broker).password == before.password
         with redis.Redis.from_url(str(url_of(broker))) as producer:
             assert producer.ping()
 
 
+def test_any_port_is_taken_if_programs_listen_on_all_of_the_usual_ones(settings: Settings, ports: list[int]) -> None:
+    with ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        with EmbeddedBroker(settings) as broker, client_of(settings) as client:
+            assert client.ping()
+            assert url_of(broker).port not in ports
+
+
+@pytest.mark.usefixtures("ports")
+@pytest.mark.parametrize("for_a_moment", [False, True])
 def test_a_port_that_is_taken_in_the_last_moment_is_given_up(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, for_a_moment: bool
 ) -> None:
+    """Also if it is free again when somebody looks."""
     takers = []
 
     def choose_and_lose(path: Path) -> BrokerUrl:
@@ -158,6 +191,8 @@ def test_a_port_that_is_taken_in_the_last_moment_is_given_up(
         return chosen
 
     monkeypatch.setattr("worker.local.valkey.choose_url", choose_and_lose)
+    if for_a_moment:
+        monkeypatch.setattr("worker.local.valkey.is_free", lambda _: True)
     with EmbeddedBroker(settings) as broker, client_of(settings) as client, takers[0] as taker:
         assert client.ping()
         assert url_of(broker).port != taker.getsockname()[1]

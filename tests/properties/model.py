@@ -295,6 +295,12 @@ class Model:
         known = jobs.get(JobKey(person.org_id if person else NOBODYS, job_id or ""))
         return known is not None and (person is not None or known.sender == sender)
 
+    def is_taken(self, jobs: Mapping[JobKey, Message], sender: str, job_id: str | None) -> bool:
+        """Whether another sender's job stands under an id in the organization of a sender."""
+        person = self.people.get(sender)
+        known = jobs.get(JobKey(person.org_id, job_id or "")) if person else None
+        return known is not None and known.sender != sender
+
     def bulk_answer(self, job: Message) -> dict[str, Any]:
         """The answer to a bulk job, which sums up its messages."""
         bulk = self.bulks[job.key] if job.org_id else job

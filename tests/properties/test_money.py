@@ -164,10 +164,16 @@ class Money(MoneyMachine):
 
     @rule(job=known)
     def enqueue_again(self, job: EnqueuedBefore) -> None:
-        """Enqueue a job again. It is answered as before if it was done; a refused order or change may be done now."""
+        """Enqueue a job again. It is answered as before if it was done; a refused order or change may be done now.
+
+        A stranger's bulk job was refused. Once its sender is known, its id may be another job's in the organization.
+        """
         match job:
             case SendEmail() | SendSms():
                 self._send([job], [])
+            case SendManyEmails() | SendManySms() if self.model.is_taken(self.model.bulks, job.sender, job.job_id):
+                with pytest.raises(Refused, match="conflicting_job"):
+                    bulk.send_many(self.context, job)
             case SendManyEmails() | SendManySms():
                 self._send_many(job)
             case Purchase():

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,11 @@ from urllib.parse import urlsplit
 from worker.private_files import OTHERS, write_private
 
 LOOPBACK: Final = "127.0.0.1"
-PREFERRED_PORT: Final = 6379
-"""Redis' own port, which every producer's documentation has in its examples."""
+PREFERRED_PORTS: Final[Sequence[int]] = range(6379, 6400)
+"""Redis' own port, which every producer's documentation has in its examples, and the next ones.
+
+None is among those that the kernel gives to connections, so the port is probably free at the next start, too.
+"""
 USER: Final = "default"
 """Redis' own user. It is named, because a server without a password accepts any for it, but none without a name."""
 _PASSWORD_BYTES: Final = 24
@@ -51,8 +55,8 @@ def read_url(path: Path) -> BrokerUrl | None:
 def choose_url(path: Path) -> BrokerUrl:
     """Return the URL for a server that is about to start, and keep it in the file.
 
-    It is the one of the last run. If its port is taken, another one is chosen; if others could read the file, there is
-    a new password.
+    It is the one of the last run. If its port is taken, the first free one of PREFERRED_PORTS is chosen, or else any;
+    if others could read the file, there is a new password.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def choose_url(path: Path) -> BrokerUrl:
     """
     last = read_url(path) if _is_private(path) else None
     chosen = BrokerUrl(
-        _free_port(last.port if last else PREFERRED_PORT),
+        _free_port([last.port] if last else []),
         last.password if last else secrets.token_urlsafe(_PASSWORD_BYTES),
     )
     if chosen != last:
@@ -79,8 +83,8 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _free_port(wanted: int) -> int:
-    for port in dict.fromkeys((wanted, PREFERRED_PORT)):
+def _free_port(wanted: list[int]) -> int:
+    for port in (*wanted, *PREFERRED_PORTS):
         if is_free(port):
             return port
     return _bound(0)

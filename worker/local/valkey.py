@@ -32,6 +32,10 @@ ANSWER_S: Final = 10.0
 """How long a server may take until it answers at all, and a second process waits for the first one's, in seconds."""
 LOADING_S: Final = 300.0
 """How long a server that answers LOADING may take to read its append-only file, in seconds."""
+PORTS_MAX: Final = 10
+"""How many ports are tried if other programs, which start just now, take them first."""
+TAKEN: Final = "Address already in use"
+"""What a server writes that cannot listen on its port."""
 STOP_S: Final = 10.0
 """How long a server may take to end before it is killed, in seconds."""
 
@@ -161,7 +165,7 @@ class EmbeddedBroker:
         try:
             if self._ask(b"PING") == b"+PONG":
                 return False
-            for last_try in (False, False, True):
+            for last_try in (*[False] * (PORTS_MAX - 1), True):
                 url = self._choose_url()
                 self._process = self._spawn(binary, serving, url)
                 if self._await_answer(self._process, url, last_try=last_try):
@@ -218,7 +222,8 @@ class EmbeddedBroker:
         wait = _Wait()
         while (answer := self._ask(b"PING")) != b"+PONG":
             if process.poll() is not None:
-                if not last_try and not is_free(url.port):
+                # Who has taken it may have ended, too, meanwhile: then only the log tells.
+                if not last_try and (TAKEN in self._last_words() or not is_free(url.port)):
                     return False
                 msg = f"The embedded Valkey ended as soon as it was started{self._last_words()}"
                 raise EmbeddedError(msg)
