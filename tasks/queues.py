@@ -44,6 +44,7 @@ ROUTES: Mapping[str, Queue] = {
     "views.billing": Queue.VIEWS,
     "views.users": Queue.VIEWS,
     "views.message": Queue.VIEWS,
+    "views.explain": Queue.VIEWS,
     "views.changes": Queue.VIEWS,
     "upkeep.sweep": Queue.UPKEEP,
     "upkeep.roll_up": Queue.UPKEEP,

@@ -10,10 +10,11 @@ from sqlalchemy.exc import DBAPIError
 from models.database.engine import is_too_slow
 from models.errors import Reason, Refused
 from models.messages.base import Json
-from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewStory, ViewUsage
 from models.reports.changes import show_changes
 from models.reports.message_view import show_message
 from models.reports.statement import show_statement
+from models.reports.story import show_story
 from models.reports.views import show_billing, show_orders, show_overview, show_usage, show_users
 from tasks.base import PostageTask
 from tasks.context import Context
@@ -99,3 +100,9 @@ def views_changes(context: Context, message: ViewChanges) -> Json:
 def views_message(context: Context, message: ViewMessage) -> Json:
     """The answer to one send job."""
     return read_view(context, show_message, message)
+
+
+@shared_task(name="views.explain", base=ViewTask)
+def views_explain(context: Context, message: ViewStory) -> Json:
+    """The story of one send job."""
+    return read_view(context, show_story, message)

@@ -1,7 +1,7 @@
 """Stand-ins for what is outside: a carrier that records messages, a clock that is set, a broker that only remembers."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -36,7 +36,17 @@ NOBODY = Receipt(Outcome.NEVER, "The carrier knows none of them.", recipients_re
 NOT_NOW = Receipt(Outcome.NOT_NOW, "The carrier is busy.")
 UNSURE = Receipt(Outcome.UNSURE, "The line went dead.")
 
-LOOP = EventLoop()
+
+class SharedLoop(EventLoop):
+    """A loop that outlives the contexts that it serves."""
+
+    def close(self, *closing: Coroutine[Any, Any, None]) -> None:
+        """Run these coroutines, and nothing more."""
+        for each in closing:
+            self.run(each).result(10)
+
+
+LOOP = SharedLoop()
 """The loop of all contexts of a test process: to begin a thread for each takes longer than most tests."""
 _of_this_thread = threading.local()
 

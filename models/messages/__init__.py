@@ -25,6 +25,7 @@ from models.messages.answers import (
     RowsAnswer,
     SendAnswer,
     StatementAnswer,
+    StoryAnswer,
     UsageAnswer,
     UserAnswer,
     ViewAnswer,
@@ -43,7 +44,7 @@ from models.messages.billing import (
 )
 from models.messages.bulk import EmailRecipient, SendManyEmails, SendManySms, SmsRecipient
 from models.messages.sends import SendEmail, SendSms
-from models.messages.views import View, ViewMessage, ViewStatement, ViewUsage
+from models.messages.views import View, ViewMessage, ViewStatement, ViewStory, ViewUsage
 
 __all__ = [
     "Adjustment",
@@ -82,11 +83,13 @@ __all__ = [
     "SignedCredits",
     "SmsRecipient",
     "StatementAnswer",
+    "StoryAnswer",
     "UsageAnswer",
     "UserAnswer",
     "View",
     "ViewAnswer",
     "ViewMessage",
     "ViewStatement",
+    "ViewStory",
     "ViewUsage",
 ]

@@ -154,8 +154,14 @@ class SendAnswer(AnswerFields):
     messages: dict[str, int] = {}
 
 
+class StoryAnswer(SendAnswer):
+    """`views.explain`: the answer to a send job, and what led to it."""
+
+    story: list[Json]
+
+
 class ViewAnswer(AnswerFields):
-    """What all views but `views.message` have. `reason` and `detail` come only with a refusal."""
+    """What all views but `views.message` and `views.explain` have. `reason` and `detail` come only with a refusal."""
 
     status: Literal["done", "refused"]
     viewer: str | None
@@ -250,6 +256,7 @@ ANSWERS: dict[str, type[AnswerFields]] = {
     "views.users": RowsAnswer,
     "views.changes": RowsAnswer,
     "views.message": SendAnswer,
+    "views.explain": StoryAnswer,
 }
 """The answer of every task."""
 
@@ -264,8 +271,8 @@ def refusal(task: str, given: object, reason: str, detail: str) -> Json:
         name: _asked(given, name) if field.annotation == str | None else _nothing(field.annotation)
         for name, field in answer.model_fields.items()
     }
-    if answer is SendAnswer:
-        fields |= {"task": task, "kind": task.partition(".")[0]} if task != "views.message" else {}
+    if issubclass(answer, SendAnswer):
+        fields |= {} if task.startswith("views.") else {"task": task, "kind": task.partition(".")[0]}
         if not task.endswith(".send_many"):
             del fields["messages"]
     refused = refused_answer(reason, detail)
@@ -285,4 +292,5 @@ def _asked(given: object, name: str) -> str | None:
 def _nothing(hint: object) -> Any:  # noqa: ANN401  JSON
     if hint is int:
         return 0
-    return {} if get_origin(hint) is dict else None
+    origin = get_origin(hint)
+    return origin() if origin in (dict, list) else None

@@ -55,3 +55,7 @@ class ViewMessage(View):
     """`views.message`: the answer to one send job, read back."""
 
     job_id: MessageId
+
+
+class ViewStory(ViewMessage):
+    """`views.explain`: the same, with what led to it."""

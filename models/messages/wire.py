@@ -18,7 +18,7 @@ from models.messages.billing import (
 from models.messages.bulk import SendManyEmails, SendManySms
 from models.messages.internal import OWN_MESSAGES
 from models.messages.sends import Send, SendEmail, SendOne, SendSms
-from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewUsage
+from models.messages.views import View, ViewChanges, ViewMessage, ViewStatement, ViewStory, ViewUsage
 
 MESSAGES: dict[str, type[TaskMessage]] = {
     "email.send": SendEmail,
@@ -42,6 +42,7 @@ MESSAGES: dict[str, type[TaskMessage]] = {
     "views.users": View,
     "views.changes": ViewChanges,
     "views.message": ViewMessage,
+    "views.explain": ViewStory,
 }
 """Every task of the contract, and the message that it takes."""
 SEND_TASKS = tuple(task for task, message in MESSAGES.items() if issubclass(message, Send))

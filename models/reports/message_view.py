@@ -25,32 +25,52 @@ def show_message(connection: Connection, view: ViewMessage) -> Json:
         known.
 
     """
+    charge = visible_charge(connection, view)
+    if charge is not None:
+        return answer_to(connection, charge)
+    answer = answer_without_charge(connection, view.job_id, view.viewer)
+    if answer is None:
+        raise no_message(view)
+    return answer
+
+
+def visible_charge(connection: Connection, view: ViewMessage) -> Charge | None:
+    """Return the charge of a job, if it concerns the viewer; None if their organization has none.
+
+    Raises
+    ------
+    Refused
+        `unknown_user`, or `not_permitted`.
+
+    """
     viewer = get_user(connection, view.viewer)
     key = JobKey(viewer.org_id, view.job_id)
     charge = find_charges(connection, [key]).get(key)
-    if charge is None:
-        postponed = find_postponed(connection, view.job_id, view.viewer)
-        return _refused_before(connection, view) if postponed is None else postponed_answer(postponed)
-    payer = charge.payer or bulk_payer(connection, key)
-    _require_concern(connection, viewer, charge, payer)
-    return answer_to(connection, charge)
+    if charge is not None:
+        _require_concern(connection, viewer, charge, charge.payer or bulk_payer(connection, key))
+    return charge
 
 
-def _refused_before(connection: Connection, view: ViewMessage) -> Json:
-    """Return the refusal of a job that took no key, to the user whom it named as its sender."""
-    refusal = connection.execute(
-        select(refusals)
-        .where(
-            (refusals.c.key == view.job_id) | (refusals.c.task_id == view.job_id),
-            refusals.c.person == view.viewer,
-            refusals.c.task.in_(SEND_TASKS),
-        )
-        .order_by(refusals.c.id.desc())
-        .limit(1)
-    ).one_or_none()
+def answer_without_charge(connection: Connection, job_id: str, person: str | None) -> Json | None:
+    """Return the answer to a job that is not due yet, or was refused and took no key; None if there is no such job.
+
+    If a person is given, only to a job that named them as its sender.
+    """
+    postponed = find_postponed(connection, job_id, person)
+    return _refused_before(connection, job_id, person) if postponed is None else postponed_answer(postponed)
+
+
+def _refused_before(connection: Connection, job_id: str, person: str | None) -> Json | None:
+    """Return the refusal of a job that took no key."""
+    query = select(refusals).where(
+        (refusals.c.key == job_id) | (refusals.c.task_id == job_id), refusals.c.task.in_(SEND_TASKS)
+    )
+    if person is not None:
+        query = query.where(refusals.c.person == person)
+    refusal = connection.execute(query.order_by(refusals.c.id.desc()).limit(1)).one_or_none()
     if refusal is None:
-        raise _no_message(view)
-    known = {"job_id": view.job_id, "sender": refusal.person}
+        return None
+    known = {"job_id": job_id, "sender": refusal.person}
     ended = {"created_at": iso_time(refusal.at), "final_at": iso_time(refusal.at)}
     return whole_refusal(refusal.task, known, refusal.reason, refusal.detail) | ended
 
@@ -65,5 +85,6 @@ def _require_concern(connection: Connection, viewer: User, charge: Charge, payer
     raise Refused(Reason.NOT_PERMITTED, sentence)
 
 
-def _no_message(view: ViewMessage) -> Refused:
+def no_message(view: ViewMessage) -> Refused:
+    """Return the refusal of a view of a message that is not there, or not for this viewer."""
     return Refused(Reason.NOT_FOUND, f"There is no message {view.job_id} that you may see.")

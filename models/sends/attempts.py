@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
 from models.database.schema import attempts
 from models.database.statements import insert
 from models.ids import new_id
-from models.messages.answer import iso_time
-from models.messages.base import Json
 from models.sends.charges import JobKey
 from models.sends.outcomes import Settlement
 
@@ -35,20 +34,21 @@ def record_tries(connection: Connection, settlements: Sequence[Settlement], now:
         connection.execute(insert(connection, attempts), rows)
 
 
-def find_tries(connection: Connection, key: JobKey) -> list[Json]:
-    """Return the tries of a job, the oldest first, as people are shown them."""
+class NotedTry(NamedTuple):
+    """What one carrier said in an attempt, as it was noted."""
+
+    number: int
+    carrier: str | None
+    outcome: str
+    detail: str | None
+    at: datetime
+
+
+def find_tries(connection: Connection, key: JobKey) -> list[NotedTry]:
+    """Return the tries of a job, the oldest first."""
     found = connection.execute(
-        select(attempts.c.number, attempts.c.carrier, attempts.c.outcome, attempts.c.detail, attempts.c.at)
+        select(*(attempts.c[name] for name in NotedTry._fields))
         .where(attempts.c.org_id == key.org_id, attempts.c.job_id == key.job_id)
         .order_by(attempts.c.at, attempts.c.id)
     )
-    return [
-        {
-            "attempt": row.number,
-            "carrier": row.carrier,
-            "outcome": row.outcome,
-            "words": row.detail,
-            "at": iso_time(row.at),
-        }
-        for row in found
-    ]
+    return [NotedTry(*row) for row in found]

@@ -7,6 +7,7 @@ delivered. A cancellation goes on in steps, and its row says how far it got, so 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
@@ -15,7 +16,7 @@ from models.database.statements import insert, is_among, search_by_index
 from models.errors import Reason, Refused
 from models.ids import new_id
 from models.messages.billing import CancelMessages
-from models.sends.charges import KEY, JobKey, SendJob, State, find_charges, find_everywhere
+from models.sends.charges import KEY, Charge, JobKey, SendJob, State, find_charges, find_everywhere
 from models.sends.charging import refuse_jobs
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
@@ -45,11 +46,11 @@ class Cancellation:
     @property
     def refusal(self) -> Refused:
         """Why the jobs are refused."""
-        return Refused(Reason.CANCELLED, self._words)
+        return Refused(Reason.CANCELLED, _words(self.actor, self.cancel_id))
 
-    @property
-    def _words(self) -> str:
-        return f"{self.actor} cancelled it ({self.cancel_id}) before it was handed to a carrier."
+
+def _words(actor: str, cancel_id: str) -> str:
+    return f"{actor} cancelled it ({cancel_id}) before it was handed to a carrier."
 
 
 # -- the cancellation itself ------------------------------------------------------------------------------------------
@@ -231,3 +232,35 @@ def organizations_with(connection: Connection, job_id: str) -> set[int]:
     charged = {key.org_id for key in find_everywhere(connection, [job_id])}
     postponed = connection.execute(select(postponed_jobs.c.org_id).where(postponed_jobs.c.key == job_id)).scalars()
     return {*charged, *postponed} - {NOBODYS}
+
+
+# -- who cancelled a job ----------------------------------------------------------------------------------------------
+
+
+class Cancelled(NamedTuple):
+    """Who cancelled a job, and under which id."""
+
+    actor: str
+    cancel_id: str
+
+
+def find_cancelled(connection: Connection, charge: Charge) -> Cancelled | None:
+    """Return who cancelled a job, if somebody did: the cancellation whose words it has.
+
+    Once these are erased, it is the only one that can have been meant. A bulk job that was charged has none.
+    """
+    said = {charge.detail, *(charge.recipients_refused or {}).values()}
+    is_cancelled = charge.reason == Reason.CANCELLED
+    if not is_cancelled and not (charge.state is State.SENT and charge.recipients_refused):
+        return None
+    covers = cancellations.c.job_id.in_([charge.job_id, charge.bulk_id]) | (cancellations.c.sender == charge.sender)
+    found = connection.execute(
+        select(cancellations.c.actor, cancellations.c.cancel_id)
+        .where(cancellations.c.org_id == charge.org_id, covers, cancellations.c.at <= charge.final_at)
+        .order_by(cancellations.c.at)
+    )
+    candidates = [Cancelled(*row) for row in found]
+    named = [one for one in candidates if _words(*one) in said]
+    if named or not is_cancelled or charge.payer is None or len(candidates) != 1:
+        return named[0] if named else None
+    return candidates[0]

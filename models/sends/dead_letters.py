@@ -270,6 +270,15 @@ def next_replay_id(key: str) -> str:
     return re.sub(f"[^{ID_CHARACTERS}]", ".", first)[: ID_MAX - len(end)] + end
 
 
+def replay_before(key: str) -> str | None:
+    """Return the id whose replay has the id `key`, if that is how replays are called."""
+    match = REPLAY.fullmatch(key)
+    if match is None:
+        return None
+    first, count = match["first"], int(match["count"])
+    return first if count == 1 else f"{first}:r{count - 1}"
+
+
 def mark_replayed(connection: Connection, letter: StoredLetter, key: str, now: datetime) -> None:
     """Note that a letter was replayed as `key`, unless the job has ended as a dead letter again meanwhile."""
     connection.execute(

@@ -181,7 +181,7 @@ def marked_commands(owner: str, member: str) -> Iterator[MarkedMessage]:
     change = {"change_id": "marked", "actor": owner, "user": member, "owner": owner}
     cancel = {"cancel_id": "marked", "actor": owner, "job_id": "none"}
     erase = {"erasure_id": "marked", "actor": member, "user": owner}
-    views = {name: {"viewer": owner, "job_id": "none"} for name in ("views.message",)}
+    views = {name: {"viewer": owner, "job_id": "none"} for name in ("views.message", "views.explain")}
     views |= {name: {"viewer": owner} for name in ("views.overview", "views.usage", "views.orders", "views.changes")}
     commands: Json = {"credits.purchase": {"order_id": "marked", **purchase}, "users.save": saved, "roles.save": role}
     commands |= {"plans.save": plan, "credits.adjust": adjust, "credits.reverse": reverse, "credits.set_owner": change}

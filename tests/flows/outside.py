@@ -54,6 +54,7 @@ QUEUES: Final = {
     "views.billing": "views",
     "views.users": "views",
     "views.message": "views",
+    "views.explain": "views",
 }
 """The queue of each task as producers were told; on purpose not read from Postage's code."""
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from models.database.engine import Database
 from models.database.schema import dead_letters, decisions, handovers, leases
 from models.reports.findings import Finding
-from models.sends.attempts import find_tries
+from models.sends.attempts import NotedTry, find_tries
 from models.sends.charges import Charge, find_charges
 from tests import entries
 from tests.audits import audit_everything
@@ -61,7 +61,7 @@ def decisions_of(database: Database) -> list[tuple[str, str, str, str | None]]:
         return [(row.job_id, row.decision, row.operator, row.note) for row in rows]
 
 
-def tries_of(database: Database, job_id: str = "job-1") -> list[dict[str, Any]]:
+def tries_of(database: Database, job_id: str = "job-1") -> list[NotedTry]:
     """Give what carriers said of a job, the oldest first."""
     [key] = acme(job_id)
     with database.snapshot() as connection:

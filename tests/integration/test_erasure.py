@@ -127,7 +127,7 @@ def test_the_ledger_and_all_that_counts_stay(stocked: Database) -> None:
     assert "2 of 3 recipients were refused" in str(erased.detail)
     assert charge_of(stocked, "failed").detail == charge_of(stocked, "text").detail == WORDS_ERASED
     assert charge_of(stocked, "failed").reason == Reason.RECIPIENT_REFUSED
-    assert [(one["outcome"], one["words"]) for one in tries_of(stocked, "failed")] == [("never", WORDS_ERASED)]
+    assert [(one.outcome, one.detail) for one in tries_of(stocked, "failed")] == [("never", WORDS_ERASED)]
 
 
 def test_what_others_sent_and_said_stays(stocked: Database) -> None:

@@ -12,7 +12,7 @@ from tests.fakes import answer, make_context
 
 Json = dict[str, Any]
 
-VIEWS = ("overview", "usage", "orders", "billing", "users", "changes", "message")
+VIEWS = ("overview", "usage", "orders", "billing", "users", "changes", "message", "explain")
 
 
 def row_counts(database: Database) -> dict[str, int]:
@@ -29,10 +29,14 @@ POLLS: list[tuple[str, Any, str]] = [
     ("views.message", {"viewer": "olga", "job_id": "job-1"}, "not_found"),
     ("views.message", {"viewer": "mary", "job_id": "job-1"}, "not_permitted"),
     ("views.message", {"viewer": "nobody", "job_id": "job-1"}, "unknown_user"),
+    ("views.explain", {"viewer": "john", "job_id": "no-such-job"}, "not_found"),
+    ("views.explain", {"viewer": "olga", "job_id": "job-1"}, "not_found"),
+    ("views.explain", {"viewer": "mary", "job_id": "job-1"}, "not_permitted"),
+    ("views.explain", {"viewer": "nobody", "job_id": "job-1"}, "unknown_user"),
     ("views.users", {"viewer": "mary"}, "not_permitted"),
     ("views.changes", {"viewer": "mary"}, "not_permitted"),
     ("views.orders", {"viewer": "john", "next": "no cursor"}, "invalid_job"),
-    *((f"views.{view}", {"viewer": "nobody", "job_id": "x"}, "invalid_job") for view in VIEWS[:-1]),
+    *((f"views.{view}", {"viewer": "nobody", "job_id": "x"}, "invalid_job") for view in VIEWS[:-2]),
     *((f"views.{view}", {"viewer": "no id"}, "invalid_job") for view in VIEWS),
     *((f"views.{view}", None, "invalid_job") for view in VIEWS),
 ]

@@ -76,13 +76,13 @@ def test_words_of_attempts_are_erased_when_their_time_is_over(stocked: Database)
     answer(context, "email.send", email_job("job-1", to=TO))
     later(context)
     before = tries_of(stocked, "job-1")
-    assert [(each["outcome"], each["attempt"]) for each in before] == [("not_now", 1), ("accepted", 2)]
+    assert [(each.outcome, each.number) for each in before] == [("not_now", 1), ("accepted", 2)]
 
     sweep_after(context, 89.9)
     assert tries_of(stocked, "job-1") == before
     assert sweep_after(context, 0.2) == 1
 
-    assert tries_of(stocked, "job-1") == [before[0] | {"words": WORDS_ERASED}, before[1]]
+    assert tries_of(stocked, "job-1") == [before[0]._replace(detail=WORDS_ERASED), before[1]]
     assert sweep_after(context, 100) == 0, "what is erased is not looked at again"
 
 

@@ -15,7 +15,9 @@ from tests.fakes import NEVER, NOT_NOW, FakeCarrier, answer, make_context, run_e
 from tests.integration.sending import pass_time
 from tests.integration.templates import database_filled_by
 
-VIEWS = ["views.overview", "views.usage", "views.orders", "views.billing", "views.users", "views.message"]
+VIEWS = ["views.overview", "views.usage", "views.orders", "views.billing", "views.users", "views.message",
+         "views.explain"]  # fmt: skip
+OF_A_JOB = ("views.message", "views.explain")
 
 
 def let_everybody_buy(database: Database) -> None:
@@ -352,7 +354,7 @@ def test_an_answer_shows_neither_the_text_nor_the_recipients(context: Context) -
 
 @pytest.mark.parametrize("what", VIEWS)
 def test_an_unknown_viewer_is_refused(context: Context, what: str) -> None:
-    given = {"viewer": "nobody", **({"job_id": "job-1"} if what == "views.message" else {})}
+    given = {"viewer": "nobody", **({"job_id": "job-1"} if what in OF_A_JOB else {})}
 
     seen = answer(context, what, given)
 
@@ -362,7 +364,7 @@ def test_an_unknown_viewer_is_refused(context: Context, what: str) -> None:
 @pytest.mark.parametrize("what", VIEWS)
 def test_a_user_sees_nothing_of_another_organization(context: Context, what: str) -> None:
     spend(context)
-    given = {"viewer": "olga", **({"job_id": "p-email"} if what == "views.message" else {})}
+    given = {"viewer": "olga", **({"job_id": "p-email"} if what in OF_A_JOB else {})}
 
     shown = str(answer(context, what, given))
 
@@ -380,7 +382,7 @@ def test_a_view_that_takes_too_long_is_refused_with_what_to_do(stocked_postgres:
         # Only until the view is given up, since its refusal is stored under the viewer's organization.
         event.listen(stocked_postgres.engine, "handle_error", lambda _: other.rollback())
 
-        seen = answer(context, what, {"viewer": "john", **({"job_id": "j"} if what == "views.message" else {})})
+        seen = answer(context, what, {"viewer": "john", **({"job_id": "j"} if what in OF_A_JOB else {})})
 
     assert (seen["status"], seen["reason"]) == ("refused", "too_large")
     assert "ask for a shorter time" in seen["detail"]

@@ -18,6 +18,8 @@ OF_ANY_REFUSAL = {"reason", "detail", "credits", "paid_by"}
 
 
 def documented(task: str) -> set[str]:
+    if task == "views.explain":
+        return documented("views.message") | set(names(table(section(task), "answer")))
     if task in SEND_TASKS or task == "views.message":
         of_sends = set(
             names(table(PRODUCERS.partition("### The answer to a send job")[2].partition("\n## ")[0], "answer"))
@@ -30,7 +32,8 @@ def documented(task: str) -> set[str]:
 def test_a_type_has_the_documented_fields(task: str) -> None:
     fields = set(ANSWERS[task].model_fields)
 
-    optional = {"messages"} if task in SEND_TASKS or task == "views.message" else {"reason", "detail"}
+    is_of_sends = task in (*SEND_TASKS, "views.message", "views.explain")
+    optional = {"messages"} if is_of_sends else {"reason", "detail"}
     assert fields - optional == documented(task) - optional
 
 
@@ -79,4 +82,7 @@ def test_a_send_that_took_no_key_is_shown_with_every_field(sqlite_url: str, task
     assert (shown["status"], shown["reason"], shown["job_id"], shown["task"]) == ("refused", "invalid_job", "bad", task)
     assert set(shown) == documented(task)
     ANSWERS[task].model_validate(shown)
+    explained = answer(context, "views.explain", {"viewer": "john", "job_id": "bad"})
+    assert explained == shown | {"story": explained["story"]}
+    ANSWERS["views.explain"].model_validate(explained)
     context.close()

@@ -18,6 +18,7 @@ from worker.cli.dead import dead
 from worker.cli.doctor import doctor
 from worker.cli.enqueue import enqueue
 from worker.cli.erase import erase
+from worker.cli.explain import explain
 from worker.cli.findings import findings
 from worker.cli.keys import keys
 from worker.cli.run import beat, control, flower, inspect, migrate, worker
@@ -37,7 +38,7 @@ COMMANDS = (
     *(apply, user, role, plan, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
-    *(status, doctor, audit, findings, verify, unknown, dead, inspect, control),
+    *(status, explain, doctor, audit, findings, verify, unknown, dead, inspect, control),
 )
 
 

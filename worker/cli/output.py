@@ -74,18 +74,24 @@ def list_answer(list_rows: Callable[[Connection], tuple[list[Json], str | None]]
 
 def print_answer(answer: Json, *, as_json: bool, table: Callable[[Console, Json], None]) -> None:
     """Print an answer, as JSON or by `table`. Exits with 1 if it is refused, failed or unknown."""
+    if answer.get("status") == "refused" and not as_json:
+        click.echo(f"Refused ({answer['reason']}): {answer['detail']}", err=True)
+    else:
+        show(answer, as_json=as_json, table=table)
+    if answer.get("status") in ("refused", "failed", "unknown"):
+        raise click.exceptions.Exit(1)
+
+
+def show(answer: Json, *, as_json: bool, table: Callable[[Console, Json], None]) -> None:
+    """Print an answer, as JSON or by `table`, whatever its status is."""
     context = click.get_current_context()
     if as_json and _CSV in context.meta:
         raise click.UsageError("--json and --csv exclude each other.")
     if as_json:
         text = json.dumps(answer, indent=2, ensure_ascii=False)
         click.echo(text.encode("utf-8", "backslashreplace").decode())  # a lone surrogate becomes its \\u escape
-    elif answer.get("status") == "refused":
-        click.echo(f"Refused ({answer['reason']}): {answer['detail']}", err=True)
     else:
         table(context.meta.get(_CSV) or PlainConsole(), answer)
-    if answer.get("status") in ("refused", "failed", "unknown"):
-        raise click.exceptions.Exit(1)
 
 
 @contextmanager

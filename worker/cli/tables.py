@@ -60,6 +60,15 @@ def message(console: Console, answer: Json) -> None:
         console.print(Text(f"  refused {address}: {words}"))
 
 
+def story(console: Console, answer: Json) -> None:
+    """Print what happened to a job, line by line."""
+    console.print(answer["job_id"], coloured(answer["status"]), answer["reason"] or "")
+    events = table("", "when", "what", "in words")
+    for event in answer["story"]:
+        events.add_row(moment(event["at"]) or "now", event["kind"].replace("_", " "), Text(event["text"]))
+    console.print(events)
+
+
 def applied(console: Console, answer: Json) -> None:
     """Print what the entries of a file have changed, or would change."""
     for row in answer["rows"]:

@@ -262,6 +262,19 @@ export interface ViewMessage {
 }
 
 /**
+ * `views.explain`: the same, with what led to it.
+ */
+export interface ViewStory {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  job_id: string;
+}
+
+/**
  * A send job: what `views.message` returns.
  */
 export interface SendAnswer {
@@ -503,6 +516,30 @@ export interface RowsAnswer {
 }
 
 /**
+ * `views.explain`: the answer to a send job, and what led to it.
+ */
+export interface StoryAnswer {
+  job_id: string | null;
+  task: string | null;
+  kind: string | null;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  reason: string | null;
+  detail: string | null;
+  sender: string | null;
+  paid_by: string | null;
+  credits: number;
+  cost: number | null;
+  attempts: number;
+  recipients_refused: Record<string, string>;
+  carrier_reference: string | null;
+  created_at: string | null;
+  next_attempt_at: string | null;
+  final_at: string | null;
+  messages?: Record<string, number>;
+  story: Array<Record<string, unknown>>;
+}
+
+/**
  * `views.statement` with `entry`: what is behind it.
  */
 export interface EntryAnswer {
@@ -544,6 +581,7 @@ export interface Messages {
   "views.users": View;
   "views.changes": ViewChanges;
   "views.message": ViewMessage;
+  "views.explain": ViewStory;
 }
 
 /** The answer of each task. Later releases may add fields. */
@@ -569,6 +607,7 @@ export interface Answers {
   "views.users": RowsAnswer;
   "views.changes": RowsAnswer;
   "views.message": SendAnswer;
+  "views.explain": StoryAnswer;
 }
 
 export type Task = keyof Messages;

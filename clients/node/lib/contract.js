@@ -25,7 +25,8 @@ export const QUEUES = {
   "views.billing": "views",
   "views.users": "views",
   "views.changes": "views",
-  "views.message": "views"
+  "views.message": "views",
+  "views.explain": "views"
 };
 
 /** The fields that a task's message must have. */
@@ -127,6 +128,10 @@ export const NEEDED = {
     "viewer"
   ],
   "views.message": [
+    "viewer",
+    "job_id"
+  ],
+  "views.explain": [
     "viewer",
     "job_id"
   ]
@@ -241,6 +246,13 @@ export const OPTIONAL = {
     "subject"
   ],
   "views.message": [
+    "of",
+    "since",
+    "until",
+    "page",
+    "next"
+  ],
+  "views.explain": [
     "of",
     "since",
     "until",
