@@ -19,6 +19,7 @@ from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendOne
 from models.messages.views import ViewUsage
 from models.reports.rollup import same_account
+from models.reports.story import show_story_to_operator
 from models.reports.views import show_usage
 from models.sends.answers import wire_status
 from models.sends.carrier import Outcome
@@ -31,10 +32,12 @@ from tests.chains import broken_hashes, parts_of_charges
 from tests.factories import messages_of
 from tests.fakes import Clock, FakeBroker, FakeCarrier, make_context, send
 from tests.properties.inputs import PEOPLE, CarrierAnswer, in_model, kind_of, recipients_of, send_job
-from tests.properties.model import NOBODYS, POLICY, Answer, Message, Model, Move
+from tests.properties.model import NOBODYS, ORGANIZATIONS, POLICY, Answer, Message, Model, Move
 
 COMPARED_COLUMNS = ("org_id", "job_id", "kind", "sender", "payer", "owner_version", "credits", "refunded", "state",
                     "reason", "attempts", "crashes", "in_doubt", "lease_until", "due_at")  # fmt: skip
+STORIES = 3
+"""Jobs whose stories are read after each step."""
 
 
 class MoneyMachine(RuleBasedStateMachine):
@@ -56,6 +59,7 @@ class MoneyMachine(RuleBasedStateMachine):
         self.numbers = itertools.count(1)
         self.audits = itertools.count(1)
         self.views = itertools.count(1)
+        self.stories = itertools.count(1)
         self.viewers = itertools.cycle([*PEOPLE, "zoe"])
         self.silent: list[Charge] = []
         """Charges of workers that are not heard of: each may have crashed, or may go on later."""
@@ -144,6 +148,22 @@ class MoneyMachine(RuleBasedStateMachine):
         paid = {kind: self.model.charged_now(kind, payer=owner) for kind in KINDS}
         assert_same_answer(pool, {"owner": owner, "total": paid})
         assert_same_answer(own, {"total": {kind: self.model.charged_now(kind, sender=viewer) for kind in KINDS}})
+
+    @invariant()
+    def a_story_tells_what_was_charged_and_given_back(self) -> None:
+        """Of some jobs in turn, as operators see it: to whom, and by entries that moved no less."""
+        jobs = [message for message in self.model.messages.values() if message.org_id != NOBODYS]
+        for _ in range(min(STORIES, len(jobs))):
+            message = jobs[next(self.stories) % len(jobs)]
+            [organization] = [name for name, org_id in ORGANIZATIONS.items() if org_id == message.org_id]
+            with self.database.snapshot() as connection:
+                story = show_story_to_operator(connection, message.job_id, organization)["story"]
+            moves = [event for event in story if event["kind"] in ("charged", "refunded")]
+            paid = [("charged", message.credits)] if message.payer else []
+            back = [("refunded", message.refunded)] if message.refunded else []
+            assert [(event["kind"], event["credits"]) for event in moves] == paid + back
+            assert {event["paid_by"] for event in moves} <= {message.payer}
+            assert all(abs(event["entry_amount"]) >= event["credits"] for event in moves)
 
     # -- how a step is done to both -----------------------------------------------------------------------------------
 
