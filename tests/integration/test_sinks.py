@@ -7,7 +7,7 @@ import smtplib
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from models.sends.carrier import Carrier, Email, OutboundMessage, Outcome, Receipt, Sms
-from worker.carriers import open_email, open_sms
+from tests.fakes import LOOP
+from worker.carrier_urls import parse_carrier_url
+from worker.carriers.sms_gateway import SmsGateway
+from worker.carriers.smtp import SmtpCarrier
 from worker.local.sinks import MAIL_MAX, MailSink, SmsSink
 
 EMAIL = Email(
@@ -36,19 +39,43 @@ EMAIL = Email(
 TEXT = Sms(job_id="job:1/0", org_id=7, to="+12025550123", sender_id=None, text="Grüße", segments=1)
 
 
+async def note_nothing() -> None:
+    """Note no handover."""
+
+
+def carrier_at(url: str) -> Carrier:
+    """Give the carrier of a sink."""
+    address = parse_carrier_url(url)
+    if address.scheme == "smtp":
+        return SmtpCarrier(address, timeout_s=20)
+    return SmsGateway(address, timeout_s=20)
+
+
 def deliver(carrier: Carrier, message: OutboundMessage) -> Receipt:
     """Hand a message over, and note nothing before."""
-    return carrier.deliver(message, lambda: None)
+    return LOOP.run(carrier.deliver(message, note_nothing)).result(30)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Carrier]:
+    """Give the carrier of a sink, closed in the end."""
+    carrier = carrier_at(url)
+    yield carrier
+    LOOP.run(carrier.close()).result(30)
+
+
+def send_to(url: str, *messages: OutboundMessage) -> list[Receipt]:
+    """Hand messages over to a sink, one after the other."""
+    with opened(url) as carrier:
+        return [deliver(carrier, message) for message in messages]
 
 
 def send_emails(sink: MailSink, *emails: Email) -> list[Receipt]:
-    with closing(open_email(sink.url, 20)) as carrier:
-        return [deliver(carrier, message) for message in emails]
+    return send_to(sink.url, *emails)
 
 
 def send_texts(sink: SmsSink, *texts: Sms) -> list[Receipt]:
-    with closing(open_sms(sink.url, 20)) as carrier:
-        return [deliver(carrier, message) for message in texts]
+    return send_to(sink.url, *texts)
 
 
 def kept_emails(folder: Path) -> list[Path]:
@@ -137,12 +164,14 @@ def test_a_worker_that_stays_connected_is_served_by_the_next_sink(tmp_path: Path
     """A sink ends its connections when it is closed, and the carriers notice."""
     with MailSink(tmp_path) as mail_sink, SmsSink(tmp_path) as sms_sink:
         ports = mail_sink.port, sms_sink.port
-        by_mail, by_sms = open_email(mail_sink.url, 20), open_sms(sms_sink.url, 20)
+        by_mail, by_sms = carrier_at(mail_sink.url), carrier_at(sms_sink.url)
         deliver(by_mail, EMAIL)
         deliver(by_sms, TEXT)
-    with closing(by_mail), closing(by_sms), MailSink(tmp_path, ports[0]), SmsSink(tmp_path, ports[1]):
+    with MailSink(tmp_path, ports[0]), SmsSink(tmp_path, ports[1]):
         assert deliver(by_mail, EMAIL).outcome is Outcome.ACCEPTED
         assert deliver(by_sms, replace(TEXT, job_id="job-2")).outcome is Outcome.ACCEPTED
+        for carrier in (by_mail, by_sms):
+            LOOP.run(carrier.close()).result(30)
 
     assert (len(kept_emails(tmp_path)), len(kept_texts(tmp_path))) == (2, 2)
 
@@ -193,7 +222,7 @@ def test_a_text_that_comes_many_times_at_the_same_time_is_kept_once(tmp_path: Pa
     """All get the answer to the first."""
     with (
         SmsSink(tmp_path) as sink,
-        closing(open_sms(sink.url, 20)) as carrier,
+        opened(sink.url) as carrier,
         ThreadPoolExecutor(8) as threads,
     ):
         receipts = list(threads.map(deliver, [carrier] * 50, [TEXT] * 50))
