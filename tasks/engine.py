@@ -10,7 +10,7 @@ import queue
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -28,11 +28,16 @@ from models.sends.routes import Route, choose, routes_of
 from tasks.event_loop import EventLoop, LoopGroups
 from tasks.health import TRY_AGAIN, CarrierHealth
 from tasks.outbound import outbound_message
+from tasks.rates import NoRates, RateAsk, RateLimit, Rates, RatesAwayError, Reserved, Slot
 
 log = structlog.get_logger(__name__)
 
 GATHER_S: Final = 0.01
 """How long ended attempts wait for others of their batch, to be settled together, in seconds."""
+SLOT_AHEAD_S: Final = 20.0
+"""How long a message waits at its carrier's door for its slot under a rate, in seconds; otherwise it comes back."""
+RATES_AWAY_WAIT: Final = timedelta(seconds=5)
+"""How long a message waits while nobody knows the rates."""
 WAIT_MIN: Final = timedelta(seconds=1)
 """How long a job waits at least for a carrier that rests."""
 
@@ -73,6 +78,30 @@ class EndedTogether(NamedTuple):
     settled_before: Mapping[LeaseKey, int]
 
 
+class Limits(NamedTuple):
+    """How many messages (texts: segments) a second all workers may send for an organization, and for a sender.
+
+    What a carrier may get is said by its route. `rates` is what all workers know together.
+    """
+
+    rates: Rates = NoRates()
+    organization: float | None = None
+    sender: float | None = None
+
+    def ask(self, route: Route, charge: Charge) -> RateAsk | None:
+        """Return what a message asks for before it goes to a carrier, or None if there is no limit."""
+        named = (
+            (f"{charge.kind}:sender:{charge.org_id}:{charge.sender}", self.sender),
+            (f"{charge.kind}:organization:{charge.org_id}", self.organization),
+            (f"{charge.kind}:carrier:{route.name}", route.rate),
+        )
+        limits = tuple(RateLimit(key, rate) for key, rate in named if rate is not None)
+        if not limits:
+            return None
+        return RateAsk(limits, charge.credits if charge.kind == "sms" else 1)
+
+
+NO_LIMITS: Final = Limits()
 Routes = Mapping[Kind, Sequence[Route]]
 """The routes of each kind."""
 
@@ -172,6 +201,7 @@ class DeliveryEngine:
         now: Callable[[Connection], datetime] = transaction_time,
         monotonic: Callable[[], float] = time.monotonic,
         loop: EventLoop | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.routes = routes
         self.health = CarrierHealth(database, routes, now, monotonic)
@@ -180,7 +210,11 @@ class DeliveryEngine:
         self._monotonic = monotonic
         self._loop = loop or EventLoop()
         self._places: dict[tuple[Kind, str], asyncio.Semaphore] = {}
+        self._limits = limits
         self._handovers = LoopGroups(self._loop.writers, self._note_handovers)
+        self._slots: LoopGroups[RateAsk, Slot] = LoopGroups(
+            self._loop.writers, lambda asks: limits.rates.reserve(asks, SLOT_AHEAD_S)
+        )
 
     def start(self, held: Sequence[Charge], now: datetime, start_until: float) -> Batch:
         """Begin one attempt for each charge that the caller holds. `now` is the time of the claim.
@@ -234,6 +268,9 @@ class DeliveryEngine:
             turn = await self._turn(charge, routes, tried)
             if isinstance(turn, Waits):
                 return attempt or turn
+            waits = await self._wait_for_slot(batch, turn, charge)
+            if waits is not None:
+                return attempt or waits
             attempt = await self._ask(batch, turn, charge, tuple(tried.values()))
             if not _may_go_elsewhere(attempt):
                 return attempt
@@ -254,6 +291,34 @@ class DeliveryEngine:
         if not its_own:
             return Waits(charge, "No carrier is set up for this recipient.", NO_CARRIER_WAIT)
         return Waits(charge, "The carrier does not work now; it is tried again.", max(WAIT_MIN, min(its_own)))
+
+    async def _wait_for_slot(self, batch: Batch, turn: _Turn, charge: Charge) -> Waits | None:
+        """Wait until a message may go under all rates; returns for how long it is to come back if that is too long."""
+        ask, slot = self._limits.ask(turn.route, charge), None
+        try:
+            while ask is not None:
+                slot = await self._slots.submit(ask)
+                if not slot.is_reserved:
+                    return Waits(charge, "It waits for its turn: more is to be sent than the rate allows.",
+                                 timedelta(seconds=slot.wait_s))  # fmt: skip
+                if slot.wait_s > 0:
+                    with batch.waiting():
+                        await asyncio.sleep(slot.wait_s)
+                ask = slot.left
+        except RatesAwayError as error:
+            return Waits(charge, str(error), RATES_AWAY_WAIT)
+        except TooLateError:
+            if slot is not None:
+                asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
+            raise
+        finally:
+            if ask is not None and turn.is_trial:
+                self.health.give_up_claim(charge.kind, turn.route.name)
+        return None
+
+    def _give_back(self, unused: Sequence[Reserved]) -> None:
+        with suppress(RatesAwayError):  # then these slots are lost
+            self._limits.rates.give_back(unused)
 
     async def _ask(self, batch: Batch, turn: _Turn, charge: Charge, tried_before: Sequence[Try]) -> Attempt:
         """Hand a message over to a carrier, as soon as there is a free place at it."""

@@ -17,11 +17,12 @@ from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.context import Context
-from tasks.engine import DeliveryEngine
+from tasks.engine import DeliveryEngine, Limits
 from tasks.job_ids import redacted_args
 from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
 from worker.broker.quarantine import RedisQuarantine
+from worker.broker.rates import RedisRates
 from worker.broker.signatures import SignaturePolicy
 from worker.broker.signing import BY_US, as_signed_before
 from worker.broker.transport import register_transport
@@ -87,7 +88,11 @@ def _make_context(app: PostageApp) -> Context:
     database = Database(settings.database, settings.database_pool, settings.database_wait_s)
     return Context(
         database=database,
-        engine=DeliveryEngine(open_routes(settings), database),
+        engine=DeliveryEngine(
+            open_routes(settings),
+            database,
+            limits=Limits(RedisRates(app), settings.organization_rate, settings.sender_rate),
+        ),
         enqueue=lambda task, given: enqueue(app, task, given),
         enqueue_again=lambda jobs: enqueue_again(app, jobs),
         retry_policy=RetryPolicy(

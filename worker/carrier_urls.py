@@ -9,14 +9,19 @@ with blanks between them.
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-ACCEPT_ALL: Final = "null://"
-"""The URL of a carrier that accepts everything and sends nothing."""
+from models.messages.fields import Kind
+
+SCHEMES: Final[Mapping[Kind, Sequence[str]]] = {
+    "email": ("smtp", "smtps", "null"),
+    "sms": ("http", "https", "null"),
+}
+"""The carriers of each kind, by the scheme of their URL; `worker.carriers.routes.CARRIERS` makes them."""
 CONNECTIONS: Final = 20
 """Connections of a worker process to a carrier, unless its URL or the settings say otherwise."""
 CONNECTIONS_MAX: Final = 1_000
@@ -116,8 +121,27 @@ def parse_carrier_url(url: str, connections: int = CONNECTIONS) -> CarrierUrl:
     )
 
 
+def check_carrier_urls(kind: Kind, urls: str) -> None:
+    """Make sure that each of some URLs names a carrier of a kind.
+
+    Raises
+    ------
+    CarrierUrlError
+        If one does not.
+
+    """
+    if not urls.strip():
+        msg = "It names no carrier; null:// is one that accepts everything and sends nothing."
+        raise CarrierUrlError(msg)
+    for one in parse_carrier_urls(urls):
+        if one.scheme not in SCHEMES[kind]:
+            *others, last = (f"{scheme}://…" for scheme in SCHEMES[kind])
+            msg = f"A carrier of {kind} is {', '.join(others)} or {last}."
+            raise CarrierUrlError(msg)
+
+
 def parse_carrier_urls(urls: str, connections: int = CONNECTIONS) -> list[CarrierUrl]:
-    """Return what several URLs say, which have blanks between them; none is `null://`.
+    """Return what several URLs say, which have blanks between them.
 
     Raises
     ------
@@ -125,7 +149,7 @@ def parse_carrier_urls(urls: str, connections: int = CONNECTIONS) -> list[Carrie
         If one of them cannot be used, or two carriers have the same name.
 
     """
-    parsed = [parse_carrier_url(url, connections) for url in urls.split() or [ACCEPT_ALL]]
+    parsed = [parse_carrier_url(url, connections) for url in urls.split()]
     names = [one.name for one in parsed]
     for name in names:
         _require(names.count(name) == 1, f"has the name {name}, as another carrier: give each its own with ?name=…")

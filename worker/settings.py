@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.errors import OperatorError
 from tasks import broker_urls
 from tasks.queues import Queue
-from worker.carrier_urls import parse_carrier_urls
+from worker.carrier_urls import check_carrier_urls, parse_carrier_urls
 
 PREFIX = "POSTAGE_"
 CONVERSATIONS_MAX = 2_000
@@ -85,6 +85,13 @@ class Settings(BaseSettings):
         description="For a mail server's answer to a whole message (RFC 5321: 10 minutes).",
     )
     sms_timeout_s: float = Field(default=20.0, gt=0, le=300, description="For one request to the SMS gateway.")
+
+    organization_rate: float | None = Field(
+        default=None, gt=0, le=100_000, description="Messages (segments) a second an organization may send of a kind."
+    )
+    sender_rate: float | None = Field(
+        default=None, gt=0, le=100_000, description="Messages (segments) a second a sender may send of a kind."
+    )
 
     attempts_max: int = Field(default=18, ge=1, le=100, description="Attempts at a carrier before the credits go back.")
     retry_base_s: float = Field(default=5.0, gt=0, le=3600, description="Longest wait before the second attempt.")
@@ -162,10 +169,16 @@ class Settings(BaseSettings):
                 "\n".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
             ) from None
 
-    @field_validator("smtp_url", "sms_url")
+    @field_validator("smtp_url")
     @classmethod
-    def _can_be_read(cls, urls: str) -> str:
-        parse_carrier_urls(urls)
+    def _names_mail_servers(cls, urls: str) -> str:
+        check_carrier_urls("email", urls)
+        return urls
+
+    @field_validator("sms_url")
+    @classmethod
+    def _names_gateways(cls, urls: str) -> str:
+        check_carrier_urls("sms", urls)
         return urls
 
     @field_validator("database_url", "broker_url", "result_url")

@@ -7,7 +7,7 @@ from typing import Final
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
 from models.sends.routes import Route
-from worker.carrier_urls import CarrierUrl, CarrierUrlError, parse_carrier_urls
+from worker.carrier_urls import CarrierUrl, parse_carrier_urls
 from worker.carriers.null import NullCarrier
 from worker.carriers.sms_gateway import SmsGateway
 from worker.carriers.smtp import SmtpCarrier
@@ -68,14 +68,9 @@ def _routes(kind: Kind, setting: _Setting, settings: Settings) -> tuple[Route, .
 
 
 def _route(kind: Kind, address: CarrierUrl, settings: Settings) -> Route:
-    known = CARRIERS[kind]
-    if address.scheme not in known:
-        *others, last = (f"{scheme}://…" for scheme in known)
-        msg = f"a carrier of {kind} is {', '.join(others)} or {last}"
-        raise CarrierUrlError(msg)
     return Route(
         name=address.name,
-        carrier=known[address.scheme](address, settings),
+        carrier=CARRIERS[kind][address.scheme](address, settings),
         priority=address.priority,
         weight=address.weight,
         prefixes=address.prefixes,
