@@ -18,7 +18,6 @@ def record_tries(connection: Connection, settlements: Sequence[Settlement], now:
     rows = [
         {
             "org_id": one.charge.org_id,
-            "id": new_id(),
             "job_id": one.charge.job_id,
             "sender": one.charge.sender,
             "number": one.charge.attempts,
@@ -31,7 +30,9 @@ def record_tries(connection: Connection, settlements: Sequence[Settlement], now:
         for each in one.tries
     ]
     if rows:
-        connection.execute(insert(connection, attempts), rows)
+        in_order = sorted(new_id() for _ in rows)  # those of one attempt have the same time
+        rows_with_ids = [{**row, "id": row_id} for row, row_id in zip(rows, in_order, strict=True)]
+        connection.execute(insert(connection, attempts), rows_with_ids)
 
 
 class NotedTry(NamedTuple):
