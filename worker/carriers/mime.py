@@ -29,12 +29,15 @@ FOLD_AT = 76
 _WORDS = re.compile(rf"[!-~]{{1,{WORD_MAX}}}( [!-~]{{1,{WORD_MAX}}})*")
 _PRINTABLE = re.compile(rf"[!-~]([ -~]{{0,{WORD_MAX}}}[!-~])?")
 _READABLE = re.compile(r"[ -~]+")
-_NOT_FOR_ENVELOPES = re.compile(r"[\x00-\x20\x7f<>]")
+_FOR_ENVELOPES = re.compile(r"[^\x00-\x20\x7f<>]+@[^\x00-\x20\x7f<>@]+")
+"""What may stand in angle brackets; nothing in it ends the address early."""
+_ATOM = re.compile(r"[A-Za-z0-9_-]+")
+"""Job ids that need no encoding in a Message-ID."""
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
 _OURS = {"from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "mime-version"}
 _ASCII = bytes(range(128))
-_PLAIN = re.compile(rb"(?:[\t -~]{0,%d}\r\n)*" % LINE_MAX)
-"""Content that may be sent as it is (RFC 2045 section 2.7)."""
+_PLAIN = b"\t\r\n" + bytes(range(32, 127))
+"""Characters of content that may be sent as it is (RFC 2045 section 2.7)."""
 
 
 def compose(email: Email) -> bytes:
@@ -50,8 +53,8 @@ def compose(email: Email) -> bytes:
         If an address cannot be written; see `wire_address`.
 
     """
-    head = "".join(f"{name}: {value}{CRLF}" for name, value in _headers(email))
-    return head.encode() + b"MIME-Version: 1.0\r\n" + _body(email)
+    head = "".join([f"{name}: {value}{CRLF}" for name, value in _headers(email)])
+    return b"%bMIME-Version: 1.0\r\n%b" % (head.encode(), _body(email))
 
 
 def message_id(email: Email) -> str:
@@ -61,8 +64,10 @@ def message_id(email: Email) -> str:
     Everything in the job id that is not dot-atom text is percent-encoded, and so are the percent sign and each dot
     without text on both sides (RFC 5322 sections 3.2.3 and 3.6.4).
     """
-    atoms = quote(email.job_id, safe="!#$&'*+-/=?^_`{|}~.")
-    local = re.sub(r"(?<![^.])\.|\.(?![^.])", "%2E", atoms)
+    local = email.job_id
+    if not _ATOM.fullmatch(local):
+        atoms = quote(local, safe="!#$&'*+-/=?^_`{|}~.")
+        local = re.sub(r"(?<![^.])\.|\.(?![^.])", "%2E", atoms)
     domain = wire_address(email.from_address).rpartition("@")[2]
     return f"<{local}@{domain}>" if email.org_id is None else f"<{local}@{email.org_id}.{domain}>"
 
@@ -76,22 +81,22 @@ def wire_address(address: str) -> str:
         If it has no domain, the domain is not a valid name, or a character in it would end the address early.
 
     """
-    local, _, domain = address.rpartition("@")
-    if not local or not domain or _NOT_FOR_ENVELOPES.search(address):
+    if not _FOR_ENVELOPES.fullmatch(address):
         msg = "This is not an email address."
         raise ValueError(msg)
-    if domain.isascii():
-        return address
-    return f"{local}@{idna.encode(domain, uts46=True).decode()}"
+    if address.isascii():
+        return address  # as nearly always
+    local, _, domain = address.rpartition("@")
+    return address if domain.isascii() else f"{local}@{idna.encode(domain, uts46=True).decode()}"
 
 
 def needs_smtputf8(address: str) -> bool:
     """Whether only a server with SMTPUTF8 (RFC 6531) can take `address`: its local part is not ASCII."""
-    return not address.rpartition("@")[0].isascii()
+    return not address.isascii() and not address.rpartition("@")[0].isascii()
 
 
 def _headers(email: Email) -> Iterator[tuple[str, str]]:
-    yield "From", _named("From", email.from_name, wire_address(email.from_address))
+    yield "From", _sender(email.from_name, email.from_address)
     yield "To", _listed("To", email.to) or "undisclosed-recipients:;"
     if email.cc:
         yield "Cc", _listed("Cc", email.cc)
@@ -103,6 +108,12 @@ def _headers(email: Email) -> Iterator[tuple[str, str]]:
     for name, value in email.headers.items():
         if _is_free(name):
             yield name, _extra(name, value.strip())
+
+
+@functools.lru_cache(maxsize=1_000)
+def _sender(name: str, address: str) -> str:
+    """Return the value of From, written once for many emails of the same sender."""
+    return _named("From", name, wire_address(address))
 
 
 @functools.lru_cache(maxsize=2)
@@ -118,8 +129,12 @@ def _is_free(name: str) -> bool:
 
 
 def _listed(header: str, mailboxes: Iterable[str]) -> str:
-    split = map(split_mailbox, mailboxes)
-    return f",{CRLF} ".join(_named(header, name, wire_address(address)) for name, address in split)
+    return f",{CRLF} ".join([_mailbox(header, mailbox) for mailbox in mailboxes])
+
+
+def _mailbox(header: str, mailbox: str) -> str:
+    name, address = split_mailbox(mailbox)
+    return _named(header, name, wire_address(address)) if name else wire_address(address)
 
 
 def _named(header: str, name: str, address: str) -> str:
@@ -215,11 +230,12 @@ def _body(email: Email) -> bytes:
 
 def _part(content: str, subtype: str) -> bytes:
     """Return one part, always in ASCII, so that no server needs 8BITMIME for it (RFC 2045 section 6)."""
-    lines = b"\r\n".join(_without_surrogates(content).encode().splitlines()) + b"\r\n"
-    foreign = len(lines.translate(None, _ASCII))
-    if _PLAIN.fullmatch(lines):
+    divided = content.encode("utf-8", "replace").splitlines()
+    lines = b"%b\r\n" % b"\r\n".join(divided)
+    if not lines.translate(None, _PLAIN) and max(map(len, divided), default=0) <= LINE_MAX:
         encoding, written = b"7bit", lines
-    elif 6 * foreign > len(lines):  # quoted-printable takes 3 bytes for one of them, base64 4 for any 3
+    elif 6 * len(lines.translate(None, _ASCII)) > len(lines):
+        # Quoted-printable takes 3 bytes for one that is not ASCII, base64 4 for any 3.
         encoding, written = b"base64", base64.encodebytes(lines).replace(b"\n", b"\r\n")
     else:
         encoding, written = b"quoted-printable", binascii.b2a_qp(lines)

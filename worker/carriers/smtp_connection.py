@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Final, cast
 
 from worker.carriers.smtp_replies import Reply, ReplyReader
@@ -52,11 +52,11 @@ class Replies:
         self.is_over = False
         self._waiter: asyncio.Future[None] | None = None
 
-    async def all(self) -> list[Reply]:
+    def __await__(self) -> Generator[None, None, list[Reply]]:
         """Wait for them."""
         if not self.is_over:
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            yield from self._waiter
         return self.got
 
     def end(self) -> None:
@@ -177,18 +177,23 @@ class SmtpConnection(asyncio.Protocol):
             If it never came.
 
         """
-        for reply in await replies.all():
+        for reply in await replies:
             return reply
         raise BrokenError(self.fault or Fault.CLOSED)
 
-    async def write_pieces(self, content: bytes, until: float) -> bool:
-        """Write much, and wait until all of it has left. Returns False if it did not, in time or ever."""
+    async def write_pieces(self, content: bytes, until: float, early: Replies) -> bool:
+        """Write much, and wait until all of it has left. Returns False if it did not, in time or ever.
+
+        A server that replies to it before it is whole, which are the `early` replies, gets no more of it.
+        """
         try:
             self.transport.set_write_buffer_limits(high=0)
             async with asyncio.timeout_at(until):
                 for first in range(0, len(content), PIECE):
                     self.transport.write(content[first : first + PIECE])
                     await self._wait_for_room()
+                    if early.is_over:
+                        return False
             self.transport.set_write_buffer_limits()
         except (TimeoutError, BrokenError):
             return False
@@ -202,7 +207,14 @@ class SmtpConnection(asyncio.Protocol):
     def leave(self, replies: Replies) -> None:
         """Wait for these replies no longer, though they will come: no other message may follow on this connection."""
         self.is_spent = True
+        self._asked[self._asked.index(replies)] = Replies(replies.wanted, replies.limit_s)
         replies.end()
+
+    def extend(self, replies: Replies, limit_s: float) -> None:
+        """Begin the time for the first of these replies only now."""
+        replies.limit_s, replies.until = limit_s, None
+        if self.is_first(replies):
+            self._watch(replies)
 
     def is_first(self, replies: Replies) -> bool:
         """Whether these replies are the next that will come."""
@@ -258,6 +270,7 @@ class SmtpConnection(asyncio.Protocol):
             if len(first.got) == first.wanted:
                 self._asked.popleft()
                 first.end()
+                self._let_go_on()
         if self._reader.is_broken:
             self.abort(Fault.NOT_SMTP)
         elif self._asked:
@@ -286,8 +299,7 @@ class SmtpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that it has left."""
         self._is_full = False
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._let_go_on()
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -341,10 +353,14 @@ class SmtpConnection(asyncio.Protocol):
             self._timer = None
         while self._asked:
             self._asked.popleft().end()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        self._let_go_on()
         if self._on_lost is not None:
             self._on_lost(self)
+
+    def _let_go_on(self) -> None:
+        """Let whoever waits for room see what has become of it."""
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     async def _wait_for_room(self) -> None:
         if self._is_full and self.fault is None:

@@ -13,6 +13,9 @@ from worker.carriers.smtp_transaction import Ending, SmtpTransaction
 LATER = "The email was not handed over for this recipient yet."
 NOBODY = "The mail server can take none of the recipients' addresses."
 
+MOVES_MAX = 5
+"""How often an email may move to another connection. Usually once is enough: that one is new."""
+
 Place = SmtpTransaction | SmtpConnection
 """Where a transaction may be: one that has begun already, or a connection that is ready for one."""
 
@@ -22,6 +25,24 @@ class SmtpDelivery:
 
     After a transaction that the server has accepted, whatever it says is about the recipients of the next one alone.
     """
+
+    __slots__ = (
+        "_deferred",
+        "_dot_timeout_s",
+        "_email",
+        "_envelope",
+        "_handover",
+        "_is_accepted",
+        "_is_noted",
+        "_limit",
+        "_moves",
+        "_pending",
+        "_pool",
+        "_reference",
+        "_refused",
+        "_stop",
+        "_unsure",
+    )
 
     def __init__(self, email: Email, handover: Handover, pool: SmtpPool, dot_timeout_s: float) -> None:
         """Prepare; nothing is written yet."""
@@ -39,6 +60,7 @@ class SmtpDelivery:
         self._is_noted = False
         self._stop: Ending | None = None
         self._limit = 0
+        self._moves = 0
 
     async def run(self) -> Receipt:
         """Deliver it, and return what became of it."""
@@ -64,10 +86,10 @@ class SmtpDelivery:
         return SmtpTransaction(connection, self._envelope, self._pending[:recipients])
 
     def _write(self, *, utf8: bool) -> None:
+        """Write the email, or write it anew for a server that turned out not to know SMTPUTF8."""
         envelope = self._envelope = write_envelope(self._email, utf8=utf8)
+        self._pending = [address for address in self._pending or envelope.recipients if address in envelope.recipients]
         self._refused.update(envelope.refused)
-        noted = self._refused.keys() | self._deferred.keys() if self._refused or self._deferred else ()
-        self._pending = [address for address in envelope.recipients if address not in noted]
 
     # -- transactions -------------------------------------------------------------------------------------------------
 
@@ -78,7 +100,8 @@ class SmtpDelivery:
             if transaction is None:
                 return
             ending = await self._run(transaction)
-            if ending.is_stale:
+            if ending.is_stale and self._moves < MOVES_MAX:
+                self._moves += 1
                 place = await self._find_another_place(transaction, ending)
                 continue
             self._note(transaction, ending)

@@ -203,7 +203,7 @@ def _extensions(reply: Reply) -> dict[str, str]:
 def _why(error: OSError) -> str:
     match error:
         case TimeoutError():
-            return Fault.SLOW
+            return str(Fault.SLOW)
         case ssl.SSLCertVerificationError():
             return f"its certificate is not valid ({error.verify_message})"
         case ssl.SSLError():

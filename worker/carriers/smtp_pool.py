@@ -8,7 +8,6 @@ from typing import Final, Protocol
 
 import structlog
 
-from models.sends.carrier import Outcome
 from worker.carriers.smtp_connection import GOODBYE_S, STEPS, SmtpConnection
 from worker.carriers.smtp_limits import LearntLimit
 from worker.carriers.smtp_opening import NotOpenedError, SmtpOpener
@@ -21,6 +20,7 @@ CONNECTIONS_GROW_S: Final = 30.0
 """After how many seconds one connection more is tried, once a server has refused some."""
 OTHERS_GROW_S: Final = 60.0
 """The same for recipients of a transaction, and messages on a connection."""
+NO_ROOM: Final = "The mail server is so slow that no connection to it became free in time."
 
 log = structlog.get_logger(__name__)
 
@@ -204,6 +204,8 @@ class SmtpPool:
                 self._opening -= 1
                 self._open.add(connection)
                 return connection
+            if asyncio.get_running_loop().time() > since + self._patience_s:
+                raise NotOpenedError(NO_ROOM)
             given = await self._wait(rider, since, first=True)
             if given is not None:
                 return given
@@ -295,7 +297,6 @@ class SmtpPool:
         while self._waiting and (self._waiting[0].given.done() or self._waiting[0].since <= end):
             waiting = self._waiting.popleft()
             if not waiting.given.done():
-                detail = "The mail server is so slow that no connection to it became free in time."
-                waiting.given.set_exception(NotOpenedError(detail, Outcome.NOT_NOW))
+                waiting.given.set_exception(NotOpenedError(NO_ROOM))
         if self._waiting:
             self._timer = loop.call_at(self._waiting[0].since + self._patience_s, self._end_waits)

@@ -106,8 +106,9 @@ class ReplyReader:
         self.is_broken = self.is_broken or len(self._rest) > LINE_MAX
         try:
             for line in lines:
-                reply = self._end(line.removesuffix(b"\r"))
-                if reply is not None:
+                if line[3:4] == b" " and not self._lines and len(line) <= LINE_MAX and line[:3].isdigit():
+                    replies.append(Reply(int(line[:3]), line[4:].rstrip(b"\r")))  # as nearly always
+                elif reply := self._end(line.removesuffix(b"\r")):
                     replies.append(reply)
         except NotSmtpError:
             self.is_broken = True

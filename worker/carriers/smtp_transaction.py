@@ -65,6 +65,23 @@ class SmtpTransaction:
     with a dot, might be delivered.
     """
 
+    __slots__ = (
+        "_begun",
+        "_commands",
+        "_envelope",
+        "_is_used",
+        "_read",
+        "_replies",
+        "_why",
+        "accepted",
+        "connection",
+        "deferred",
+        "limit",
+        "recipients",
+        "refused",
+        "too_many",
+    )
+
     def __init__(self, connection: SmtpConnection, envelope: SmtpEnvelope, recipients: Sequence[str]) -> None:
         """Prepare to hand `envelope` over to some of its recipients on `connection`; nothing is sent yet."""
         self.connection = connection
@@ -113,7 +130,9 @@ class SmtpTransaction:
         afterwards somebody may have. `take_rider` returns what begins the next transaction, to be sent with the dot.
         """
         try:
-            ending = await self._address()
+            ending = None
+            while ending is None and self._read < len(self._commands):
+                ending = self._read_replies(await self._replies)
             if ending is not None:
                 return await self._clear(ending)
             # Replies that have come all at once, with the one to the message before, have no limit yet.
@@ -137,19 +156,20 @@ class SmtpTransaction:
         recipients = [_command(f"RCPT TO:<{envelope.recipients[address]}>") for address in self.recipients]
         return [_command(sender), *recipients, b"DATA\r\n"]
 
-    async def _address(self) -> Ending | None:
-        """Name the sender and the recipients, and ask for the message; returns the ending if that ends it."""
-        while True:
-            replies = await self._replies.all()
-            for reply in replies:
-                ending = self._read_reply(reply)
-                if ending is not None:
-                    return ending
-            if self._read < self._begun:
-                return self._broken()
-            if self._read == len(self._commands):
-                return None
+    def _read_replies(self, replies: Sequence[Reply]) -> Ending | None:
+        """Read the replies to commands that were sent together, and send the next ones.
+
+        Returns the ending if they end the transaction.
+        """
+        for reply in replies:
+            ending = self._read_reply(reply)
+            if ending is not None:
+                return ending
+        if self._read < self._begun:
+            return self._broken()
+        if self._begun < len(self._commands):
             self.connection.write(self.begin())
+        return None
 
     def _read_reply(self, reply: Reply) -> Ending | None:
         """Read the reply to the next command; returns the ending if it ends the transaction."""
@@ -217,18 +237,31 @@ class SmtpTransaction:
         if asyncio.get_running_loop().time() > until:
             connection.abort()
             return Ending(Outcome.NOT_NOW, "There was no time left to send the message.")
-        if len(content) > PIECE and connection.is_open():
-            if not await connection.write_pieces(content, until):
-                connection.abort(Fault.SLOW)
+        if len(content) > PIECE:
+            dot = connection.ask(1, connection.timeout_s * STEPS, until)
+            if not await connection.write_pieces(content, until, dot):
+                return self._interrupted(dot)
             content = b""
-        if not connection.is_open():
-            connection.abort(Fault.CLOSED)
-            detail = f"The connection broke while the message was being sent: {connection.fault}."
-            return Ending(Outcome.NOT_NOW, detail, is_failing=True)
-        dot = connection.ask(1, dot_timeout_s)
+            connection.extend(dot, dot_timeout_s)
+        elif connection.is_open():
+            dot = connection.ask(1, dot_timeout_s)
+        else:
+            return self._interrupted(None)
         connection.write(b"%b.\r\n%b" % (content, take_rider()))
-        replies = await dot.all()
+        replies = await dot
         return self._read_outcome(replies[0] if replies else None)
+
+    def _interrupted(self, early: Replies | None) -> Ending:
+        """Return the ending if the dot was never sent. The server may have said why: the message is too large, say."""
+        connection = self.connection
+        if early is not None and early.got and (early.got[0].is_permanent or early.got[0].is_transient):
+            ending = self._refusal(early.got[0], "the message")
+            ending.is_stale = False
+            connection.abort()
+            return ending
+        connection.abort(Fault.CLOSED if early is None or not connection.is_open() else Fault.SLOW)
+        detail = f"The connection broke while the message was being sent: {connection.fault}."
+        return Ending(Outcome.NOT_NOW, detail, is_failing=True)
 
     def _read_outcome(self, reply: Reply | None) -> Ending:
         """Return what the reply to the whole message means."""
