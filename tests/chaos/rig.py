@@ -38,6 +38,7 @@ from worker.settings import Settings
 
 SETTINGS: Final = {
     "smtp_timeout_s": 2,
+    "smtp_dot_timeout_s": 2,
     "sms_timeout_s": 2,
     "lease_s": 12,
     "visibility_timeout_s": 24,
