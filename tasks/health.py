@@ -94,6 +94,16 @@ class CarrierHealth:
                 waits[name] = TRY_AGAIN
         return waits
 
+    def resting(self) -> set[tuple[Kind, str]]:
+        """Return the carriers that do not work, as this process knows.
+
+        One of which it has heard nothing for a while after the rest counts as working: it looks only when it has
+        something to send.
+        """
+        moment = self._monotonic()
+        with self._lock:
+            return {key for key, each in self._resting.items() if moment < each.until_s + OTHERS_FIRST_S}
+
     def is_to_be_tried(self, kind: Kind, name: str) -> bool:
         """Whether a carrier has rested, so that only one job may ask it now."""
         with self._lock:

@@ -62,6 +62,11 @@ class PostageApp(Celery):
                 self._context = _make_context(self)
             return self._context
 
+    @property
+    def opened_context(self) -> Context | None:
+        """The same, or None if nothing has needed it yet."""
+        return self._context
+
     def close_context(self) -> None:
         """Close every connection of this process."""
         with self._context_lock:

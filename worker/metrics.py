@@ -4,22 +4,27 @@ A task is counted in the process that runs it. With the threads pool, which Post
 Children of a prefork pool would count for themselves, and would not be scraped.
 """
 
+import collections
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from celery import signals
 from kombu.exceptions import OperationalError
 from prometheus_client import REGISTRY, Counter, Gauge, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from redis import RedisError
 
 from models.errors import OperatorError
 from models.messages.answer import Answer
+from models.sends.carrier import Outcome
+from tasks.context import Context
 from worker.broker.waiting import count_waiting
+from worker.places import carrier_urls
 from worker.settings import Settings
 
 AUDIT = "upkeep.audit"
@@ -28,6 +33,10 @@ jobs = Counter("postage_jobs_total", "Tasks that this process has answered.", ["
 audit_findings = Gauge("postage_audit_findings", "What the last audit of this process found; NaN before the first.")
 audit_last_run = Gauge("postage_audit_last_run_timestamp_seconds", "When this process last finished an audit.")
 audit_findings.set(math.nan)
+
+
+OpenedContext = Callable[[], Context | None]
+"""Gives what tasks may reach in this process; None before the first has asked for it."""
 
 
 class MetricsError(OperatorError):
@@ -56,9 +65,48 @@ class WaitingJobs(Collector):
         return [metric]
 
 
+class Carriers(Collector):
+    """How deliveries of this process have ended, and which carriers do not work as it knows.
+
+    Carriers are those of the settings, so that the labels are a closed set.
+    """
+
+    def __init__(self, settings: Settings, opened_context: OpenedContext) -> None:
+        self._opened_context = opened_context
+        self._names = [(kind, url.name) for kind, urls in carrier_urls(settings).items() for url in urls]
+
+    def describe(self) -> list[Metric]:
+        """Return the metrics without figures."""
+        return [_deliveries(), _resting()]
+
+    def collect(self) -> list[Metric]:
+        """Return the metrics as they stand."""
+        deliveries, resting = _deliveries(), _resting()
+        context = self._opened_context()
+        outcomes = collections.Counter() if context is None else context.engine.health.outcomes
+        rests = set() if context is None else context.engine.health.resting()
+        for kind, name in self._names:
+            for outcome in Outcome:
+                deliveries.add_metric([kind, name, outcome], outcomes[kind, name, str(outcome)])
+            resting.add_metric([kind, name], (kind, name) in rests)
+        return [deliveries, resting]
+
+
+def _deliveries() -> CounterMetricFamily:
+    words = "Deliveries of this process, by what the carrier answered."
+    return CounterMetricFamily("postage_deliveries", words, labels=["kind", "carrier", "outcome"])
+
+
+def _resting() -> GaugeMetricFamily:
+    words = "1 for a carrier that does not work, as this process knows, else 0."
+    return GaugeMetricFamily("postage_carrier_resting", words, labels=["kind", "carrier"])
+
+
 @contextmanager
-def served_metrics(settings: Settings) -> Iterator[None]:
+def served_metrics(settings: Settings, opened_context: OpenedContext = lambda: None) -> Iterator[None]:
     """Serve the metrics of this process while the block runs, if a port is set.
+
+    `opened_context` gives what tasks have used so far.
 
     Raises
     ------
@@ -77,12 +125,14 @@ def served_metrics(settings: Settings) -> Iterator[None]:
             "worker process of a machine needs a POSTAGE_METRICS_PORT of its own; without one it serves none."
         )
         raise MetricsError(sentence) from error
-    waiting = WaitingJobs(settings)
-    REGISTRY.register(waiting)
+    collectors = [WaitingJobs(settings), Carriers(settings, opened_context)]
+    for collector in collectors:
+        REGISTRY.register(collector)
     try:
         yield
     finally:
-        REGISTRY.unregister(waiting)
+        for collector in collectors:
+            REGISTRY.unregister(collector)
         server.shutdown()
         server.server_close()
         thread.join()

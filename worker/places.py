@@ -4,11 +4,14 @@ Embedded ones are for `postage up`. Any other command uses them only where `post
 audit in the wrong folder would make an empty database, and find that all is well.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy.engine import make_url
 
 from models.errors import OperatorError
+from models.messages.fields import Kind
 from tasks import broker_urls
-from worker.carrier_urls import parse_carrier_urls
+from worker.carrier_urls import CarrierUrl, parse_carrier_urls
 from worker.settings import Settings
 
 UP_LOCK = "up.lock"
@@ -79,11 +82,15 @@ def database_name(url: str) -> str:
 
 def carriers(settings: Settings) -> dict[str, str]:
     """Return the addresses of the carriers of each kind, without user, password, path and parameters."""
-    return {kind: _addresses(urls) for kind, urls in (("email", settings.smtp_url), ("sms", settings.sms_url))}
+    return {kind: _addresses(urls) for kind, urls in carrier_urls(settings).items()}
 
 
-def _addresses(urls: str) -> str:
-    named = parse_carrier_urls(urls)
+def carrier_urls(settings: Settings) -> dict[Kind, list[CarrierUrl]]:
+    """Return the carriers of each kind as they are set up."""
+    return {"email": parse_carrier_urls(settings.smtp_url), "sms": parse_carrier_urls(settings.sms_url)}
+
+
+def _addresses(named: Sequence[CarrierUrl]) -> str:
     if len(named) == 1:
         return named[0].address
     return ", ".join(f"{one.name} {one.address}" for one in named)

@@ -99,3 +99,22 @@ def end_rest(connection: Connection, kind: Kind, carrier: str) -> bool:
         .returning(resting_carriers.c.carrier)
     )
     return ended.one_or_none() is not None
+
+
+def wake_carrier(connection: Connection, carrier: str, now: datetime) -> list[str]:
+    """Let the next job try a carrier that rests. Returns the kinds of messages for which it rested."""
+    woken = connection.execute(
+        update(resting_carriers)
+        .where(resting_carriers.c.carrier == carrier, resting_carriers.c.until > now)
+        .values(until=now, probed_until=None)
+        .returning(resting_carriers.c.kind)
+    )
+    return sorted(woken.scalars())
+
+
+def forget_rests(connection: Connection, carrier: str) -> list[str]:
+    """Forget that a carrier rests which is not set up any more. Returns the kinds of messages for which it did."""
+    forgotten = connection.execute(
+        delete(resting_carriers).where(resting_carriers.c.carrier == carrier).returning(resting_carriers.c.kind)
+    )
+    return sorted(forgotten.scalars())

@@ -51,6 +51,8 @@ def test_a_worker_serves_what_its_audits_found_and_how_jobs_ended(deploy: Deploy
         assert before < clean["postage_audit_last_run_timestamp_seconds",] <= time.time()
         sent = wait_until(lambda: metrics(port).get(("postage_jobs_total", "sent", "email.send")), "the job is counted")
         assert sent == 1
+        assert metrics(port)["postage_deliveries_total", "127.0.0.1", "email", "accepted"] == 1
+        assert metrics(port)["postage_carrier_resting", "127.0.0.1", "email"] == 0
 
         break_a_balance(deployment, owner)
 

@@ -13,6 +13,7 @@ from redis import RedisError
 from models.errors import PostageError
 from worker.cli.apply import apply
 from worker.cli.cancel import cancel, purge
+from worker.cli.carriers import carriers
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.doctor import doctor
@@ -38,7 +39,7 @@ COMMANDS = (
     *(apply, user, role, plan, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
-    *(status, explain, doctor, audit, findings, verify, unknown, dead, inspect, control),
+    *(status, explain, carriers, doctor, audit, findings, verify, unknown, dead, inspect, control),
 )
 
 

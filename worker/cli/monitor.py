@@ -1,12 +1,13 @@
 """What operators ask of database and broker: how one job stands, and how everything stands."""
 
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
 from sqlalchemy import Connection
 
+from models.messages.answer import iso_time
 from models.messages.base import Json
 from models.reports.status import (
     count_dead_letters,
@@ -16,13 +17,14 @@ from models.reports.status import (
     ended_answers,
     find_answer,
 )
+from models.sends.resting import Rest, find_rests
 from tasks.context import Context
 from tasks.queues import Queue
 from worker.app import PostageApp
 from worker.broker.fair_queue import waiting_count
 from worker.broker.quarantine import count_items
 from worker.broker.transport import redis_client
-from worker.places import carriers
+from worker.places import carrier_urls
 
 LOOK_EVERY_S = 0.1
 RECENT = timedelta(days=1)
@@ -50,12 +52,15 @@ def wait_for_answer(context: Context, task_id: str, task: str, job: Json, *, unt
 
 
 def overall(app: PostageApp) -> Json:
-    """Return how workers, queues and jobs stand: the jobs that are open, and those of the last day that have ended."""
+    """Return how carriers, workers, queues and jobs stand.
+
+    The jobs are those that are open, and those of the last day that have ended.
+    """
     since = app.context.database.read(app.context.now) - RECENT
     queues, quarantined = _queues(app)
     return {
         "status": "done",
-        "carriers": carriers(app.settings),
+        "carriers": carriers_as_they_stand(app),
         "workers": _workers(app),
         "queues": queues,
         **app.context.database.read(
@@ -67,6 +72,31 @@ def overall(app: PostageApp) -> Json:
             }
         ),
         "quarantined": quarantined,
+    }
+
+
+def carriers_as_they_stand(app: PostageApp) -> list[Json]:
+    """Return the carriers, each with whether it works, and those that rest and are not set up here (any more)."""
+    rests, now = app.context.database.read(lambda connection: (find_rests(connection), app.context.now(connection)))
+    resting = {(rest.kind, rest.carrier): rest for rest in rests}
+    set_up = {(kind, url.name): url.address for kind, urls in carrier_urls(app.settings).items() for url in urls}
+    return [
+        {"kind": kind, "name": name, "address": set_up.get((kind, name)), **_health(resting.get((kind, name)), now)}
+        for kind, name in [*set_up, *(key for key in resting if key not in set_up)]
+    ]
+
+
+def _health(rest: Rest | None, now: datetime) -> Json:
+    """Return whether a carrier `works`, `rests`, or is to be `tried`, and whose fault it is: `ours`, or `theirs`."""
+    if rest is None:
+        return {"state": "works", "fault": None, "why": None, "since": None, "until": None, "times": 0}
+    return {
+        "state": "rests" if rest.until > now else "tried",
+        "fault": "ours" if rest.is_our_fault else "theirs",
+        "why": rest.detail,
+        "since": iso_time(rest.since),
+        "until": iso_time(rest.until),
+        "times": rest.rests,
     }
 
 

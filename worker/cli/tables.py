@@ -10,6 +10,9 @@ from models.messages.base import Json
 STYLES = {
     "sent": "green",
     "done": "green",
+    "works": "green",
+    "rests": "red",
+    "tried": "yellow",
     "refused": "yellow",
     "failed": "red",
     "unknown": "magenta",
@@ -294,9 +297,7 @@ def _fields(values: Json | None) -> Text:
 
 def status(console: Console, answer: Json) -> None:
     """Print how workers, queues and jobs stand."""
-    for kind, carrier in answer["carriers"].items():
-        nowhere = " (accepts everything and sends nothing)" if carrier.startswith("null:") else ""
-        console.print(Text(f"Carrier of {kind}: {carrier}{nowhere}", style="yellow" if nowhere else ""))
+    carriers(console, {"rows": answer["carriers"]})
     console.print("Workers:", ", ".join(answer["workers"]) or "none answers")
     queues = table("Queues", "queue", "jobs waiting", numbers=("jobs waiting",))
     for queue, length in answer["queues"].items():
@@ -315,6 +316,31 @@ def status(console: Console, answer: Json) -> None:
         console.print(f"Dead: {dead_jobs}, and {answer['quarantined'] or 0} in quarantine: `postage dead list`.")
     if any(states.get("unknown") for states in answer["jobs"].values()):
         console.print("Some messages are unknown: `postage unknown list`.")
+
+
+def carriers(console: Console, answer: Json) -> None:
+    """Print whether each carrier works, and if not, why."""
+    rows = table("Carriers", "kind", "name", "address", "state", "why", "since", "until", "times", numbers=("times",))
+    for row in answer["rows"]:
+        why = f"our fault: {row['why']}" if row["fault"] == "ours" else row["why"] or ""
+        address = row["address"] or "not set up here"
+        if address.startswith("null:"):
+            why = "It accepts everything and sends nothing."
+        rows.add_row(row["kind"], row["name"], address, coloured(row["state"]), Text(why), moment(row["since"]),
+                     moment(row["until"]), str(row["times"] or ""))  # fmt: skip
+    console.print(rows)
+    if any(row["state"] == "rests" for row in answer["rows"]):
+        console.print("Once it is mended, `postage carriers wake NAME` lets the next job try it.")
+
+
+def woken(console: Console, answer: Json) -> None:
+    """Print that a carrier is tried, or forgotten."""
+    if not answer["kinds"]:
+        console.print(Text(f"{answer['name']}: {answer['detail']}"), style="red")
+    elif answer["is_set_up"]:
+        console.print(f"{answer['name']} ({', '.join(answer['kinds'])}): the next job tries it.")
+    else:
+        console.print(f"{answer['name']} ({', '.join(answer['kinds'])}) is not set up here, and is forgotten.")
 
 
 def unknown(console: Console, answer: Json) -> None:
