@@ -15,7 +15,7 @@ from models.sends.charges import Charge
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks.concurrency import GroupCommit
-from tasks.engine import DeliveryEngine, EndedTogether
+from tasks.engine import DeliveryEngine, EndedGroup
 from tasks.queues import Queue
 
 
@@ -114,7 +114,7 @@ class Context:
     now: Callable[[Connection], datetime] = transaction_time
     monotonic: Callable[[], float] = time.monotonic
     large_bulk: threading.Lock = field(default_factory=threading.Lock)
-    settling: GroupCommit[EndedTogether, list[Charge]] = field(default_factory=GroupCommit)
+    settling: GroupCommit[EndedGroup, list[Charge]] = field(default_factory=GroupCommit)
 
     @property
     def keep_letters(self) -> timedelta:

@@ -24,7 +24,7 @@ from models.sends.outcomes import (
 )
 from models.sends.settling import settle, settled_charge
 from tasks.context import Context
-from tasks.engine import Batch, Ended, EndedTogether, LeaseLostError, TooLateError, Waits
+from tasks.engine import Batch, Ended, EndedGroup, LeaseLostError, TooLateError, Waits
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: date
         for group in _results(context, batch, set(count_by_lease(held)), begun_at, start_until):
             ended = [result for _, result in group if not isinstance(result, BaseException)]
             if ended:
-                together = EndedTogether(ended, dict(settled_before))
+                together = EndedGroup(ended, dict(settled_before))
                 yield context.settling.submit(together, lambda groups: _settle_groups(context, groups))
             settled_before += count_by_lease(one.charge for one in ended)
             failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
@@ -87,7 +87,7 @@ def _renew(context: Context, held: Collection[LeaseKey]) -> None:
         log.warning("lease expired during attempts", leases=len(held) - len(renewed))
 
 
-def _settle_groups(context: Context, groups: Sequence[EndedTogether]) -> Sequence[list[Charge] | BaseException]:
+def _settle_groups(context: Context, groups: Sequence[EndedGroup]) -> Sequence[list[Charge] | BaseException]:
     """Settle what several threads have, in one transaction; if that fails, in one for each of them."""
     try:
         return _settle(context, groups)
@@ -97,7 +97,7 @@ def _settle_groups(context: Context, groups: Sequence[EndedTogether]) -> Sequenc
     return [settled for group in groups for settled in _settle_groups(context, [group])]
 
 
-def _settle(context: Context, groups: Sequence[EndedTogether]) -> list[list[Charge]]:
+def _settle(context: Context, groups: Sequence[EndedGroup]) -> list[list[Charge]]:
     """Settle attempts in one transaction. Returns the charges of each group as they stand then."""
 
     def work(connection: Connection) -> tuple[list[list[Settlement]], list[Settlement], datetime]:

@@ -71,7 +71,7 @@ Ended = Attempt | Waits | Lasting
 """How an attempt ended."""
 
 
-class EndedTogether(NamedTuple):
+class EndedGroup(NamedTuple):
     """Attempts of one batch that have ended, and how many jobs of each lease were settled before them."""
 
     ended: Sequence[Ended]
