@@ -254,7 +254,7 @@ FAULTS = [
     Fault("a held job without its lease", HELD, _HELD),
     Fault(
         "a lease that ended long ago", LEASE,
-        _HELD.replace("20:00", "12:00") + "; INSERT INTO leases VALUES (1, 'gone', '2026-01-05 12:00:00.000000', "
+        _HELD.replace("20:00", "12:00") + "; INSERT INTO leases (org_id, lease_id, until, job_ids) VALUES (1, 'gone', '2026-01-05 12:00:00.000000', "
         "'[\"e0\"]')",
     ),
     Fault(

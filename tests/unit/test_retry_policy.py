@@ -19,7 +19,7 @@ def test_a_policy_of_one_attempt_allows_no_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempts", "max_s"), [(1, 5), (2, 10), (3, 20), (4, 40), (7, 320), (8, 640), (9, 900), (1000, 900)]
+    ("attempts", "max_s"), [(1, 5), (2, 10), (3, 20), (4, 40), (7, 320), (8, 640), (10, 2560), (11, 3600), (1000, 3600)]
 )
 def test_the_longest_delay_doubles_with_each_attempt_up_to_a_limit(attempts: int, max_s: int) -> None:
     assert RetryPolicy().delay(attempts, draw=1.0) == timedelta(seconds=max_s)

@@ -97,7 +97,7 @@ def _slot(ask: RateAsk, wait: int, *starts: int) -> Slot:
     return Slot(
         wait / _MICRO,
         reserved,
-        ask._replace(limits=left) if left else None,
+        RateAsk(left, ask.units) if left else None,
         is_reserved=bool(starts) or not ask.limits,
     )
 
