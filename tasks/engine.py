@@ -8,9 +8,9 @@ holds the jobs settles them.
 import asyncio
 import queue
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -124,7 +124,7 @@ class Batch:
         self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
         self._ended: list[tuple[Charge, Ended | BaseException]] = []
         self._timer: asyncio.Handle | None = None
-        self._waiting: set[asyncio.Task[object]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._is_stopped = False
 
     # -- in the thread
@@ -143,34 +143,45 @@ class Batch:
     def stop_waiting(self) -> None:
         """Begin nothing more: attempts that wait for a place or a rate end as too late."""
         self._is_stopped = True
-        for task in self._waiting:
-            task.cancel()
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_exception(TooLateError())
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Let what is awaited inside be ended by `stop_waiting`.
+    async def wait(self, event: "asyncio.Future[None]") -> None:
+        """Wait for something without which an attempt cannot begin.
 
         Raises
         ------
         TooLateError
-            If it was.
+            If it does not come in time.
 
         """
         if self._is_stopped or self._is_too_late():
             raise TooLateError
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  this runs in one
-        self._waiting.add(task)
+        self._waiting.add(event)
         try:
-            yield
-        except asyncio.CancelledError:
-            if self._is_stopped:
-                raise TooLateError from None
-            raise
+            await event
         finally:
-            self._waiting.discard(task)
+            self._waiting.discard(event)
         if self._is_too_late():
             raise TooLateError
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so long.
+
+        Raises
+        ------
+        TooLateError
+            If there is no time for that.
+
+        """
+        loop = asyncio.get_running_loop()
+        event: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, event)
+        try:
+            await self.wait(event)
+        finally:
+            timer.cancel()
 
     def end(self, charge: Charge, result: Ended | BaseException) -> None:
         """Note how an attempt has ended. The thread gets all that end within a moment together."""
@@ -188,6 +199,46 @@ class Batch:
         if self._ended:
             ended, self._ended = self._ended, []
             self._ready.put(ended)
+
+
+class Places:
+    """The places at a carrier: so many deliveries are at work at a time, and others wait in line."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    async def take(self, batch: Batch) -> None:
+        """Take a place, when there is a free one.
+
+        Raises
+        ------
+        TooLateError
+            If it was not free in time.
+
+        """
+        if self._free:
+            self._free -= 1
+            return
+        event = asyncio.get_running_loop().create_future()
+        self._line.append(event)
+        try:
+            await batch.wait(event)
+        except BaseException:
+            if event.done() and not event.cancelled() and event.exception() is None:
+                self.leave()  # it had got the place
+            else:
+                event.cancel()
+            raise
+
+    def leave(self) -> None:
+        """Give a place to the next in line."""
+        while self._line:
+            event = self._line.popleft()
+            if not event.done():
+                event.set_result(None)
+                return
+        self._free += 1
 
 
 class DeliveryEngine:
@@ -209,7 +260,11 @@ class DeliveryEngine:
         self._now = now
         self._monotonic = monotonic
         self._loop = loop or EventLoop()
-        self._places: dict[tuple[Kind, str], asyncio.Semaphore] = {}
+        self._places = {
+            (kind, route.name): Places(max(1, route.carrier.capacity))
+            for kind, of_kind in routes.items()
+            for route in of_kind
+        }
         self._limits = limits
         self._handovers = LoopGroups(self._loop.writers, self._note_handovers)
         self._slots: LoopGroups[RateAsk, Slot] = LoopGroups(
@@ -265,10 +320,11 @@ class DeliveryEngine:
         attempt: Attempt | None = None
         tried: dict[str, Try] = {}
         while True:
-            turn = await self._turn(charge, routes, tried)
+            turn = self._free_turn(routes, tried) or await self._turn(charge, routes, tried)
             if isinstance(turn, Waits):
                 return attempt or turn
-            waits = await self._wait_for_slot(batch, turn, charge)
+            ask = self._limits.ask(turn.route, charge)
+            waits = None if ask is None else await self._wait_for_slot(batch, turn, charge, ask)
             if waits is not None:
                 return attempt or waits
             attempt = await self._ask(batch, turn, charge, tuple(tried.values()))
@@ -276,6 +332,13 @@ class DeliveryEngine:
                 return attempt
             name, receipt = turn.route.name, attempt.receipt
             tried[name] = Try(name, receipt.outcome, receipt.detail)
+
+    def _free_turn(self, routes: Sequence[Route], tried: Collection[str]) -> _Turn | None:
+        """Return the route that a message takes if no carrier rests, as is usual."""
+        if self.health.knows_rests:
+            return None
+        route = choose(routes, without=tried)
+        return None if route is None else _Turn(route, is_trial=False)
 
     async def _turn(self, charge: Charge, routes: Sequence[Route], tried: Collection[str]) -> _Turn | Waits:
         """Return the route that a message takes, or for how long it waits because all carriers rest."""
@@ -292,19 +355,19 @@ class DeliveryEngine:
             return Waits(charge, "No carrier is set up for this recipient.", NO_CARRIER_WAIT)
         return Waits(charge, "The carrier does not work now; it is tried again.", max(WAIT_MIN, min(its_own)))
 
-    async def _wait_for_slot(self, batch: Batch, turn: _Turn, charge: Charge) -> Waits | None:
+    async def _wait_for_slot(self, batch: Batch, turn: _Turn, charge: Charge, ask: RateAsk) -> Waits | None:
         """Wait until a message may go under all rates; returns for how long it is to come back if that is too long."""
-        ask, slot = self._limits.ask(turn.route, charge), None
+        left: RateAsk | None = ask
+        slot = None
         try:
-            while ask is not None:
-                slot = await self._slots.submit(ask)
+            while left is not None:
+                slot = await self._slots.submit(left)
                 if not slot.is_reserved:
                     return Waits(charge, "It waits for its turn: more is to be sent than the rate allows.",
                                  timedelta(seconds=slot.wait_s))  # fmt: skip
                 if slot.wait_s > 0:
-                    with batch.waiting():
-                        await asyncio.sleep(slot.wait_s)
-                ask = slot.left
+                    await batch.sleep(slot.wait_s)
+                left = slot.left
         except RatesAwayError as error:
             return Waits(charge, str(error), RATES_AWAY_WAIT)
         except TooLateError:
@@ -312,7 +375,7 @@ class DeliveryEngine:
                 asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
             raise
         finally:
-            if ask is not None and turn.is_trial:
+            if left is not None and turn.is_trial:
                 self.health.give_up_claim(charge.kind, turn.route.name)
         return None
 
@@ -324,13 +387,13 @@ class DeliveryEngine:
         """Hand a message over to a carrier, as soon as there is a free place at it."""
         route, kind = turn.route, charge.kind
         try:
-            place = self._place(kind, route)
-            await _take(place, batch)
+            places = self._places[kind, route.name]
+            await places.take(batch)
             try:
                 began = time.monotonic()
                 receipt = await self._hand_over(route, charge)
             finally:
-                place.release()
+                places.leave()
         except BaseException:
             if turn.is_trial:
                 self.health.give_up_claim(kind, route.name)
@@ -360,12 +423,6 @@ class DeliveryEngine:
             raise
         finally:
             handover.end()
-
-    def _place(self, kind: Kind, route: Route) -> asyncio.Semaphore:
-        key = (kind, route.name)
-        if key not in self._places:
-            self._places[key] = asyncio.Semaphore(max(1, route.carrier.capacity))
-        return self._places[key]
 
     def _note_handovers(self, group: Sequence[tuple[Charge, str]]) -> list[BaseException | None]:
         """Commit that carriers may have these messages: a successor must know after a crash. Runs in a thread."""
@@ -405,27 +462,9 @@ class _Handover:
             self._groups.expected -= 1
 
 
-async def _take(place: asyncio.Semaphore, batch: Batch) -> None:
-    """Take a place at a carrier, when there is a free one.
-
-    Raises
-    ------
-    TooLateError
-        If it was not free in time.
-
-    """
-    if not place.locked():
-        await place.acquire()
-        return
-    is_taken = False
-    try:
-        with batch.waiting():
-            await place.acquire()
-            is_taken = True
-    except TooLateError:
-        if is_taken:
-            place.release()
-        raise
+def _wake(event: "asyncio.Future[None]") -> None:
+    if not event.done():
+        event.set_result(None)
 
 
 async def _nothing() -> None:

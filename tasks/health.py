@@ -79,6 +79,11 @@ class CarrierHealth:
         with self._lock:
             self._resting = resting
 
+    @property
+    def knows_rests(self) -> bool:
+        """Whether any carrier rests, or is to be tried, as far as this process knows."""
+        return bool(self._resting)
+
     def waits(self, kind: Kind) -> dict[str, timedelta]:
         """Return the carriers of a kind that are not to be asked now, and for how long."""
         with self._lock:

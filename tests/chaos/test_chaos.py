@@ -9,8 +9,8 @@ from tests.chaos.rig import Rig
 from tests.chaos.scenarios import Size, run_in
 from tests.chaos.verdict import Verdict, fill_in
 
-SETTINGS = {"smtp_timeout_s": 1, "smtp_dot_timeout_s": 1, "sms_timeout_s": 1, "lease_s": 6, "visibility_timeout_s": 12, "sweep_s": 0.3,
-            "retry_base_s": 0.3, "retry_max_s": 0.6}  # fmt: skip
+SETTINGS = {"smtp_timeout_s": 1, "smtp_dot_timeout_s": 1, "sms_timeout_s": 1, "lease_s": 6,
+            "visibility_timeout_s": 12, "sweep_s": 0.3, "retry_base_s": 0.3, "retry_max_s": 0.6}  # fmt: skip
 QUIET_S = 90.0
 SHORT = {
     "worker-killed": Size(150, 3, QUIET_S),

@@ -254,8 +254,8 @@ FAULTS = [
     Fault("a held job without its lease", HELD, _HELD),
     Fault(
         "a lease that ended long ago", LEASE,
-        _HELD.replace("20:00", "12:00") + "; INSERT INTO leases (org_id, lease_id, until, job_ids) VALUES (1, 'gone', '2026-01-05 12:00:00.000000', "
-        "'[\"e0\"]')",
+        _HELD.replace("20:00", "12:00") + "; INSERT INTO leases (org_id, lease_id, until, job_ids) VALUES "
+        "(1, 'gone', '2026-01-05 12:00:00.000000', '[\"e0\"]')",
     ),
     Fault(
         "a job due in the year 2999", DUE,
