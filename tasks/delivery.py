@@ -13,11 +13,12 @@ import structlog
 from sqlalchemy import Connection
 
 from models.sends.carrier import Outcome
-from models.sends.charges import Charge, JobKey, find_charges
+from models.sends.charges import Charge, JobKey, State, find_charges
 from models.sends.leases import LeaseKey, count_by_lease, release_jobs, renew_leases
 from models.sends.outcomes import (
     Attempt,
     Settlement,
+    Try,
     settlement_for,
     settlement_of_doubt,
     settlement_of_wait,
@@ -28,6 +29,8 @@ from tasks.engine import Batch, Ended, EndedGroup, LeaseLostError, TooLateError,
 
 log = structlog.get_logger(__name__)
 
+NOT_ASKED: Final = "not_asked"
+"""How an attempt ended in which all carriers rested, or a doubt lasted, for the log."""
 TICK_S: Final = 1.0
 """How long a thread waits for results before it looks at its leases, and whether the worker shuts down, in seconds."""
 
@@ -137,13 +140,11 @@ def _settled_charges(
 
 
 def _log(settlement: Settlement) -> None:
-    """Log how an attempt ended; at DEBUG what was simply taken."""
+    """Log how an attempt ended; at DEBUG what was taken, and what waits because no carrier was asked."""
     charge = settlement.charge
-    if not settlement.tries:
-        log.debug("attempted", job=charge.job_id, attempt=charge.attempts, outcome=Outcome.ACCEPTED)
-        return
-    outcome, carrier = settlement.tries[-1].outcome, settlement.tries[-1].carrier
-    log_attempt = log.debug if outcome == Outcome.ACCEPTED else log.info
+    carrier, outcome, _ = settlement.tries[-1] if settlement.tries else _unnoted(settlement)
+    is_usual = outcome == Outcome.ACCEPTED or (outcome == NOT_ASKED and settlement.state is State.WAITING)
+    log_attempt = log.debug if is_usual else log.info
     log_attempt(
         "attempted",
         job=charge.job_id,
@@ -154,6 +155,11 @@ def _log(settlement: Settlement) -> None:
         outcome=outcome,
         state=settlement.state,
     )
+
+
+def _unnoted(settlement: Settlement) -> Try:
+    """Return what happened in an attempt that needs no note: the message was taken at once, or nobody was asked."""
+    return Try(settlement.carrier, Outcome.ACCEPTED if settlement.state is State.SENT else NOT_ASKED)
 
 
 def _release(context: Context, held: Sequence[Charge]) -> list[Charge]:

@@ -140,10 +140,12 @@ def _as_it_stands(connection: Connection, charge: Charge) -> Iterator[StoryEvent
             yield StoryEvent(kind="sending", at=None, text=text, fields=fields)
         case State.UNKNOWN:
             since = _time(connection, charge, "unknown_since")
-            text = (
-                f"Nobody knows since {said_time(since)} whether it was taken. It stays charged until a person decides."
+            words = without_people(charge.detail or "")
+            text = f"Nobody knows since {said_time(since)} whether it was taken{f': {words}' if words else '.'}"
+            text += " It stays charged until a person decides."
+            yield StoryEvent(
+                kind="unknown", at=None, text=text, fields={"since": iso_time(since), "why": words or None}
             )
-            yield StoryEvent(kind="unknown", at=None, text=text, fields={"since": iso_time(since)})
 
 
 def _waits(charge: Charge) -> StoryEvent:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.database.engine import utc_now
+from models.sends.carrier import Outcome
 from tasks.queues import ROUTES, Queue
 from tests.flows import marked_jobs
 from tests.flows.deployment import Deploy, Deployment, Program, wait_until
@@ -86,6 +87,9 @@ def check_labels(page: str) -> None:
         "task": set(ROUTES),
         "status": {"sent", "refused", "failed", "unknown", "done", "sending", "retrying", "None"},
         "queue": set(map(str, Queue)),
+        "kind": {"email", "sms"},
+        "carrier": {"127.0.0.1"},
+        "outcome": set(map(str, Outcome)),
     }
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     ours = [sample for sample in samples if sample.name.startswith("postage_")]

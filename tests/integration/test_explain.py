@@ -16,12 +16,13 @@ from models.sends.erasure import WORDS_ERASED
 from tasks import upkeep
 from tasks.context import Context
 from tests.factories import buy, email_job, share
-from tests.fakes import Clock, answer, make_context
+from tests.fakes import NOON, Clock, answer, later, make_context
 from tests.integration.commands import Run, open_app, printed, runner_of
 from tests.integration.queued import NO_BROKER
-from tests.integration.sending import pass_time, read_back
+from tests.integration.sending import LATER, pass_time, read_back
 from tests.integration.stories import AFTERWARDS, all_charges, live_through_everything, moved, story_of
 from tests.integration.templates import database_filled_by, url_of
+from tests.integration.test_carriers import CUT_OFF, DOWN, context_with, first_and_second
 from tests.unit.test_docs import section, table
 from worker.cli.explain import explain
 
@@ -109,6 +110,32 @@ def test_how_a_job_went_on_after_its_charge(lived: Context, job_id: str, expecte
 
     assert kinds(story) == ["asked", "charged", *expected]
     assert words in texts(story)
+
+
+def test_an_attempt_at_two_carriers_names_both(stocked: Database) -> None:
+    _, _, routes = first_and_second(DOWN)
+    context = context_with(stocked, *routes)
+    answer(context, "email.send", email_job())
+
+    tries = [one for one in told(context, "job-1") if one["kind"] == "attempt"]
+
+    assert [(one["attempt"], one["carrier"], one["outcome"]) for one in tries] == [
+        (1, "a", "not_now"),
+        (1, "b", "accepted"),
+    ]
+
+
+def test_a_doubt_that_lasts_is_told_with_why(stocked: Database) -> None:
+    """The carrier that may have the message is not set up any more when it would be asked again."""
+    _, _, routes = first_and_second(CUT_OFF, is_idempotent=True)
+    context = context_with(stocked, *routes)
+    answer(context, "email.send", email_job())
+    later(context_with(stocked, routes[1], clock=Clock(NOON + LATER)))
+
+    unknown = told(context, "job-1")[-1]
+
+    assert unknown["kind"] == "unknown"
+    assert unknown["why"] == "a may have taken it, and is not set up any more, so it cannot be asked."
 
 
 def test_a_job_that_was_refused_is_told_with_why_and_with_its_replay(lived: Context) -> None:
