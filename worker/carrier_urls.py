@@ -94,11 +94,13 @@ def parse_carrier_url(url: str, connections: int = CONNECTIONS) -> CarrierUrl:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        named = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        options = dict(named)
         host.encode("idna")
     except ValueError:  # its own words might repeat a part of the password
         msg = f"The address of a carrier cannot be read; it is written {_scheme(url)}://[user:pass@]host[:port]."
         raise CarrierUrlError(msg) from None
+    _require(len(options) == len(named), "has an option or a parameter twice")
     _require(not parts.fragment, "has a #: write %23 for it")
     _require(host or parts.scheme == "null", "names no host")
     common = {name: options.pop(name, None) for name in COMMON}
