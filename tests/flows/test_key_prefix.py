@@ -50,10 +50,10 @@ def test_an_installation_keeps_to_its_prefix(tmp_path: Path, postgres_url: str, 
     }
     settings = {"key_prefix": PREFIX, "batch": 20, **PATIENT}
     with Deployment(tmp_path, postgres_url, url, beat=True, **settings, **outside) as deployment:
-        owner, member = deployment.people(email=100)
-        jobs = [new_id("mail") for _ in range(100)]
+        owner, member = deployment.people(email=300)
+        jobs = [new_id("mail") for _ in range(300)]
         overview = ask_as_the_client_does(url, ("views.overview", {"viewer": member}))
-        assert overview["remaining"] == {"email": 100, "sms": 0}
+        assert overview["remaining"] == {"email": 300, "sms": 0}
         deployment.mail_server.hold()
         with deployment.worker.paused():  # so that more jobs wait than it can take
             for number, job in enumerate(jobs):

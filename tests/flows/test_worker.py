@@ -62,7 +62,6 @@ def test_a_database_of_a_newer_release_is_named_in_a_sentence(postgres_url: str,
         ("broker_url", "amqp://guest:secret@localhost", "POSTAGE_BROKER_URL"),
         ("sms_url", "ftp://root:secret@localhost", "POSTAGE_SMS_URL"),
         ("smtp_url", "smtp://root:secret@localhost:port", "POSTAGE_SMTP_URL"),
-        ("lease_s", "1", "POSTAGE_LEASE_S"),
     ],
 )
 def test_a_wrong_setting_is_named_in_a_sentence(tmp_path: Path, setting: str, value: str, word: str) -> None:
