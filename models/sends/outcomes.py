@@ -133,7 +133,7 @@ def _has_tries(charge: Charge, policy: RetryPolicy, now: datetime, *, counts: bo
 
 
 def _settlement(attempt: Attempt, policy: RetryPolicy, now: datetime, *, has_tries: bool) -> Settlement:
-    charge, receipt = attempt.charge, attempt.receipt
+    charge, receipt = attempt.charge, _without_what_cannot_count(attempt.charge, attempt.receipt)
     refused = {**(charge.recipients_refused or {}), **receipt.refused}
     if receipt.outcome is Outcome.ACCEPTED:
         if receipt.unsure:
@@ -150,6 +150,14 @@ def _settlement(attempt: Attempt, policy: RetryPolicy, now: datetime, *, has_tri
             return _failed(charge, receipt, refused, _reason(receipt))
         case _:
             return _unknown(charge, receipt, refused)
+
+
+def _without_what_cannot_count(charge: Charge, receipt: Receipt) -> Receipt:
+    """Return a receipt without refusals of recipients who may have got the message in an earlier attempt."""
+    if charge.handover_started_at is None or not (receipt.refused or receipt.deferred):
+        return receipt
+    unsure = {**receipt.unsure, **receipt.refused, **receipt.deferred}
+    return replace(receipt, refused={}, deferred={}, unsure=unsure if receipt.outcome is Outcome.ACCEPTED else {})
 
 
 def _state_after(doubt: Doubt, outcome: Outcome, *, has_tries: bool) -> State:

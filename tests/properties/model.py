@@ -351,10 +351,14 @@ class Model:
         """
         is_last = self.policy.is_exhausted(message.attempts)
         outcome = receipt.outcome
-        message.fate |= dict.fromkeys(receipt.refused, "given_up")
+        if not message.in_doubt:  # otherwise they may have got it before
+            message.fate |= dict.fromkeys(receipt.refused, "given_up")
         if outcome is Outcome.ACCEPTED:
             pending = message.recipients_with("pending")
-            message.fate |= {recipient: "reached" for recipient in pending if recipient not in receipt.deferred}
+            not_reached = {*receipt.refused, *receipt.deferred}
+            message.fate |= {recipient: "reached" for recipient in pending if recipient not in not_reached}
+            if message.in_doubt and not_reached:
+                return message.end("unknown", None)
         in_doubt = outcome is not Outcome.ACCEPTED and (message.in_doubt or outcome is Outcome.UNSURE)
         if in_doubt and (is_last or not self.is_idempotent[message.kind]):
             return message.end("unknown", None)

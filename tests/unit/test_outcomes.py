@@ -240,6 +240,22 @@ def test_recipients_who_may_have_it_are_left_to_a_person_and_nobody_else_is() ->
     assert (decided.state, decided.refund) == (State.SENT, 2)
 
 
+def test_a_recipient_who_may_have_it_is_refunded_by_no_later_refusal() -> None:
+    """Whatever the carrier says of them when it is asked again."""
+    doubted = charge(attempts=2, handover_started_at=NOON)
+    refusals = {"a@x.test": "550", "b@x.test": "550"}
+
+    waits = settlement(doubted, Receipt(Outcome.NEVER, refused=refusals, recipients_refused=True), is_idempotent=True)
+    accepted = settlement(doubted, Receipt(Outcome.ACCEPTED, refused=refusals), is_idempotent=True)
+
+    assert (waits.state, waits.recipients_refused, waits.content) == (
+        State.WAITING, None, {"recipients": list(THREE), "subject": "Hello"},
+    )  # fmt: skip
+    assert (accepted.state, accepted.recipients_refused, accepted.content) == (
+        State.UNKNOWN, None, {"recipients": ["a@x.test", "b@x.test"], "subject": "Hello"},
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("hours", "state"), [(23, State.WAITING), (24, State.UNKNOWN), (200, State.UNKNOWN)])
 def test_a_carrier_is_asked_again_only_while_it_knows_the_message(hours: int, state: State) -> None:
     doubted = charge("sms", attempts=2, handover_started_at=NOON - timedelta(hours=hours))
