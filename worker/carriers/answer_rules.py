@@ -32,7 +32,7 @@ from worker.carrier_urls import CarrierUrlError
 _PATH = re.compile(r"[^.:|\s]{1,64}(\.[^.:|\s]{1,64}){0,9}")
 _EVERY: Final = "*"
 _NOTHING: Final = object()
-_EMPTY: Final = (_NOTHING, None, False, "", [], {})
+_EMPTY: Final[tuple[object, ...]] = (_NOTHING, None, False, "", [], {})
 
 
 class Said(enum.StrEnum):
