@@ -228,7 +228,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, *, limit: int, ssl: ssl.SSLContext | bool) -> None:
         super().__init__(limit=limit, ssl=ssl)
-        self._factory = functools.partial(BoundedProtocol, loop=self._loop)  # type: ignore[assignment]  a subclass
+        self._factory = functools.partial(BoundedProtocol, loop=self._loop)  # type: ignore[assignment]  # a subclass
 
 
 def inflate(content: bytes, coding: str) -> bytes | None:
