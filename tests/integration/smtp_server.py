@@ -57,14 +57,17 @@ USUAL: dict[str, str | list[str]] = {
 """The replies that a script need not repeat. To all other commands the server replies "250 2.1.0 Ok"."""
 
 
+VERBS = ("EHLO", "HELO", "AUTH", "MAIL", "RCPT", "DATA", "RSET", "QUIT")
+
+
 class ScriptedServer:
     """A mail server that replies to each command as its script says.
 
-    The key `GREETING` is for its first reply, and `DOT` for the reply to a whole message. Of a list of replies each is
-    used once, and the last one again and again. Instead of a reply it may `CLOSE` the connection, `HANG` until the test
-    is over, reply together with the next command (`LATER`), or reset the connection when a message has only begun to
-    arrive (`RESET_INSIDE`). It keeps whole messages in `messages`, and those that broke off in `fragments`. `slow_s` is
-    how long it takes to reply to each recipient.
+    The key `GREETING` is for its first reply, `DOT` for the reply to a whole message, and `ANSWER` for that to what is
+    no command. Of a list of replies each is used once, and the last one again and again. Instead of a reply it may
+    `CLOSE` the connection, `HANG` until the test is over, reply together with the next command (`LATER`), or reset the
+    connection when a message has only begun to arrive (`RESET_INSIDE`). It keeps whole messages in `messages`, and
+    those that broke off in `fragments`. `slow_s` is how long it takes to reply to each recipient.
     """
 
     def __init__(self, script: Replies, slow_s: float = 0.0) -> None:
@@ -107,7 +110,8 @@ class ScriptedServer:
             is_open = self._reply(connection, "GREETING")
             while is_open and (command := received.readline()):
                 self.commands.append(command.decode().strip())
-                verb = command.decode().split()[0].upper()
+                verb = command[:4].decode("ascii", "replace").strip().upper()
+                verb = verb if verb in VERBS else "ANSWER"
                 is_open = self._reply(connection, verb) and verb != "QUIT"
                 if is_open and verb == "DATA" and self.last_reply.rpartition("\n")[2].startswith("354"):
                     is_open = self._take_message(connection, received)
@@ -226,7 +230,7 @@ class LoopedCarrier:
 
 
 def carrier_to(
-    url: str, timeout_s: float = 20, dot_timeout_s: float = 20, ssl_context: ssl.SSLContext | None = None
+    url: str, timeout_s: float = 60, dot_timeout_s: float = 60, ssl_context: ssl.SSLContext | None = None
 ) -> closing[LoopedCarrier]:
     """Give a carrier that trusts the certificate of the tests, closed after the block."""
     address = parse_carrier_url(url)
@@ -239,7 +243,7 @@ def carrier_to(
 def deliver(
     script: Replies,
     email: Email = EMAIL,
-    timeout_s: float = 20,
+    timeout_s: float = 60,
     handover: Handover = unnoted,
     dot_timeout_s: float | None = None,
 ) -> tuple[Receipt, ScriptedServer]:

@@ -63,7 +63,6 @@ class SmtpCarrier:
             timeout_s=timeout_s,
             dot_timeout_s=dot_timeout_s,
         )
-        self._connections = address.connections
 
     @property
     def key_window(self) -> timedelta:
@@ -72,8 +71,8 @@ class SmtpCarrier:
 
     @property
     def capacity(self) -> int:
-        """How many deliveries there may be at a time."""
-        return AT_A_CONNECTION * self._connections
+        """How many deliveries there may be at a time; fewer once the server has refused connections."""
+        return AT_A_CONNECTION * self._pool.connections.now
 
     @property
     def longest_s(self) -> float:

@@ -111,6 +111,7 @@ class SmtpConnection(asyncio.Protocol):
         self._deadline = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._is_late = False
         self._is_leaving = False
         self._is_full = False
         self._room: asyncio.Future[None] | None = None
@@ -308,6 +309,7 @@ class SmtpConnection(asyncio.Protocol):
         now = self._loop.time()
         if replies.until is None:
             replies.until = now + STEPS * replies.limit_s
+        self._is_late = False
         self._deadline = min(now + replies.limit_s, replies.until)
         self._arm(min(self._deadline, now + PATIENCE_S))
 
@@ -327,7 +329,11 @@ class SmtpConnection(asyncio.Protocol):
         self._timer, self._timer_at = None, float("inf")
         now = self._loop.time()
         if now >= self._deadline:
-            self._run_out_of_time()
+            if self._is_late:
+                self._run_out_of_time()
+            else:  # perhaps this process stood still, and what is to be read was not looked at yet
+                self._is_late = True
+                self._arm(now)
             return
         if len(self._asked) > 1:
             if now >= self._stuck_at and self._on_stuck is not None:

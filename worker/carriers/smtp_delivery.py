@@ -76,14 +76,16 @@ class SmtpDelivery:
             self._end_with(Ending(error.outcome, error.detail, is_failing=is_failing), self._pending)
         return self._receipt()
 
-    def ride(self, connection: SmtpConnection, recipients: int) -> SmtpTransaction | None:
-        """Return a transaction on `connection`, with so many recipients; None if it needs SMTPUTF8 and has not got it.
+    def ride(self, connection: SmtpConnection) -> SmtpTransaction | None:
+        """Return a transaction on `connection`, with as many recipients as the server takes.
+
+        None if it needs SMTPUTF8 and has not got it.
 
         It may be behind another one that goes on there.
         """
         if self._envelope.utf8 and not connection.smtputf8:
             return None
-        return SmtpTransaction(connection, self._envelope, self._pending[:recipients])
+        return SmtpTransaction(connection, self._envelope, self._pending[: self._pool.recipients.now])
 
     def _write(self, *, utf8: bool) -> None:
         """Write the email, or write it anew for a server that turned out not to know SMTPUTF8."""
@@ -120,12 +122,11 @@ class SmtpDelivery:
 
     def _begin(self, connection: SmtpConnection) -> SmtpTransaction | None:
         """Begin a transaction on a connection that is ready; None if nobody is left to whom it can go."""
-        recipients = self._pool.recipients_max()
         try:
-            transaction = self.ride(connection, recipients)
+            transaction = self.ride(connection)
             if transaction is None:
                 self._write(utf8=False)
-                transaction = self.ride(connection, recipients) if self._pending else None
+                transaction = self.ride(connection) if self._pending else None
         except BaseException:
             self._pool.release(connection)
             raise
@@ -194,12 +195,12 @@ class SmtpDelivery:
         """End the delivery. The ending is about whom was `asked`; the server does not know the `rest`."""
         left = [address for address in asked if address not in self._refused and address not in self._deferred]
         self._pending = []
-        self._deferred.update(dict.fromkeys(rest, LATER))
-        if not self._is_accepted:
+        if self._is_accepted:
+            noted = {Outcome.NEVER: self._refused, Outcome.UNSURE: self._unsure}.get(ending.outcome, self._deferred)
+            noted.update(dict.fromkeys(left, ending.detail))
+        else:
             self._stop = ending
-            return
-        noted = {Outcome.NEVER: self._refused, Outcome.UNSURE: self._unsure}.get(ending.outcome, self._deferred)
-        noted.update(dict.fromkeys(left, ending.detail))
+        self._deferred.update(dict.fromkeys(rest, LATER))
 
     def _receipt(self) -> Receipt:
         refused, deferred = self._refused, self._deferred

@@ -1,5 +1,7 @@
 """What a server turned out to take at most: it is kept to, and tried again slowly."""
 
+import time
+
 
 class LearntLimit:
     """A limit that a server has shown by refusing more. It grows again by one in each `grow_s` seconds."""
@@ -11,13 +13,14 @@ class LearntLimit:
         self._learnt = most
         self._since = 0.0
 
-    def at(self, now: float) -> int:
-        """Return the limit as it is now."""
+    @property
+    def now(self) -> int:
+        """The limit as it is now."""
         if self._learnt == self._most:
-            return self._most
-        return min(self._most, self._learnt + int((now - self._since) / self._grow_s))
+            return self._most  # as nearly always
+        return min(self._most, self._learnt + int((time.monotonic() - self._since) / self._grow_s))
 
-    def learn(self, limit: int, now: float) -> None:
+    def learn(self, limit: int) -> None:
         """Keep to `limit`, which was just shown."""
         self._learnt = min(self._most, max(1, limit))
-        self._since = now
+        self._since = time.monotonic()

@@ -4,8 +4,8 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -22,6 +22,10 @@ NAME_S: Final = 2.0
 log = structlog.get_logger(__name__)
 
 Connecting = Callable[[], SmtpConnection]
+
+
+_Address = tuple[Any, Any, int, str, tuple[Any, ...]]
+"""An address as the resolver gives it."""
 
 
 class NotOpenedError(Exception):
@@ -83,10 +87,10 @@ class SmtpOpener:
 
     async def _dial(self, make: Connecting) -> SmtpConnection:
         """Connect to the first of the server's addresses that answers. All of them share the time of one step."""
-        loop, server = asyncio.get_running_loop(), self._server
+        loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout_s
         async with asyncio.timeout_at(end):
-            found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+            found = await self._resolve()
         for left in range(len(found), 0, -1):
             family, _, protocol, _, address = found[len(found) - left]
             try:
@@ -96,6 +100,10 @@ class SmtpOpener:
                 if left == 1:
                     raise
         raise OSError("its name has no address")
+
+    async def _resolve(self) -> Sequence[_Address]:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(self._server.host, self._server.port, type=socket.SOCK_STREAM)
 
     async def _connect(self, make: Connecting, address: str, family: int, protocol: int) -> SmtpConnection:
         server = self._server

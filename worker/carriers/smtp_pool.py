@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 class Rider(Protocol):
     """A delivery that waits for a connection."""
 
-    def ride(self, connection: SmtpConnection, recipients: int) -> SmtpTransaction | None:
+    def ride(self, connection: SmtpConnection) -> SmtpTransaction | None:
         """Return a transaction on `connection` behind the one that goes on there; None if it cannot be one there."""
 
 
@@ -48,9 +48,9 @@ class SmtpPool:
         self, server: SmtpServer, opener: SmtpOpener, *, connections: int, timeout_s: float, dot_timeout_s: float
     ) -> None:
         """Prepare; nothing is connected yet. At most `connections` are open at a time."""
-        self._connections = LearntLimit(connections, CONNECTIONS_GROW_S)
-        self._messages = LearntLimit(server.messages, OTHERS_GROW_S)
-        self._recipients = LearntLimit(server.recipients, OTHERS_GROW_S)
+        self.connections = LearntLimit(connections, CONNECTIONS_GROW_S)
+        self.messages = LearntLimit(server.messages, OTHERS_GROW_S)
+        self.recipients = LearntLimit(server.recipients, OTHERS_GROW_S)
         self._server = server
         self._opener = opener
         self._timeout_s = timeout_s
@@ -104,14 +104,13 @@ class SmtpPool:
         """
         if not self._waiting or not connection.pipelining or connection.is_spent:
             return b""
-        now = asyncio.get_running_loop().time()
-        if connection.messages >= self._messages.at(now):
+        if not self.may_take_more(connection):
             return b""
         waiting = self._next_waiting()
         if waiting is None:
             return b""
         try:
-            transaction = waiting.rider.ride(connection, self._recipients.at(now))
+            transaction = waiting.rider.ride(connection)
         except Exception as error:  # noqa: BLE001  a bug in one message must not be one in another
             waiting.given.set_exception(error)
             return b""
@@ -123,8 +122,7 @@ class SmtpPool:
 
     def release(self, connection: SmtpConnection) -> None:
         """Give a connection back after a transaction, for whoever waits, or to be kept."""
-        now = asyncio.get_running_loop().time()
-        is_surplus = len(self._open) + self._opening > self._connections.at(now)
+        is_surplus = len(self._open) + self._opening > self.connections.now
         if connection.fault is not None or connection.is_spent or is_surplus or not self.may_take_more(connection):
             self.drop(connection)
             return
@@ -146,23 +144,19 @@ class SmtpPool:
         self._open.discard(connection)
         self._offer_room()
 
-    def recipients_max(self) -> int:
-        """Return the most recipients of a transaction."""
-        return self._recipients.at(asyncio.get_running_loop().time())
-
     def learn_recipients(self, limit: int) -> None:
         """Note that the server takes no more than `limit` recipients in a transaction."""
-        self._recipients.learn(limit, asyncio.get_running_loop().time())
+        self.recipients.learn(limit)
         log.info("mail server takes no more recipients at a time", host=self._server.host, recipients=limit)
 
     def may_take_more(self, connection: SmtpConnection) -> bool:
         """Whether the server takes another message on this connection."""
-        return connection.messages < self._messages.at(asyncio.get_running_loop().time())
+        return connection.messages < self.messages.now
 
     def suspect_limit(self, messages: int) -> None:
         """Note that a server took no more than `messages` messages on a connection: twice the same is a limit."""
         if 0 < messages == self._suspected:
-            self._messages.learn(messages, asyncio.get_running_loop().time())
+            self.messages.learn(messages)
             log.info("mail server takes no more messages on a connection", host=self._server.host, messages=messages)
         self._suspected = messages
 
@@ -183,7 +177,7 @@ class SmtpPool:
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        return len(self._open) + self._opening < self._connections.at(asyncio.get_running_loop().time())
+        return len(self._open) + self._opening < self.connections.now
 
     async def _open_one(self, rider: Rider, since: float) -> SmtpTransaction | SmtpConnection:
         """Open a connection in a place that is kept for it; if the server has no room for it, wait for another one."""
@@ -211,8 +205,7 @@ class SmtpPool:
                 return given
 
     def _learn_connections(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._connections.learn(len(self._open), now)
+        self.connections.learn(len(self._open))
         log.info("mail server takes no more connections", host=self._server.host, connections=len(self._open))
 
     def _make(self) -> SmtpConnection:

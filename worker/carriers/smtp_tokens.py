@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -21,6 +22,9 @@ TOKEN_MAX: Final = 16_384
 """Bytes of a token, and of what a command writes."""
 EARLY_S: Final = 60.0
 """How long before its end a token is replaced, in seconds."""
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""RFC 6750 section 2.1."""
 
 
 class NoTokenError(Exception):
@@ -89,9 +93,7 @@ async def _ask(command: Sequence[str]) -> tuple[str, float]:
     with contextlib.suppress(ValueError):
         answer = json.loads(written)
         if isinstance(answer, dict):
-            token, valid_s = answer.get("access_token"), answer.get("expires_in")
-            if isinstance(token, str):
-                return _checked(token.encode()), _seconds(valid_s)
+            return _checked(str(answer.get("access_token") or "").encode()), _seconds(answer.get("expires_in"))
     return _checked(written), float("inf")
 
 
@@ -132,7 +134,7 @@ def _end(group: int) -> None:
 
 def _checked(content: bytes) -> str:
     token = content.decode("ascii", "replace").strip()
-    if not token or len(content) > TOKEN_MAX or not all("!" <= character <= "~" for character in token):
-        msg = "What was found for the token of the mail server is none: one line of ASCII without blanks is expected."
+    if len(content) > TOKEN_MAX or not _TOKEN.fullmatch(token):
+        msg = "What was found for the token of the mail server is none: it is one word of letters, digits and -._~+/=."
         raise NoTokenError(msg)
     return token

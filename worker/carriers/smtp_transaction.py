@@ -322,14 +322,15 @@ class SmtpTransaction:
         say. A server that says so and then closes it needs no second attempt to be believed.
         """
         connection, got = self.connection, self._replies.got
-        if not ending.is_stale and self._is_used and self._read == 1 and got and got[0].is_transient:
-            ending.is_stale = ending.is_limit = connection.fault is not None or not await self._reset()
-        if connection.fault is not None:
+        if connection.owner is not self:  # it left its place behind another message, whose connection this is
             return ending
-        waits_for_message = self._begun == len(self._commands) and got[-1].code == START_MAIL_INPUT
+        waits_for_message = self._begun == len(self._commands) and bool(got) and got[-1].code == START_MAIL_INPUT
         if waits_for_message or any(reply.code == CLOSING or not reply.is_smtp for reply in got):
             connection.abort()
-        elif ending.outcome is not Outcome.NEVER or not await self._reset():
+        elif self._is_used and self._read == 1 and got and got[0].is_transient:
+            ending.is_stale = ending.is_limit = connection.fault is not None or not await self._reset()
+            connection.is_spent = True
+        elif connection.fault is None and (ending.outcome is not Outcome.NEVER or not await self._reset()):
             connection.is_spent = True
         return ending
 
