@@ -242,7 +242,7 @@ def _smtp_sink() -> Iterator[str]:
     port = _free_port()
     who = ["-u", "nobody"] if os.getuid() == 0 else []
     with _running([program, *who, f"127.0.0.1:{port}", "1024"], port):
-        yield f"smtp://127.0.0.1:{port}?starttls=never"
+        yield f"smtp://127.0.0.1:{port}?starttls=never&connections=64"
 
 
 NGINX: Final = """
