@@ -14,8 +14,9 @@ from models.messages.base import Json
 from models.sends.charges import Charge
 from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
+from tasks.batch import EndedGroup
 from tasks.concurrency import GroupCommit
-from tasks.engine import DeliveryEngine, EndedGroup
+from tasks.engine import DeliveryEngine
 from tasks.queues import Queue
 
 

@@ -24,8 +24,8 @@ from models.sends.outcomes import (
     settlement_of_wait,
 )
 from models.sends.settling import settle, settled_charge
+from tasks.batch import Batch, Ended, EndedGroup, LeaseLostError, TooLateError, Waits
 from tasks.context import Context
-from tasks.engine import Batch, Ended, EndedGroup, LeaseLostError, TooLateError, Waits
 
 log = structlog.get_logger(__name__)
 

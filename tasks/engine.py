@@ -6,12 +6,10 @@ holds the jobs settles them.
 """
 
 import asyncio
-import queue
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -25,15 +23,14 @@ from models.sends.charges import Charge
 from models.sends.leases import HandoverNote, LeaseKey, note_handovers
 from models.sends.outcomes import Attempt, Try, is_askable
 from models.sends.routes import Route, choose, routes_of
+from tasks.batch import Batch, Ended, Lasting, LeaseLostError, Places, TooLateError, Waits
 from tasks.event_loop import EventLoop, LoopGroups
 from tasks.health import TRY_AGAIN, CarrierHealth
 from tasks.outbound import outbound_message
-from tasks.rates import NoRates, RateAsk, RateLimit, Rates, RatesAwayError, Reserved, Slot
+from tasks.rates import NO_LIMITS, Limits, RateAsk, RatesAwayError, Reserved, Slot
 
 log = structlog.get_logger(__name__)
 
-GATHER_S: Final = 0.01
-"""How long ended attempts wait for others of their batch, to be settled together, in seconds."""
 SLOT_AHEAD_S: Final = 20.0
 """How long a message waits at its carrier's door for its slot under a rate, in seconds; otherwise it comes back."""
 RATES_AWAY_WAIT: Final = timedelta(seconds=5)
@@ -42,66 +39,6 @@ WAIT_MIN: Final = timedelta(seconds=1)
 """How long a job waits at least for a carrier that rests."""
 
 
-class LeaseLostError(Exception):
-    """Another worker has the job now, so nothing more may be done for this attempt."""
-
-
-class TooLateError(Exception):
-    """There is no time left to start this attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """No carrier could be asked: the job waits for one, or for its turn under a rate."""
-
-    charge: Charge
-    detail: str
-    wait: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Lasting:
-    """A carrier may have the message, and nothing can end the doubt but a person."""
-
-    charge: Charge
-    detail: str
-
-
-Ended = Attempt | Waits | Lasting
-"""How an attempt ended."""
-
-
-class EndedGroup(NamedTuple):
-    """Attempts of one batch that have ended, and how many jobs of each lease were settled before them."""
-
-    ended: Sequence[Ended]
-    settled_before: Mapping[LeaseKey, int]
-
-
-class Limits(NamedTuple):
-    """How many messages (texts: segments) a second all workers may send for an organization, and for a sender.
-
-    What a carrier may get is said by its route. `rates` is what all workers know together.
-    """
-
-    rates: Rates = NoRates()
-    organization: float | None = None
-    sender: float | None = None
-
-    def ask(self, route: Route, charge: Charge) -> RateAsk | None:
-        """Return what a message asks for before it goes to a carrier, or None if there is no limit."""
-        named = (
-            (f"{charge.kind}:sender:{charge.org_id}:{charge.sender}", self.sender),
-            (f"{charge.kind}:organization:{charge.org_id}", self.organization),
-            (f"{charge.kind}:carrier:{route.name}", route.rate),
-        )
-        limits = tuple(RateLimit(key, rate) for key, rate in named if rate is not None)
-        if not limits:
-            return None
-        return RateAsk(limits, charge.credits if charge.kind == "sms" else 1)
-
-
-NO_LIMITS: Final = Limits()
 Routes = Mapping[Kind, Sequence[Route]]
 """The routes of each kind."""
 
@@ -111,134 +48,6 @@ class _Turn(NamedTuple):
 
     route: Route
     is_trial: bool
-
-
-class Batch:
-    """Attempts that were begun together. Its results are taken by the thread that has begun them."""
-
-    def __init__(self, size: int, is_too_late: Callable[[], bool]) -> None:
-        self.left = size
-        """How many have not been taken."""
-        self._is_too_late = is_too_late
-        self._running = size
-        self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
-        self._ended: list[tuple[Charge, Ended | BaseException]] = []
-        self._timer: asyncio.Handle | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._is_stopped = False
-
-    # -- in the thread
-
-    def take(self, timeout_s: float) -> list[tuple[Charge, Ended | BaseException]]:
-        """Return what has ended meanwhile; nothing if that takes longer than `timeout_s`."""
-        try:
-            group = self._ready.get(timeout=timeout_s)
-        except queue.Empty:
-            return []
-        self.left -= len(group)
-        return group
-
-    # -- on the loop
-
-    def stop_waiting(self) -> None:
-        """Begin nothing more: attempts that wait for a place or a rate end as too late."""
-        self._is_stopped = True
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_exception(TooLateError())
-
-    async def wait(self, event: "asyncio.Future[None]") -> None:
-        """Wait for something without which an attempt cannot begin.
-
-        Raises
-        ------
-        TooLateError
-            If it does not come in time.
-
-        """
-        if self._is_stopped or self._is_too_late():
-            raise TooLateError
-        self._waiting.add(event)
-        try:
-            await event
-        finally:
-            self._waiting.discard(event)
-        if self._is_too_late():
-            raise TooLateError
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for so long.
-
-        Raises
-        ------
-        TooLateError
-            If there is no time for that.
-
-        """
-        loop = asyncio.get_running_loop()
-        event: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _wake, event)
-        try:
-            await self.wait(event)
-        finally:
-            timer.cancel()
-
-    def end(self, charge: Charge, result: Ended | BaseException) -> None:
-        """Note how an attempt has ended. The thread gets all that end within a moment together."""
-        self._ended.append((charge, result))
-        self._running -= 1
-        if not self._running:
-            self._flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._flush)
-
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._ended:
-            ended, self._ended = self._ended, []
-            self._ready.put(ended)
-
-
-class Places:
-    """The places at a carrier: so many deliveries are at work at a time, and others wait in line."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._line: deque[asyncio.Future[None]] = deque()
-
-    async def take(self, batch: Batch) -> None:
-        """Take a place, when there is a free one.
-
-        Raises
-        ------
-        TooLateError
-            If it was not free in time.
-
-        """
-        if self._free:
-            self._free -= 1
-            return
-        event = asyncio.get_running_loop().create_future()
-        self._line.append(event)
-        try:
-            await batch.wait(event)
-        except BaseException:
-            if event.done() and not event.cancelled() and event.exception() is None:
-                self.leave()  # it had got the place
-            else:
-                event.cancel()
-            raise
-
-    def leave(self) -> None:
-        """Give a place to the next in line."""
-        while self._line:
-            event = self._line.popleft()
-            if not event.done():
-                event.set_result(None)
-                return
-        self._free += 1
 
 
 class DeliveryEngine:
@@ -460,11 +269,6 @@ class _Handover:
         if self._is_expected:
             self._is_expected = False
             self._groups.expected -= 1
-
-
-def _wake(event: "asyncio.Future[None]") -> None:
-    if not event.done():
-        event.set_result(None)
 
 
 async def _nothing() -> None:

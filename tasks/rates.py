@@ -12,7 +12,10 @@ the slots that are left:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from models.sends.charges import Charge
+from models.sends.routes import Route
 
 BURST_S = 0.2
 """How long a limit that was not used may be used afterwards, in seconds: as long as a busy worker is late."""
@@ -87,3 +90,29 @@ class NoRates:
 
     def give_back(self, unused: Sequence[Reserved]) -> None:
         """Take nothing back."""
+
+
+class Limits(NamedTuple):
+    """How many messages (texts: segments) a second all workers may send for an organization, and for a sender.
+
+    What a carrier may get is said by its route. `rates` is what all workers know together.
+    """
+
+    rates: Rates = NoRates()
+    organization: float | None = None
+    sender: float | None = None
+
+    def ask(self, route: Route, charge: Charge) -> RateAsk | None:
+        """Return what a message asks for before it goes to a carrier, or None if there is no limit."""
+        if self.sender is None and self.organization is None and route.rate is None:
+            return None
+        named = (
+            (f"{charge.kind}:sender:{charge.org_id}:{charge.sender}", self.sender),
+            (f"{charge.kind}:organization:{charge.org_id}", self.organization),
+            (f"{charge.kind}:carrier:{route.name}", route.rate),
+        )
+        limits = tuple(RateLimit(key, rate) for key, rate in named if rate is not None)
+        return RateAsk(limits, charge.credits if charge.kind == "sms" else 1)
+
+
+NO_LIMITS: Final = Limits()

@@ -17,8 +17,9 @@ from models.sends.postponed import PostponedJob
 from models.sends.retry_policy import RetryPolicy
 from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.context import Context
-from tasks.engine import DeliveryEngine, Limits
+from tasks.engine import DeliveryEngine
 from tasks.job_ids import redacted_args
+from tasks.rates import Limits
 from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
 from worker.broker.quarantine import RedisQuarantine

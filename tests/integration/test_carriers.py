@@ -16,8 +16,8 @@ from models.sends.retry_policy import RetryPolicy
 from models.sends.routes import Route
 from tasks import upkeep
 from tasks.context import Context, Json
-from tasks.engine import DeliveryEngine, Limits
-from tasks.rates import RateAsk, RatesAwayError, Reserved, Slot
+from tasks.engine import DeliveryEngine
+from tasks.rates import Limits, RateAsk, RatesAwayError, Reserved, Slot
 from tests.factories import balance, email_job, sms_job
 from tests.fakes import (
     ACCEPTED,

@@ -25,7 +25,7 @@ from models.messages.fields import KINDS, Kind
 from models.messages.sends import SendEmail, SendOne, SendSms
 from models.sends.carrier import OutboundMessage, Receipt
 from models.sends.charging import charge_jobs
-from tasks import billing, bulk, cancelling, delivery, engine, sending, upkeep
+from tasks import batch, billing, bulk, cancelling, delivery, sending, upkeep
 from tasks.outbound import outbound_message
 from tests.fakes import send
 from tests.properties.inputs import (
@@ -327,7 +327,7 @@ class Money(MoneyMachine):
 @pytest.fixture(autouse=True)
 def _one_transaction_ends_all_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "LEASE_BATCH", 1_000)  # the model gives back together what a sweep does
-    monkeypatch.setattr(engine, "GATHER_S", 60.0)  # and what a batch does
+    monkeypatch.setattr(batch, "GATHER_S", 60.0)  # and what a batch does
 
 
 @pytest.fixture(autouse=True)
