@@ -260,6 +260,8 @@ BREAKAGES: dict[str, Act] = {
     "redirects with the text": answers(b"HTTP/1.1 307 See\r\nLocation: http://[::1]:1/\r\nContent-Length: 0\r\n\r\n"),
 }
 """What a server does wrong, and how."""
+NOT_TAKEN = {"closes amid a refusal", "refuses first, then accepts", "redirects to itself", "redirects with the text"}
+"""Those whose answer says for certain that they have not taken a text."""
 ENDLESS = {name for name in BREAKAGES if name.startswith(("hangs", "drips"))}
 """Those that end only by the other side's patience."""
 

@@ -37,6 +37,8 @@ class Broken:
     is_failing: bool = True
     needs_tls: bool = False
     """Whether it shows only to who asks for encryption."""
+    hears_nothing: bool = False
+    """Whether it asks for the message, and does not read it: a short one may be sent all the same."""
 
 
 class Script:
@@ -192,7 +194,7 @@ BROKEN: Final[Mapping[str, Broken]] = {
         Script({step: says(2 * (b"354 go on\r\n" if step == "DATA" else b"250 ok\r\n")) for step in STEPS})
     ),
     "takes the message before it came": Broken(Script({"DATA": says(b"354 go on\r\n250 taken\r\n")})),
-    "hears nothing of the message": Broken(Script({"DATA": _hears_nothing})),
+    "hears nothing of the message": Broken(Script({"DATA": _hears_nothing}), hears_nothing=True),
     "takes no connection": Broken(says_and_closes(b"421 4.7.0 too many connections\r\n")),
     "is no mail server": Broken(says_and_closes(b"554 no SMTP here\r\n"), "our_fault", is_failing=False),
     "closes at each command with 421": Broken(Script({"MAIL": says_and_closes(b"421 4.3.2 bye\r\n")})),
@@ -210,6 +212,19 @@ BROKEN: Final[Mapping[str, Broken]] = {
 """Servers that are broken."""
 
 
+class _Heard(asyncio.StreamReader):
+    """A reader that keeps everything it is fed."""
+
+    def __init__(self, heard: list[bytearray]) -> None:
+        super().__init__(limit=2**26)
+        self._heard = bytearray()
+        heard.append(self._heard)
+
+    def feed_data(self, data: bytes) -> None:
+        self._heard += data
+        super().feed_data(data)
+
+
 @dataclass(slots=True)
 class BrokenServer:
     """A server that is broken, on a loop and a thread of its own."""
@@ -221,6 +236,8 @@ class BrokenServer:
     connections: int = 0
     is_tried: threading.Event = field(default_factory=threading.Event)
     """Whether there has been a connection."""
+    heard: list[bytearray] = field(default_factory=list)
+    """What was sent to it, on each connection."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: Reader, writer: Writer) -> None:
@@ -239,7 +256,9 @@ class BrokenServer:
 
     async def run(self, started: threading.Event, ended: asyncio.Event) -> None:
         """Listen until `ended` is set."""
-        listening = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=2**26)
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: asyncio.StreamReaderProtocol(_Heard(self.heard), self.serve), "127.0.0.1", 0
+        )
         self.url = f"smtp://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         started.set()
         await ended.wait()

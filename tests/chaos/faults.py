@@ -16,11 +16,11 @@ from redis import RedisError
 
 from tests.chaos.rig import Program, Rig
 
-Fault = Callable[[Rig], int]
-"""Does the fault, and returns how many messages may have been handed over and not settled in what it hit."""
+Fault = Callable[[Rig], set[str]]
+"""Does the fault, and returns the messages that it leaves in doubt at most, beside those that mail servers cut off."""
 
 
-def kill_worker(rig: Rig) -> int:
+def kill_worker(rig: Rig) -> set[str]:
     """Kill the main process of a worker, its whole group, or one of its children if it has any.
 
     The rig starts a main process again at once. A worker replaces its children itself.
@@ -32,10 +32,9 @@ def kill_worker(rig: Rig) -> int:
         case "child":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rig.rng.choice(children), signal.SIGKILL)
-            return 1
         case target:
             rig.kill(victim, group=target == "group")
-            return rig.in_doubt_most
+    return rig.in_doubt(victim)
 
 
 def _running(rig: Rig) -> Program:
@@ -47,64 +46,74 @@ def _running(rig: Rig) -> Program:
 def stop_worker(seconds: float) -> Fault:
     """Stop a worker that is at work by SIGSTOP, and continue it after so many seconds."""
 
-    def stop(rig: Rig) -> int:
-        pid = _running(rig).pid
+    def stop(rig: Rig) -> set[str]:
+        victim = _running(rig)
+        pid = victim.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
+        in_doubt = rig.in_doubt(victim)
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-        return rig.in_doubt_most
+        return in_doubt
 
     return stop
 
 
-def kill_valkey(rig: Rig) -> int:
+def kill_valkey(rig: Rig) -> set[str]:
     """Kill the broker, and start it again from its append-only file."""
     rig.valkey.kill()
     time.sleep(rig.rng.uniform(0.0, 2.0))
     rig.valkey.start()
-    return 0
+    return set()
 
 
-def restart_valkey(rig: Rig) -> int:
+def restart_valkey(rig: Rig) -> set[str]:
     """End the broker in good order, and start it again."""
     rig.valkey.restart()
-    return 0
+    return set()
 
 
-def stop_valkey(rig: Rig) -> int:
+def stop_valkey(rig: Rig) -> set[str]:
     """Stop the broker for a while by SIGSTOP: it accepts connections, but does not answer."""
     os.kill(rig.valkey.pid, signal.SIGSTOP)
     time.sleep(rig.rng.uniform(0.5, 4.0))
     os.kill(rig.valkey.pid, signal.SIGCONT)
-    return 0
+    return set()
 
 
-def cut_valkey(rig: Rig) -> int:
+def cut_valkey(rig: Rig) -> set[str]:
     """Cut the connection of every client of the broker."""
     with contextlib.suppress(RedisError):
         rig.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
         rig.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    return 0
+    return set()
 
 
-def kill_postgres(rig: Rig) -> int:
+def kill_postgres(rig: Rig) -> set[str]:
     """Kill the main process of the database, or all of its processes, and start it again. It recovers by itself."""
     children = _children(rig.postgres.pid) if rig.rng.random() < 0.5 else []
+    began = time.monotonic()
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     rig.postgres.kill()
     time.sleep(rig.rng.uniform(0.0, 2.0))
     rig.postgres.start()
-    return rig.in_doubt_most * len(rig.workers)
+    return _outlasted(rig, time.monotonic() - began)
 
 
-def restart_postgres(rig: Rig) -> int:
+def restart_postgres(rig: Rig) -> set[str]:
     """End the database in good order, which cuts every connection, and start it again."""
+    began = time.monotonic()
     rig.postgres.restart()
-    return rig.in_doubt_most * len(rig.workers)
+    return _outlasted(rig, time.monotonic() - began)
+
+
+def _outlasted(rig: Rig, seconds: float) -> set[str]:
+    """Give what is in doubt because leases may have ended while the database was away for so long."""
+    lease_s = float(str(rig.settings["lease_s"]))
+    return rig.in_doubt(*rig.workers) if seconds > lease_s / 3 else set()
 
 
 def _children(pid: int) -> list[int]:
@@ -115,14 +124,14 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def republish(rig: Rig) -> int:
+def republish(rig: Rig) -> set[str]:
     """Put copies of waiting queue items on their queues again, byte for byte, with the same delivery tags."""
     redis: Any = rig.redis
     for queue in ("email", "sms"):
         items = redis.lrange(queue, 0, 30)
         if items:
             redis.lpush(queue, *rig.rng.sample(items, len(items)))
-    return 0
+    return set()
 
 
 # -- garbage ----------------------------------------------------------------------------------------------------------

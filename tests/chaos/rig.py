@@ -34,7 +34,6 @@ from tests.chaos.outside import ALL_QUEUES, Json, Outside, Producer
 from tests.forking import Forked, Forker
 from tests.servers import PostgresServer, ValkeyServer
 from worker.broker import fair_queue
-from worker.settings import Settings
 
 SETTINGS: Final = {
     "smtp_timeout_s": 2,
@@ -107,6 +106,7 @@ class Rig:
         self.valkey = ValkeyServer(folder / "valkey", appendonly=True, appendfsync="always")
         self.postgres = PostgresServer(folder / "postgres", durable=True)
         self.settings: dict[str, object] = {**SETTINGS, **settings}
+        self._changes: dict[str, object] = {}
         self.garbage: list[bytes] = []
         """What was pushed onto queues and can never be a job."""
         self.broken: list[str] = []
@@ -115,16 +115,6 @@ class Rig:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._closing = threading.Event()
-
-    @property
-    def in_doubt_most(self) -> int:
-        """How many messages of one worker may be handed over and not settled.
-
-        One for each thread that sends a single message; of two batches, those in a mail transaction, as many that wait
-        to be settled, and as many that are being settled.
-        """
-        connections = int(str(self.settings.get("connections", Settings.model_fields["connections"].default)))
-        return self.threads + 2 * 3 * connections
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -207,14 +197,21 @@ class Rig:
             recipients = [{"to": "+4915112345678", "values": given} for given in values]
             job = {"job_id": job_id, "sender": sender, "text": "Hello {{name}}", "recipients": recipients}
             return "sms.send_many", job
-        recipients = [{"to": f"{given['name']}@people.example", "values": given} for given in values]
+        addresses = [f"{job_id}={place}@people.example" for place in range(count)]
+        recipients = [{"to": to, "values": given} for to, given in zip(addresses, values, strict=True)]
         text = "Hello {{name}}.\n" * 20
         job = {"job_id": job_id, "sender": sender, "subject": job_id, "text": text, "recipients": recipients}
         return "email.send_many", job
 
     def _job(self, job_id: str, sender: str) -> tuple[str, Json]:
-        if self.rng.random() < 0.1:
-            return "sms.send", {"job_id": job_id, "sender": sender, "to": "+4915112345678", "text": f"Text {job_id}"}
+        return self.sms(job_id, sender) if self.rng.random() < 0.1 else self.email(job_id, sender)
+
+    def sms(self, job_id: str, sender: str) -> tuple[str, Json]:
+        """Make a text message."""
+        return "sms.send", {"job_id": job_id, "sender": sender, "to": "+4915112345678", "text": f"Text {job_id}"}
+
+    def email(self, job_id: str, sender: str) -> tuple[str, Json]:
+        """Make an email, some of them to two recipients."""
         to = [f"{job_id}@people.example"] + [f"too+{job_id}@people.example"] * (self.rng.random() < 0.1)
         return "email.send", {"job_id": job_id, "sender": sender, "to": to, "subject": job_id, "text": "Hello.\n" * 20}
 
@@ -237,12 +234,27 @@ class Rig:
                 program.ended.append((process.pid, process.returncode))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POSTAGE_")}
         with (self.folder / f"{program.name}.log").open("ab") as log:
-            settings = {f"POSTAGE_{name.upper()}": str(value) for name, value in self.settings.items()}
-            program.process = self._forker.fork(program.arguments, self.folder, inherited | settings, log, log)
+            environment = inherited | self._environment(program)
+            program.process = self._forker.fork(program.arguments, self.folder, environment, log, log)
         program.starts += 1
         if program.starts - len(program.killed) > 20:
             self.broken.append(f"{program.name} ends again and again")
             time.sleep(1.0)
+
+    def _environment(self, program: Program) -> dict[str, str]:
+        """Give the settings of a program. Mail servers know a worker by the name with which it greets them."""
+        settings = {name: str(value) for name, value in (self.settings | self._changes).items()}
+        settings["smtp_url"] = " ".join(f"{url}&ehlo={program.name}" for url in settings["smtp_url"].split())
+        return {f"POSTAGE_{name.upper()}": value for name, value in settings.items()}
+
+    def use(self, **changes: object) -> None:
+        """Let the workers go on with other settings than usual; with the usual ones if nothing is changed."""
+        if changes == self._changes:
+            return
+        with self._lock:
+            self._changes = changes
+            self._end([worker for worker in self.workers if worker.process is not None])
+        self.wait_until_workers_answer()
 
     def _end(self, programs: Sequence[Program]) -> None:
         for program in programs:
@@ -302,6 +314,16 @@ class Rig:
 
     def _count(self, query: Select[tuple[int]]) -> int:
         return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def in_doubt(self, *workers: Program) -> set[str]:
+        """The messages that are left in doubt if these workers are killed now, or were killed just now.
+
+        A mail server has asked one of them for the message, and how that ended is not in the database: nobody notes a
+        handover before the mail server asks for the message, and nothing is in doubt afterwards.
+        """
+        asked = {job for worker in workers for job in set(self.outside.mail.asked[worker.name])}
+        unsettled = select(charges.c.job_id).where(charges.c.state.in_((*OPEN, State.UNKNOWN)))
+        return asked & self.database.read(lambda connection: set(connection.execute(unsettled).scalars()))
 
     def waiting(self, *queues: str) -> int:
         """How many messages are on these queues, or on all if none is named."""

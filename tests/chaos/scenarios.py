@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.chaos import faults as inject
-from tests.chaos.outside import ALL_QUEUES, DROP_AFTER_DOT, DROP_BEFORE_DOT, HANG, HANG_EARLY, NOT_NOW, Json
-from tests.chaos.rig import Rig, wait_until
+from tests.chaos.at_the_dot import killed_at_the_dot
+from tests.chaos.broken import carrier_broken
+from tests.chaos.losing import carrier_dies
+from tests.chaos.mail import DROP_AFTER_DOT, DROP_BEFORE_DOT, HANG, HANG_EARLY, NOT_NOW
+from tests.chaos.outside import ALL_QUEUES
+from tests.chaos.plan import Plan, Size, carry_out
+from tests.chaos.rates import rate
+from tests.chaos.rig import Rig
 from tests.chaos.verdict import Verdict, fill_in
 
-STUCK_S: Final = 30.0
-"""How long a fault waits for progress of the jobs before it is done all the same."""
 MOODS: Final[tuple[tuple[str, ...], ...]] = (
     (DROP_BEFORE_DOT,),
     (NOT_NOW, NOT_NOW, NOT_NOW),
@@ -24,45 +27,6 @@ MOODS: Final[tuple[tuple[str, ...], ...]] = (
     (HANG_EARLY, NOT_NOW),
 )
 """What the mail server does in the attempts of one job."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many jobs and faults of a scenario are run."""
-
-    jobs: int
-    faults: int
-    quiet_s: float = 180.0
-    """How long it may take until everything is quiet."""
-
-
-@dataclass
-class Plan:
-    """Jobs, and the faults while they run."""
-
-    jobs: Sequence[tuple[str, Json]]
-    faults: Sequence[inject.Fault] = ()
-    count: int = 0
-    """How many faults were done. It is set at once where the faults are not in `faults`."""
-    ahead: int = 2_000
-    """How many jobs may be enqueued that no carrier has taken yet."""
-    pace: float | None = None
-    """How many jobs a second are enqueued at most, once `ahead` of them are."""
-    copies: int = 1
-    unknown_least: int = 0
-    unknown_most: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def messages(self) -> list[str]:
-        """The ids of all messages."""
-        return [message_id for _, job in self.jobs for message_id in _messages_of(job)]
-
-
-def _messages_of(job: Json) -> list[str]:
-    if "recipients" not in job:
-        return [job["job_id"]]
-    return [f"{job['job_id']}/{place}" for place in range(len(job["recipients"]))]
 
 
 def worker_killed(rig: Rig, size: Size, prefix: str) -> Plan:
@@ -82,10 +46,7 @@ def bulk_killed(rig: Rig, size: Size, prefix: str) -> Plan:
     """
     brokers = size.faults // 2
     kills = [inject.kill_valkey] * brokers + [inject.kill_worker] * (size.faults - brokers)
-    plan = Plan(rig.bulks(size.jobs, prefix), kills, ahead=500)
-    # Each thread may have a batch of its own, of which some messages are handed over and not settled.
-    plan.unknown_most = plan.faults.count(inject.kill_worker) * (rig.threads - 1) * rig.in_doubt_most
-    return plan
+    return Plan(rig.bulks(size.jobs, prefix), kills, ahead=500)
 
 
 def worker_stopped(rig: Rig, size: Size, prefix: str) -> Plan:
@@ -124,11 +85,7 @@ def smtp_moody(rig: Rig, size: Size, prefix: str) -> Plan:
     moody = rig.rng.sample(emails, min(size.faults, len(emails)))
     plan = Plan(jobs, count=len(moody))
     for number, job_id in enumerate(moody):
-        mood = MOODS[number % len(MOODS)]
-        rig.outside.mail.will(job_id, *mood)
-        # A short message and its final dot go out in one piece, so the worker cannot tell which of them has arrived.
-        plan.unknown_most += bool({HANG, DROP_AFTER_DOT, DROP_BEFORE_DOT} & set(mood))
-        plan.unknown_least += DROP_BEFORE_DOT not in mood and bool({HANG, DROP_AFTER_DOT} & set(mood))
+        rig.outside.mail.will(job_id, *MOODS[number % len(MOODS)])
     return plan
 
 
@@ -136,14 +93,14 @@ def garbage(rig: Rig, size: Size, prefix: str) -> Plan:
     """Put items that can never be a job on every queue, with good jobs between them."""
 
     def push(queue: str) -> inject.Fault:
-        def fault(rig: Rig) -> int:
+        def fault(rig: Rig) -> set[str]:
             items = inject.garbage(rig.rng, queue)
             rig.garbage.extend(items)
             items += inject.refusable(queue)
             rig.rng.shuffle(items)
             for item in items:
                 rig.redis.lpush(queue, item)
-            return 0
+            return set()
 
         return fault
 
@@ -160,6 +117,10 @@ SCENARIOS: Final[dict[str, Callable[[Rig, Size, str], Plan]]] = {
     "postgres-gone": postgres_gone,
     "delivered-thrice": delivered_thrice,
     "smtp-moody": smtp_moody,
+    "carrier-dies": carrier_dies,
+    "carrier-broken": carrier_broken,
+    "killed-at-the-dot": killed_at_the_dot,
+    "rate": rate,
     "garbage": garbage,
 }
 LONG: Final[dict[str, Size]] = {
@@ -171,14 +132,20 @@ LONG: Final[dict[str, Size]] = {
     "postgres-gone": Size(6_000, 20),
     "delivered-thrice": Size(3_000, 20),
     "smtp-moody": Size(2_000, 200),
+    "carrier-dies": Size(10_000, 2, lasts_s=6),
+    "carrier-broken": Size(6_000, 142),
+    "killed-at-the-dot": Size(2_000, 24),
+    "rate": Size(6_000, 0, lasts_s=60),
     "garbage": Size(2_000, 12),
 }
 
+WORKERS: Final = {"rate": 3}
 POOLS: Final = {"prefork-killed": ("--pool", "prefork")}
 
 
 def run(name: str, folder: Path, seed: int, size: Size, *, options: Sequence[str] = (), **rest: Any) -> Verdict:
     """Run one scenario in a rig of its own, until nothing more happens."""
+    rest |= {"workers": WORKERS[name]} if name in WORKERS else {}
     with Rig(folder, seed, options=[*POOLS.get(name, ()), *options], **rest) as rig:
         began = time.monotonic()
         verdict = run_in(rig, name, size)
@@ -191,44 +158,26 @@ def run(name: str, folder: Path, seed: int, size: Size, *, options: Sequence[str
 
 def run_in(rig: Rig, name: str, size: Size) -> Verdict:
     """Run one scenario in a rig that others may have used before, until all its jobs are final or unknown."""
+    rig.use()
     if not rig.wait_until_workers_answer():
         rig.broken.append(f"not all workers were at work before {name}")
     began = time.monotonic()
     plan = SCENARIOS[name](rig, size, name)
     starts = sum(worker.starts for worker in rig.workers)
     taken, failures = rig.outside.taken, rig.producer.failures
-    unknown_most = plan.unknown_most + _carry_out(rig, plan)
+    in_doubt = (plan.carry_out or carry_out)(rig, plan)
     last_fault = time.monotonic()
     rig.wait_until_ended(len(plan.messages), name, size.quiet_s)
     ended = time.monotonic()
     verdict = Verdict(name, rig.seed, len(plan.messages), plan.count or len(plan.faults))
     verdict.job_ids = plan.messages
-    verdict.unknown_least, verdict.unknown_most = plan.unknown_least, unknown_most
+    verdict.in_doubt, verdict.measured = in_doubt, plan.wrong
     verdict.seconds = round(ended - began, 1)
     verdict.notes = [
         f"{rig.outside.taken - taken} messages taken by carriers",
         f"all jobs ended {ended - last_fault:.0f} s after the last fault",
         f"{rig.producer.failures - failures} publishes tried again",
         f"{sum(worker.starts for worker in rig.workers) - starts} worker starts",
+        *(note() for note in plan.notes),
     ]
     return fill_in(rig, verdict, quiet=False)
-
-
-def _carry_out(rig: Rig, plan: Plan) -> int:
-    """Publish the jobs, and do the faults at random moments meanwhile. Returns how many jobs may be unknown by them."""
-    began, before = time.monotonic(), rig.outside.taken
-    published = rig.producer.published
-
-    def may_publish() -> bool:
-        count = rig.producer.published - published
-        is_too_fast = plan.pace is not None and count > plan.ahead + plan.pace * (time.monotonic() - began)
-        return not is_too_fast and count < rig.outside.taken - before + plan.ahead
-
-    rig.producer.publish_meanwhile(plan.jobs, may_publish, plan.copies)
-    unknown = 0
-    for moment in sorted(rig.rng.uniform(0.02, 0.9) * len(plan.messages) for _ in plan.faults):
-        wait_until(lambda moment=moment: rig.outside.taken - before >= moment, STUCK_S)  # type: ignore[misc]
-        time.sleep(rig.rng.uniform(0.0, 0.3))
-        unknown += plan.faults[plan.count](rig)
-        plan.count += 1
-    return unknown

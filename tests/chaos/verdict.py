@@ -22,7 +22,7 @@ SHOWN_MAX = 5
 
 ENDED = ("sent", "failed", "refused", "unknown")
 ZERO = ("lost", "sent_twice", "charged_twice", "drift", "unmatched_refunds", "broken_hashes", "not_received", "free",
-        "unacked", "waiting", "quarantine_wrong", "ended_by_itself")  # fmt: skip
+        "unacked", "waiting", "quarantine_wrong", "ended_by_itself", "unknown_wrong")  # fmt: skip
 """Counts of a verdict that must be zero."""
 
 
@@ -46,8 +46,11 @@ class Verdict:
     """Entries and accounts that break a hash chain."""
     unknown: int = 0
     unknown_least: int = 0
+    """How many must be unknown: a mail server had the whole message, and its answer was cut off."""
     unknown_most: int = 0
-    """How many messages may be unknown: as many as may have been handed over and not settled at the faults."""
+    """How many may be unknown: those, and the messages that were in doubt at the faults."""
+    unknown_wrong: int = 0
+    """Messages that must be unknown and are not, or are and may not be."""
     unknown_taken: int = 0
     """How many of the unknown ones a carrier had taken."""
     not_received: int = 0
@@ -63,23 +66,30 @@ class Verdict:
     ended_by_itself: int = 0
     """Worker and beat processes that ended though nobody killed them."""
     states: dict[str, int] = field(default_factory=dict)
+    measured: list[str] = field(default_factory=list)
+    """What was measured, and is not as it should be."""
     rig: list[str] = field(default_factory=list)
     """What went wrong with the rig itself."""
     notes: list[str] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list, repr=False)
+    in_doubt: set[str] = field(default_factory=set, repr=False)
+    """Messages that faults have left in doubt, beside those that mail servers have cut off."""
 
     @property
     def wrong(self) -> list[str]:
         """What is wrong, in words; empty if nothing is."""
         wrong = [f"{name.replace('_', ' ')}: {getattr(self, name)}" for name in ZERO if getattr(self, name)]
-        if not self.unknown_least <= self.unknown <= self.unknown_most:
-            wrong.append(f"unknown: {self.unknown}, not {self.unknown_least} to {self.unknown_most}")
-        return [*wrong, *(f"audit: {finding}" for finding in self.audit), *(f"rig: {what}" for what in self.rig)]
+        return [
+            *wrong,
+            *self.measured,
+            *(f"audit: {finding}" for finding in self.audit),
+            *(f"rig: {what}" for what in self.rig),
+        ]
 
     def as_json(self) -> Json:
         """Everything but the ids, for a file."""
-        fields = {name: value for name, value in asdict(self).items() if name != "job_ids"}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("job_ids", "in_doubt")}
         return {**fields, "wrong": self.wrong}
 
 
@@ -130,6 +140,8 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
     evidence = collect(rig.database, rig.bought)
     mail, gateway = rig.outside.mail, Counter(rig.outside.gateway.kept.values())
     taken, accepted = mail.accepted + mail.silent + gateway, mail.accepted + gateway
+    must_be_unknown = (set(mail.silent) | mail.begun).intersection(verdict.job_ids)
+    may_be_unknown = must_be_unknown | (mail.cut | verdict.in_doubt).intersection(verdict.job_ids)
     states = {job_id: evidence.states.get(job_id, "not there") for job_id in verdict.job_ids}
     jobs_by_count = {
         "lost": [job for job, state in states.items() if state not in ENDED],
@@ -138,11 +150,18 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
         "unmatched_refunds": evidence.unmatched_refunds,
         "broken_hashes": evidence.broken_hashes,
         "unknown": [job for job, state in states.items() if state == State.UNKNOWN],
+        "unknown_wrong": [
+            job
+            for job, state in states.items()
+            if (state == State.UNKNOWN and job not in may_be_unknown)
+            or (state != State.UNKNOWN and job in must_be_unknown)
+        ],
         "not_received": [job for job, state in states.items() if state == State.SENT and not accepted[job]],
         "free": [job for job, state in states.items() if state in (State.FAILED, State.REFUSED) and taken[job]],
     }
     for name, jobs in jobs_by_count.items():
         setattr(verdict, name, len(jobs))
+    verdict.unknown_least, verdict.unknown_most = len(must_be_unknown), len(may_be_unknown)
     verdict.drift = evidence.drift
     verdict.states = dict(Counter(states.values()))
     verdict.unknown_taken = sum(1 for job in jobs_by_count["unknown"] if taken[job])
