@@ -15,8 +15,8 @@ TOGETHER: Final = 24
 """Broken carriers at a time."""
 WINDOW_S: Final = 8
 """How long broken gateways are said to know a text again, in seconds."""
-LEFT_OUT: Final = {"answers twice, later"}
-"""A second answer that comes while the next text is on its way cannot be told from that text's own, in HTTP/1.1."""
+LEFT_OUT: Final = {"answers twice, later", "refuses before it is asked"}
+"""A refusal that comes while a text is on its way cannot be told from that text's own answer, in HTTP/1.1."""
 KEY: Final = re.compile(rb"Idempotency-Key: ([^@\r]+)")
 RECIPIENT: Final = re.compile(rb"RCPT TO:<([^@>]+)@")
 

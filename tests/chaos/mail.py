@@ -1,7 +1,6 @@
 """Mail servers that count everything: what was taken of each job, and where an answer was cut off."""
 
 import asyncio
-import queue
 import re
 import socket
 import struct
@@ -58,7 +57,8 @@ class Mail:
         self.taken_at: list[tuple[float, str, str]] = []
         """When each message was accepted, by which server, and its job."""
         self.taken = 0
-        self.moments: queue.SimpleQueue[Moment] = queue.SimpleQueue()
+        self.at_moment: Callable[[Moment], object] = print
+        """What is to be done at each moment, on the loop of the mail servers."""
         self._plans: dict[str, deque[str]] = {}
 
     def will(self, job_id: str, *actions: str) -> None:
@@ -278,7 +278,7 @@ class _Smtp(asyncio.Protocol):
 
     def _tell_of(self, kill: str | None) -> None:
         if kill is not None:
-            self._mail.moments.put(Moment(self._worker, self._job, kill))
+            self._mail.at_moment(Moment(self._worker, self._job, kill))
 
     def _say(self, *lines: str) -> None:
         if not self._server.hangs:

@@ -133,8 +133,8 @@ LONG: Final[dict[str, Size]] = {
     "delivered-thrice": Size(3_000, 20),
     "smtp-moody": Size(2_000, 200),
     "carrier-dies": Size(10_000, 2, lasts_s=6),
-    "carrier-broken": Size(6_000, 142),
-    "killed-at-the-dot": Size(2_000, 24),
+    "carrier-broken": Size(6_000, 150),
+    "killed-at-the-dot": Size(1_000, 12),
     "rate": Size(6_000, 0, lasts_s=60),
     "garbage": Size(2_000, 12),
 }

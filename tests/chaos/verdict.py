@@ -181,6 +181,9 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
         for name in ZERO
         if jobs_by_count.get(name)
     ]
+    jobs_by_count["unknown_wrong"] = [
+        f"{job} ({evidence.why.get(job)}, {_seen(rig, job)})" for job in jobs_by_count["unknown_wrong"]
+    ]
     verdict.details = [f"{count} {words}" for words, count in why.most_common(SHOWN_MAX)] + named
     verdict.details += [f"{program.name} ended by itself: {program.ended}" for program in programs if program.ended]
     if quiet:
@@ -190,6 +193,18 @@ def fill_in(rig: Rig, verdict: Verdict, *, quiet: bool) -> Verdict:
         verdict.quarantine_wrong = len(wrong_items)
         verdict.details += [f"quarantine {how} {item[:300]!r}" for how, item in wrong_items[:SHOWN_MAX]]
     return verdict
+
+
+def _seen(rig: Rig, job: str) -> str:
+    """Give what mail servers saw of a job."""
+    mail = rig.outside.mail
+    seen = {
+        f"accepted {mail.accepted[job]}": mail.accepted[job],
+        f"taken without an answer {mail.silent[job]}": mail.silent[job],
+        "begun": job in mail.begun,
+        "cut off": job in mail.cut,
+    }
+    return ", ".join(words for words, is_so in seen.items() if is_so) or "not seen"
 
 
 def different(garbage: Iterable[bytes], quarantined: Sequence[bytes]) -> list[tuple[str, bytes]]:
