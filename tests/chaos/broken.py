@@ -13,7 +13,7 @@ from tests.chaos.rig import Rig
 
 TOGETHER: Final = 24
 """Broken carriers at a time."""
-WINDOW_S: Final = 8
+WINDOW_S: Final = 3
 """How long broken gateways are said to know a text again, in seconds."""
 LEFT_OUT: Final = {"answers twice, later", "refuses before it is asked"}
 """A refusal that comes while a text is on its way cannot be told from that text's own answer, in HTTP/1.1."""

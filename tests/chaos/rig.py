@@ -300,7 +300,7 @@ class Rig:
         A worker that is started while there is no broker says so and ends, as it should.
         """
         control = self.producer.app.control
-        return wait_until(lambda: len(control.ping(timeout=1.0)) >= len(self.workers), END_WITHIN_S)
+        return wait_until(lambda: len(control.ping(timeout=1.0, limit=len(self.workers))) >= len(self.workers), END_WITHIN_S)
 
     # -- what is going on ---------------------------------------------------------------------------------------------
 

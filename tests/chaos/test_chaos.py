@@ -20,10 +20,10 @@ SHORT = {
     "postgres-gone": Size(150, 2, QUIET_S),
     "delivered-thrice": Size(60, 4, QUIET_S),
     "smtp-moody": Size(60, 8, QUIET_S),
-    "carrier-dies": Size(200, 2, QUIET_S),
+    "carrier-dies": Size(200, 2, QUIET_S, lasts_s=1.5),
     "carrier-broken": Size(120, 10, QUIET_S),
     "killed-at-the-dot": Size(80, 4, QUIET_S),
-    "rate": Size(600, 0, QUIET_S),
+    "rate": Size(300, 0, QUIET_S),
     "garbage": Size(40, 6, QUIET_S),
 }
 
