@@ -299,8 +299,8 @@ class Rig:
 
         A worker that is started while there is no broker says so and ends, as it should.
         """
-        control = self.producer.app.control
-        return wait_until(lambda: len(control.ping(timeout=1.0, limit=len(self.workers))) >= len(self.workers), END_WITHIN_S)
+        control, count = self.producer.app.control, len(self.workers)
+        return wait_until(lambda: len(control.ping(timeout=1.0, limit=count)) >= count, END_WITHIN_S)
 
     # -- what is going on ---------------------------------------------------------------------------------------------
 
