@@ -11,6 +11,8 @@ from tests.broken_smtp import BROKEN, Broken, broken_server, good, hangs
 from tests.integration.smtp_server import EMAIL, LARGE, carrier_to, unnoted
 
 TIMEOUT_S = 0.25
+BESIDE_S = 2.0
+"""The same where a good connection has to do all it does in time, on a busy machine too."""
 
 
 def url_for(broken: Broken, url: str) -> str:
@@ -40,7 +42,7 @@ def test_a_broken_connection_holds_up_no_other_message(kind: str) -> None:
 
     with (
         broken_server(broken.talk, broken_connections=1) as server,
-        carrier_to(url_for(broken, server.url), TIMEOUT_S, TIMEOUT_S) as carrier,
+        carrier_to(url_for(broken, server.url), BESIDE_S, BESIDE_S) as carrier,
     ):
 
         async def both() -> list[Receipt]:

@@ -126,7 +126,7 @@ def test_a_kept_connection_that_goes_on_after_not_now_has_said_so_of_the_message
 
 def test_a_kept_connection_whose_server_is_silent_is_replaced() -> None:
     """A firewall may have forgotten it."""
-    with ScriptedServer({"MAIL": ["250 Ok", HANG, "250 Ok"]}) as server, carrier_to(server.url, 0.2) as carrier:
+    with ScriptedServer({"MAIL": ["250 Ok", HANG, "250 Ok"]}) as server, carrier_to(server.url, 1.0) as carrier:
         carrier.deliver(EMAIL)
         assert carrier.deliver(EMAIL).outcome is Outcome.ACCEPTED
 
@@ -138,7 +138,7 @@ def test_a_kept_connection_whose_server_is_silent_is_replaced() -> None:
 
 def test_the_final_dot_has_a_limit_of_its_own() -> None:
     """Large relays take a minute or more to reply to it (RFC 5321 section 4.5.3.2.6: 10 minutes)."""
-    with Slow({"EHLO": PIPELINING}, 0.6) as server, carrier_to(server.url, 0.2, 20) as carrier:
+    with Slow({"EHLO": PIPELINING}, 2.5) as server, carrier_to(server.url, 1.0, 60) as carrier:
         assert carrier.deliver(EMAIL).outcome is Outcome.ACCEPTED
 
 

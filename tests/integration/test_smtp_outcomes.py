@@ -97,7 +97,7 @@ def test_a_missing_reply_to_the_whole_message_means_unsure(instead: str) -> None
 @pytest.mark.usefixtures("with_and_without_pipelining")
 def test_a_server_that_hangs_after_the_message_means_unsure() -> None:
     """A late reply cannot be told from none."""
-    receipt, _ = deliver({"DOT": HANG}, timeout_s=0.3)
+    receipt, _ = deliver({"DOT": HANG}, dot_timeout_s=0.3)
 
     assert receipt.outcome is Outcome.UNSURE
 

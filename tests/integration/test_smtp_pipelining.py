@@ -50,7 +50,7 @@ def test_a_server_without_pipelining_gets_one_command_at_a_time() -> None:
 @pytest.mark.parametrize("end", [CLOSE, HANG, "what?"])
 def test_a_connection_that_is_cut_sends_the_message_once_or_never(step: str, end: str) -> None:
     """Before the final dot the outcome is not now, after it unsure."""
-    receipt, server = deliver({step: ["250 Ok", end] if step == "RCPT" else end}, TO_THREE, timeout_s=0.3)
+    receipt, server = deliver({step: ["250 Ok", end] if step == "RCPT" else end}, TO_THREE, timeout_s=1.0)
 
     assert receipt.outcome is (Outcome.UNSURE if step == "DOT" else Outcome.NOT_NOW)
     assert len(server.messages) == (1 if step == "DOT" else 0)

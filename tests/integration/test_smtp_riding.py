@@ -68,7 +68,7 @@ class WaitingServer(ScriptedServer):
 def test_a_message_behind_one_whose_reply_never_comes_goes_over_a_new_connection(end: str) -> None:
     """Only the one before is unsure: nothing of the other one was handed over, and it is handed over once."""
     script: Replies = {"EHLO": PIPELINING, "DOT": [end, "250 Ok"]}
-    with ScriptedServer(script) as server, carrier_to(server.url + ONE, dot_timeout_s=0.3) as carrier:
+    with ScriptedServer(script) as server, carrier_to(server.url + ONE, dot_timeout_s=1.5) as carrier:
         first, second = carrier.deliver_all(FOUR[:2])
 
     assert (first.outcome, second.outcome) == (Outcome.UNSURE, Outcome.ACCEPTED)
