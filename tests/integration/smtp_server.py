@@ -80,6 +80,7 @@ class ScriptedServer:
         self.connections = 0
         self._slow_s = slow_s
         self._over = threading.Event()
+        self._own = threading.local()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._listen)]
         self._threads[0].start()
@@ -113,7 +114,7 @@ class ScriptedServer:
                 verb = command[:4].decode("ascii", "replace").strip().upper()
                 verb = verb if verb in VERBS else "ANSWER"
                 is_open = self._reply(connection, verb) and verb != "QUIT"
-                if is_open and verb == "DATA" and self.last_reply.rpartition("\n")[2].startswith("354"):
+                if is_open and verb == "DATA" and self._own.reply.rpartition("\n")[2].startswith("354"):
                     is_open = self._take_message(connection, received)
 
     def _take_message(self, connection: socket.socket, received: Any) -> bool:
@@ -133,7 +134,7 @@ class ScriptedServer:
     def _reply(self, connection: socket.socket, key: str) -> bool:
         """Reply as the script says. Returns False if the connection is to be closed."""
         left = self.replies.setdefault(key, ["250 2.1.0 Ok"])
-        reply = self.last_reply = left.pop(0) if len(left) > 1 else left[0]
+        reply = self._own.reply = self.last_reply = left.pop(0) if len(left) > 1 else left[0]
         if reply == HANG:
             self._over.wait(30)
         if reply in (HANG, CLOSE):

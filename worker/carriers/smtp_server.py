@@ -61,7 +61,7 @@ def read_smtp_server(url: CarrierUrl) -> SmtpServer:
     _require(url.scheme in _PORTS, "must begin with smtp:// or smtps://")
     _require(url.host, "names no host")
     _require(url.path in ("", "/"), "goes on after host, port and options")
-    _require(url.window is None, "has a window, but no mail server knows a message again")
+    _require(not url.window, "has a window, but no mail server knows a message again")
     _require(not url.prefixes, "has prefixes, which are for text messages")
     unknown = sorted(set(options) - set(_OPTIONS))
     _require(not unknown, f"has an unknown option; it may have {', '.join(_OPTIONS)}")
