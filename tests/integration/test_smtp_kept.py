@@ -5,7 +5,7 @@ import socket
 import threading
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.integration.smtp_server import (
     deliver,
     unnoted,
 )
+from tests.integration.tls import server_context
 
 
 @pytest.fixture(autouse=True, params=smtp_server.LOOPS)
@@ -333,3 +334,35 @@ def test_a_delivery_in_a_thread_of_its_own_loop_works() -> None:
         thread.join()
 
     assert outcomes == [Outcome.ACCEPTED]
+
+
+def test_an_encrypted_connection_that_its_server_does_not_close_is_closed_all_the_same() -> None:
+    """The server says goodbye, and nothing more."""
+    with Deaf() as server, carrier_to(f"smtps://localhost:{server.port}") as carrier:
+        assert carrier.run(asyncio.wait_for(carrier.carrier.find_fault(), 20)) is None
+
+
+class Deaf:
+    """A mail server behind TLS that replies to QUIT and keeps the connection open."""
+
+    def __enter__(self) -> Self:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with server_context().wrap_socket(connection, server_side=True) as encrypted:
+            for reply in (b"220 hi\r\n", b"250 deaf\r\n", b"221 bye\r\n"):
+                encrypted.sendall(reply)
+                if reply[:3] != b"221":
+                    encrypted.recv(1000)
+            self._over.wait(60)

@@ -343,7 +343,7 @@ class SmtpConnection(asyncio.Protocol):
             self._arm(self._deadline)
 
     def _run_out_of_time(self) -> None:
-        if self._asked:
+        if self._asked or self._is_leaving:  # the end of an encrypted connection may take as long as the server likes
             self.abort(Fault.SLOW)
         else:
             self.quit()

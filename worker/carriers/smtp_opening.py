@@ -49,6 +49,7 @@ class SmtpOpener:
         self._context = context
         self._tokens = SmtpTokens(server)
         self._own_name: str | None = server.ehlo
+        self._naming = asyncio.Lock()
 
     async def open(self, make: Connecting) -> SmtpConnection:
         """Open a connection that `make` makes.
@@ -178,8 +179,9 @@ class SmtpOpener:
 
     async def _name(self, connection: SmtpConnection) -> str:
         """Return what Postage calls itself: a full name, or else its address (RFC 5321 section 4.1.4)."""
-        if self._own_name is None:
-            self._own_name = await _full_name()
+        async with self._naming:  # so that the DNS is asked once for all connections that open together
+            if self._own_name is None:
+                self._own_name = await _full_name()
         return self._own_name or _address_literal(connection)
 
 
