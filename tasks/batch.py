@@ -7,6 +7,7 @@ import asyncio
 import queue
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple
@@ -144,10 +145,14 @@ class Batch:
 
 
 class Places:
-    """The places at a carrier: so many deliveries are at work at a time, and others wait in line."""
+    """The places at a carrier: so many deliveries are at work at a time, and others wait in line.
 
-    def __init__(self, count: int) -> None:
-        self._free = count
+    How many there are is asked each time, since a carrier may find out that it has fewer; one there is always.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._taken = 0
         self._line: deque[asyncio.Future[None]] = deque()
 
     async def take(self, batch: Batch) -> None:
@@ -159,8 +164,8 @@ class Places:
             If it was not free in time.
 
         """
-        if self._free:
-            self._free -= 1
+        if self._has_free and not self._line:
+            self._taken += 1
             return
         event = asyncio.get_running_loop().create_future()
         self._line.append(event)
@@ -171,16 +176,22 @@ class Places:
                 self.leave()  # it had got the place
             else:
                 event.cancel()
+                with suppress(ValueError):
+                    self._line.remove(event)
             raise
 
     def leave(self) -> None:
         """Give a place to the next in line."""
-        while self._line:
+        self._taken -= 1
+        while self._line and self._has_free:
             event = self._line.popleft()
             if not event.done():
+                self._taken += 1
                 event.set_result(None)
-                return
-        self._free += 1
+
+    @property
+    def _has_free(self) -> bool:
+        return self._taken < max(1, self._count())
 
 
 def _wake(event: "asyncio.Future[None]") -> None:

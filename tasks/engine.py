@@ -6,6 +6,7 @@ holds the jobs settles them.
 """
 
 import asyncio
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -70,7 +71,7 @@ class DeliveryEngine:
         self._monotonic = monotonic
         self._loop = loop or EventLoop()
         self._places = {
-            (kind, route.name): Places(max(1, route.carrier.capacity))
+            (kind, route.name): Places(functools.partial(getattr, route.carrier, "capacity"))
             for kind, of_kind in routes.items()
             for route in of_kind
         }
