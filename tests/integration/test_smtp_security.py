@@ -3,6 +3,7 @@
 import ssl
 import warnings
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 from structlog.testing import capture_logs
 
 from models.sends.carrier import Outcome
-from tests.integration.smtp_server import EMAIL, LoopedCarrier, ScriptedServer, carrier_to, real_server, unnoted
+from tests.integration import smtp_server
+from tests.integration.smtp_server import EMAIL, LOOPS, LoopedCarrier, ScriptedServer, carrier_to, real_server, unnoted
 from tests.integration.tls import server_context
 
 PASSWORD = "pass:w/rd"
@@ -120,3 +122,21 @@ def test_a_login_is_sent_unencrypted_only_to_this_machine_or_on_demand() -> None
     assert starttls_of("smtp://ada:x@127.0.0.1") == "if-offered"
     assert starttls_of("smtp://ada:x@[::1]") == "if-offered"
     assert starttls_of("smtp://mail.example.org") == "if-offered"
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+def test_large_messages_go_out_encrypted(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, each of which is waited for, on either loop: the last one is not waited for in vain."""
+    large = [replace(EMAIL, job_id=f"job-{n}", text="a line of text\n" * 10_000 * (n + 1)) for n in range(6)]
+    options: dict[str, Any] = (
+        {"tls_context": server_context()} if scheme == "smtp" else {"ssl_context": server_context()}
+    )
+    for loop in LOOPS:
+        monkeypatch.setattr(smtp_server, "loop_name", loop)
+        with real_server(**options) as (mailbox, url):
+            its_url = url.replace("smtp", scheme).replace("127.0.0.1", "localhost")
+            with carrier_to(f"{its_url}?connections=1", 5) as carrier:
+                receipts = carrier.deliver_all(large)
+
+        assert {receipt.outcome for receipt in receipts} == {"accepted"}
+        assert len(mailbox.envelopes) == len(large)

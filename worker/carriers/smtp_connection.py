@@ -188,7 +188,8 @@ class SmtpConnection(asyncio.Protocol):
         A server that replies to it before it is whole, which are the `early` replies, gets no more of it.
         """
         try:
-            self.transport.set_write_buffer_limits(high=0)
+            # Not zero: a transport that encrypts would be full when nothing waits any more, and never say otherwise.
+            self.transport.set_write_buffer_limits(high=1)
             async with asyncio.timeout_at(until):
                 for first in range(0, len(content), PIECE):
                     self.transport.write(content[first : first + PIECE])

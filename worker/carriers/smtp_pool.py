@@ -186,7 +186,7 @@ class SmtpPool:
                 connection = await self._opener.open(self._make)
             except NotOpenedError as error:
                 self._opening -= 1
-                if not error.is_full or not self._open:
+                if not error.is_full or not (self._open or self._opening):
                     self._offer_room()
                     raise
                 self._learn_connections()
@@ -205,8 +205,11 @@ class SmtpPool:
                 return given
 
     def _learn_connections(self) -> None:
-        self.connections.learn(len(self._open))
-        log.info("mail server takes no more connections", host=self._server.host, connections=len(self._open))
+        """Learn that the server takes no more than there are: those that it greets just now may be among them."""
+        if self._open:
+            limit = len(self._open) + self._opening
+            self.connections.learn(limit)
+            log.info("mail server takes no more connections", host=self._server.host, connections=limit)
 
     def _make(self) -> SmtpConnection:
         return SmtpConnection(

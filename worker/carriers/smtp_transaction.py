@@ -207,7 +207,9 @@ class SmtpTransaction:
     @staticmethod
     def _is_one_too_many(reply: Reply) -> bool:
         """Whether it is for the number of recipients (x.5.3 of RFC 3463), and not for a full mailbox, say."""
-        return reply.code in TOO_MANY_RECIPIENTS and reply.enhanced_code[2:] in ("", "5.3")
+        if reply.enhanced_code[2:] == "5.3":  # OpenSMTPD says 451
+            return reply.is_transient or reply.code in TOO_MANY_RECIPIENTS
+        return reply.code in TOO_MANY_RECIPIENTS and not reply.enhanced_code
 
     def _none_accepted(self) -> Ending | None:
         """Return the ending if the server has accepted no recipient."""
