@@ -88,7 +88,8 @@ def _mail_url(name: str, server: BrokenServer) -> str:
 
 def _short(kind: str, name: str) -> str:
     """Give the name under which a broken server is a carrier."""
-    return f"{kind}-{re.sub('[^a-z]+', '-', name.lower()).strip('-')}"[:40].rstrip("-")
+    names = [*BROKEN, *BREAKAGES]
+    return f"{kind}-{names.index(name)}-{re.sub('[^a-z]+', '-', name.lower())}"[:40].rstrip("-")
 
 
 def _note_mail(rig: Rig, broken: Broken, server: BrokenServer) -> None:

@@ -53,16 +53,16 @@ def carrier_dies(rig: Rig, size: Size, prefix: str) -> Plan:
     return plan
 
 
-def _accepted(rig: Rig, server: MailServer, since: float, until: float = float("inf")) -> list[float]:
-    """Give when a server accepted messages in this time."""
-    return [at for at, name, _ in list(rig.outside.mail.taken_at) if name == server.name and since <= at < until]
+def _accepted(rig: Rig, server: MailServer, since: float) -> list[float]:
+    """Give when a server accepted messages since then."""
+    return [at for at, name, _ in list(rig.outside.mail.taken_at) if name == server.name and at >= since]
 
 
 def _what_happened(
     rig: Rig, how: str, times: tuple[float, float], servers: tuple[MailServer, MailServer], unanswered: int
 ) -> str:
     (lost_at, back_at), (first, second) = times, servers
-    before = _accepted(rig, first, lost_at - BEFORE_S, lost_at)
+    before = [at for at, _, _ in list(rig.outside.mail.taken_at) if lost_at - BEFORE_S <= at < lost_at]
     rate = len(before) / (lost_at - before[0]) if before else 0.0
     by_second = _accepted(rig, second, lost_at)
     recovered = next(

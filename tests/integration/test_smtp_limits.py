@@ -164,7 +164,7 @@ def test_a_limit_of_messages_can_be_set() -> None:
 
 
 @pytest.mark.usefixtures("with_and_without_pipelining")
-@pytest.mark.parametrize("reply", ["421 4.7.0 too many messages", "451 4.7.0 too many messages"])
+@pytest.mark.parametrize("reply", ["421 4.7.0 too many messages", "451 4.7.0 too many messages", "452 4.5.3 too many"])
 def test_a_limit_of_messages_is_learnt(reply: str) -> None:
     """Once it has shown twice. No message is lost or counted for it."""
     emails = [replace(EMAIL, job_id=f"job-{n}") for n in range(12)]
@@ -176,7 +176,7 @@ def test_a_limit_of_messages_is_learnt(reply: str) -> None:
 
 
 class FewMessages(ScriptedServer):
-    """A server that takes so many messages on a connection, and then says so and closes it."""
+    """A server that takes so many messages on a connection, and then says so, and closes it if that was no 452."""
 
     def __init__(self, most: int, reply: str) -> None:
         self._most, self._refusal = most, reply
@@ -190,7 +190,7 @@ class FewMessages(ScriptedServer):
             if self._taken[connection] > self._most:
                 self.refusals += 1
                 connection.sendall(f"{self._refusal}\r\n".encode())
-                return False
+                return self._refusal.startswith("452")
         return super()._reply(connection, key)
 
 

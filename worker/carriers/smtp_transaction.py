@@ -222,7 +222,9 @@ class SmtpTransaction:
 
     def _refused_sender(self, reply: Reply) -> Ending:
         ending = self._refusal(reply, "the sender")
-        ending.is_stale = self._is_used and reply.code == BAD_SEQUENCE
+        # OpenSMTPD says 4.5.3 of the messages on a connection, and keeps it open.
+        ending.is_limit = self._is_used and reply.is_transient and reply.enhanced_code == "4.5.3"
+        ending.is_stale = ending.is_limit or (self._is_used and reply.code == BAD_SEQUENCE)
         return ending
 
     # -- the message --------------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ class SmtpTransaction:
         waits_for_message = self._begun == len(self._commands) and bool(got) and got[-1].code == START_MAIL_INPUT
         if waits_for_message or any(reply.code == CLOSING or not reply.is_smtp for reply in got):
             connection.abort()
-        elif self._is_used and self._read == 1 and got and got[0].is_transient:
+        elif not ending.is_stale and self._is_used and self._read == 1 and got and got[0].is_transient:
             ending.is_stale = ending.is_limit = connection.fault is not None or not await self._reset()
             connection.is_spent = True
         elif connection.fault is None and (ending.outcome is not Outcome.NEVER or not await self._reset()):
