@@ -273,7 +273,7 @@ def _nginx(folder: Path) -> Iterator[str]:
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, port=port))
     with _running([program, "-c", str(config), "-e", str(folder / "nginx.log")], port):
-        yield f"http://127.0.0.1:{port}/messages"
+        yield f"http://127.0.0.1:{port}/messages?connections=64"
 
 
 def _program(name: str, how: str) -> str:

@@ -16,8 +16,8 @@ from models.sends.charges import Charge
 from models.sends.leases import LeaseKey
 from models.sends.outcomes import Attempt
 
-GATHER_S: Final = 0.01
-"""How long ended attempts wait for others of their batch, to be settled together, in seconds."""
+GATHER_S: Final = 0.025
+"""How long ended attempts wait for others, to be settled together, in seconds."""
 
 
 class LeaseLostError(Exception):
@@ -59,14 +59,14 @@ class EndedGroup(NamedTuple):
 class Batch:
     """Attempts that were begun together. Its results are taken by the thread that has begun them."""
 
-    def __init__(self, size: int, is_too_late: Callable[[], bool]) -> None:
+    def __init__(self, size: int, is_too_late: Callable[[], bool], moments: "Moments") -> None:
         self.left = size
         """How many have not been taken."""
         self._is_too_late = is_too_late
+        self._moments = moments
         self._running = size
         self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
         self._ended: list[tuple[Charge, Ended | BaseException]] = []
-        self._timer: asyncio.Handle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_stopped = False
 
@@ -130,18 +130,44 @@ class Batch:
         """Note how an attempt has ended. The thread gets all that end within a moment together."""
         self._ended.append((charge, result))
         self._running -= 1
-        if not self._running:
-            self._flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._flush)
+        self._moments.note(self, is_last=not self._running)
 
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def answer(self, results: Sequence[tuple[Charge, Ended | BaseException]]) -> None:
+        """Give the thread what has ended, at once."""
+        self._ready.put(list(results))
+
+    def flush(self) -> None:
+        """Give the thread what has ended since the last time."""
         if self._ended:
             ended, self._ended = self._ended, []
             self._ready.put(ended)
+
+
+class Moments:
+    """When batches give their threads what has ended: all of them at the same moments, so that it is settled together.
+
+    A moment is when a batch has ended, and otherwise `GATHER_S` after the first attempt that ended since the last one.
+    """
+
+    def __init__(self) -> None:
+        self._batches: set[Batch] = set()
+        self._timer: asyncio.Handle | None = None
+
+    def note(self, batch: Batch, *, is_last: bool) -> None:
+        """Note that a batch has something to give; `is_last` says that it is over with that."""
+        self._batches.add(batch)
+        if is_last:
+            self._come()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._come)
+
+    def _come(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batches, self._batches = self._batches, set()
+        for batch in batches:
+            batch.flush()
 
 
 class Places:

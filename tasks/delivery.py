@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 NOT_ASKED: Final = "not_asked"
 """How an attempt ended in which all carriers rested, or a doubt lasted, for the log."""
+ENOUGH: Final = 50
+"""Attempts from which on a transaction for them alone costs no more than one for more of them."""
 TICK_S: Final = 1.0
 """How long a thread waits for results before it looks at its leases, and whether the worker shuts down, in seconds."""
 
@@ -52,8 +54,7 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: date
         for group in _results(context, batch, set(count_by_lease(held)), begun_at, start_until):
             ended = [result for _, result in group if not isinstance(result, BaseException)]
             if ended:
-                together = EndedGroup(ended, dict(settled_before))
-                yield context.settling.submit(together, lambda groups: _settle_groups(context, groups))
+                yield _settle_with_others(context, EndedGroup(ended, dict(settled_before)))
             settled_before += count_by_lease(one.charge for one in ended)
             failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
     finally:
@@ -88,6 +89,13 @@ def _renew(context: Context, held: Collection[LeaseKey]) -> None:
     renewed = context.database.write(lambda connection: renew_leases(connection, held, context.now(connection) + lease))
     if len(renewed) < len(held):
         log.warning("lease expired during attempts", leases=len(held) - len(renewed))
+
+
+def _settle_with_others(context: Context, group: EndedGroup) -> list[Charge]:
+    """Settle a group of attempts: a small one together with those of other threads."""
+    if len(group.ended) >= ENOUGH:
+        return _settle(context, [group])[0]
+    return context.settling.submit(group, lambda groups: _settle_groups(context, groups))
 
 
 def _settle_groups(context: Context, groups: Sequence[EndedGroup]) -> Sequence[list[Charge] | BaseException]:

@@ -24,7 +24,7 @@ from models.sends.charges import Charge
 from models.sends.leases import HandoverNote, LeaseKey, note_handovers
 from models.sends.outcomes import Attempt, Try, is_askable
 from models.sends.routes import Route, choose, routes_of
-from tasks.batch import Batch, Ended, Lasting, LeaseLostError, Places, TooLateError, Waits
+from tasks.batch import Batch, Ended, Lasting, LeaseLostError, Moments, Places, TooLateError, Waits
 from tasks.event_loop import EventLoop, LoopGroups
 from tasks.health import TRY_AGAIN, CarrierHealth
 from tasks.outbound import outbound_message
@@ -76,6 +76,7 @@ class DeliveryEngine:
             for route in of_kind
         }
         self._limits = limits
+        self._moments = Moments()
         self._handovers = LoopGroups(self._loop.writers, self._note_handovers)
         self._slots: LoopGroups[RateAsk, Slot] = LoopGroups(
             self._loop.writers, lambda asks: limits.rates.reserve(asks, SLOT_AHEAD_S)
@@ -87,8 +88,15 @@ class DeliveryEngine:
         What has to wait for a place is not begun after `start_until`, by the monotonic clock.
         """
         self.health.look()
-        batch = Batch(len(held), lambda: self._monotonic() > start_until)
-        self._loop.call(self._start, batch, held, now)
+        batch = Batch(len(held), lambda: self._monotonic() > start_until, self._moments)
+        kind = held[0].kind
+        route, *others = self.routes[kind]
+        if not others and route.carrier.key_window == NEVER_SENDS and not self._limits.hold_for(route):
+            # It waits for nothing, so it needs no loop.
+            batch.answer([(charge, _answer(route, charge)) for charge in held])
+            self.health.count(kind, route.name, Outcome.ACCEPTED, len(held))
+        else:
+            self._loop.call(self._start, batch, held, now)
         return batch
 
     def stop_waiting(self, batch: Batch) -> None:
@@ -270,6 +278,21 @@ class _Handover:
         if self._is_expected:
             self._is_expected = False
             self._groups.expected -= 1
+
+
+def _answer(route: Route, charge: Charge) -> Attempt | BaseException:
+    """Return the answer of a carrier that waits for nothing."""
+    asked = route.carrier.deliver(outbound_message(charge), _nothing)
+    try:
+        asked.send(None)
+    except StopIteration as answered:
+        return Attempt(
+            charge=charge, carrier=route.name, key_window=route.carrier.key_window, receipt=answered.value.sanitized()
+        )
+    except BaseException as error:  # noqa: BLE001  the thread that holds the job decides
+        return error
+    asked.close()
+    return TypeError(f"{route.name} sends nothing, and yet it waits for something.")
 
 
 async def _nothing() -> None:

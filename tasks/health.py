@@ -137,7 +137,7 @@ class CarrierHealth:
     async def note(self, kind: Kind, route: Route, receipt: Receipt, took_s: float, *, was_tried: bool) -> None:
         """Note how a delivery ended; `was_tried` says that its job was the one that tried the carrier."""
         key = (kind, route.name)
-        self.outcomes[kind, route.name, receipt.outcome] += 1
+        self.count(kind, route.name, receipt.outcome)
         badness, detail = _badness(route, receipt, took_s)
         lately = self._lately.setdefault(key, deque(maxlen=WATCHED))
         lately.append(badness)
@@ -148,6 +148,11 @@ class CarrierHealth:
             await self._rest(key, detail, is_our_fault=is_our_fault)
         elif was_tried:
             await self._end_rest(key)
+
+    def count(self, kind: Kind, name: str, outcome: Outcome, number: int = 1) -> None:
+        """Count deliveries that ended so."""
+        with self._lock:
+            self.outcomes[kind, name, outcome] += number
 
     def give_up_claim(self, kind: Kind, name: str) -> None:
         """Note that the job which was to try a carrier did not come to it."""

@@ -102,9 +102,13 @@ class Limits(NamedTuple):
     organization: float | None = None
     sender: float | None = None
 
+    def hold_for(self, route: Route) -> bool:
+        """Whether anything that takes a route is limited."""
+        return not (self.sender is None and self.organization is None and route.rate is None)
+
     def ask(self, route: Route, charge: Charge) -> RateAsk | None:
         """Return what a message asks for before it goes to a carrier, or None if there is no limit."""
-        if self.sender is None and self.organization is None and route.rate is None:
+        if not self.hold_for(route):
             return None
         named = (
             (f"{charge.kind}:sender:{charge.org_id}:{charge.sender}", self.sender),
