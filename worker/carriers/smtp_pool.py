@@ -57,6 +57,7 @@ class SmtpPool:
         self._patience_s = dot_timeout_s + STEPS * timeout_s
         self._idle: dict[SmtpConnection, None] = {}
         self._open: set[SmtpConnection] = set()
+        self._leaving: set[SmtpConnection] = set()
         self._opening = 0
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -141,6 +142,7 @@ class SmtpPool:
             connection.abort()
         else:
             connection.quit()
+            self._leaving.add(connection)
         self._open.discard(connection)
         self._offer_room()
 
@@ -167,12 +169,14 @@ class SmtpPool:
         for connection in idle:
             self._open.discard(connection)
             connection.quit()
+        leaving = [*idle, *self._leaving]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * GOODBYE_S):
-                for connection in idle:
+                for connection in leaving:
                     await connection.wait_closed()
-        for connection in idle:
+        for connection in leaving:
             connection.abort()
+        await asyncio.sleep(0)  # so that the loop has closed them, if it is closed next
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -222,6 +226,7 @@ class SmtpPool:
 
     def _forget_idle(self, connection: SmtpConnection) -> None:
         """Note that a connection is closed, if it was idle: otherwise whoever uses it finds out."""
+        self._leaving.discard(connection)
         if self._idle.pop(connection, connection) is None:
             self._open.discard(connection)
             self._offer_room()
