@@ -59,10 +59,11 @@ class EndedGroup(NamedTuple):
 class Batch:
     """Attempts that were begun together. Its results are taken by the thread that has begun them."""
 
-    def __init__(self, size: int, is_too_late: Callable[[], bool], moments: "Moments") -> None:
+    def __init__(self, size: int, time_left: Callable[[], float], moments: "Moments") -> None:
         self.left = size
         """How many have not been taken."""
-        self._is_too_late = is_too_late
+        self.time_left = time_left
+        """How long attempts may still begin, in seconds."""
         self._moments = moments
         self._running = size
         self._ready: queue.SimpleQueue[list[tuple[Charge, Ended | BaseException]]] = queue.SimpleQueue()
@@ -99,14 +100,14 @@ class Batch:
             If it does not come in time.
 
         """
-        if self._is_stopped or self._is_too_late():
+        if self._is_stopped or self.time_left() < 0:
             raise TooLateError
         self._waiting.add(event)
         try:
             await event
         finally:
             self._waiting.discard(event)
-        if self._is_too_late():
+        if self.time_left() < 0:
             raise TooLateError
 
     async def sleep(self, seconds: float) -> None:

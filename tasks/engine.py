@@ -88,7 +88,7 @@ class DeliveryEngine:
         What has to wait for a place is not begun after `start_until`, by the monotonic clock.
         """
         self.health.look()
-        batch = Batch(len(held), lambda: self._monotonic() > start_until, self._moments)
+        batch = Batch(len(held), lambda: start_until - self._monotonic(), self._moments)
         kind = held[0].kind
         route, *others = self.routes[kind]
         if not others and route.carrier.key_window == NEVER_SENDS and not self._limits.hold_for(route):
@@ -180,6 +180,9 @@ class DeliveryEngine:
         try:
             while left is not None:
                 slot = await self._slots.submit(left)
+                if slot.is_reserved and slot.wait_s > batch.time_left():  # somebody else can use it, if told in time
+                    asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
+                    slot = slot._replace(is_reserved=False)
                 if not slot.is_reserved:
                     return Waits(charge, "It waits for its turn: more is to be sent than the rate allows.",
                                  timedelta(seconds=slot.wait_s))  # fmt: skip

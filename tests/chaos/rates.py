@@ -8,6 +8,8 @@ from tests.chaos.plan import Plan, Size
 from tests.chaos.rig import Rig, wait_until
 
 RATE: Final = 50
+USUAL: Final = {"lease_s": 300, "visibility_timeout_s": 1800}
+"""As they are set if nobody says otherwise: messages wait at the door for a third of a lease at most."""
 SENDERS: Final = ("ann", "bob", "cid")
 RAMP_S: Final = 2.0
 """How long after the first message the measurement begins, in seconds."""
@@ -20,7 +22,7 @@ LONG_S: Final = 30.0
 
 def rate(rig: Rig, size: Size, prefix: str) -> Plan:
     """Give a mail server so many messages a second from three senders, who have more than enough to send."""
-    rig.use(smtp_url=rig.outside.mail_url(rate=RATE))
+    rig.use(smtp_url=rig.outside.mail_url(rate=RATE), **USUAL)
     by_sender = {
         sender: [rig.email(f"{prefix}-{sender}-{number:06}", sender) for number in range(size.jobs // len(SENDERS))]
         for sender in SENDERS

@@ -368,6 +368,19 @@ def test_a_worker_that_shuts_down_gives_slots_back_and_releases_jobs(stocked: Da
     assert rates.given_back == [reserved]
 
 
+def test_a_slot_that_begins_too_late_for_a_message_is_given_back_at_once(stocked: Database) -> None:
+    """Its lease is too short for the wait. Somebody else has the slot, and the message comes back."""
+    reserved = Reserved("email:carrier:a", 1, 2)
+    rates, carrier = FakeRates(Slot(200.0, (reserved,))), FakeCarrier()
+
+    answered = answer_under(stocked, rates, carrier, email_job(), "email.send")
+
+    assert (answered["status"], answered["attempts"], carrier.job_ids) == ("sending", 0, [])
+    assert charge_of(stocked).due_at is not None
+    LOOP.writers.submit(int).result()
+    assert rates.given_back == [reserved]
+
+
 class WaitingCarrier(FakeCarrier):
     """A carrier that is at work until the lease of its message has been renewed often enough."""
 

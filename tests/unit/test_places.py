@@ -14,8 +14,8 @@ def test_a_batch_that_is_stopped_leaves_the_line() -> None:
     async def run() -> None:
         places, stopped, other = (
             Places(lambda: 1),
-            Batch(1, lambda: False, Moments()),
-            Batch(1, lambda: False, Moments()),
+            Batch(1, lambda: 1.0, Moments()),
+            Batch(1, lambda: 1.0, Moments()),
         )
         await places.take(other)
         waiting = [asyncio.create_task(places.take(stopped)) for _ in range(3)]
@@ -31,7 +31,7 @@ def test_a_batch_that_is_stopped_leaves_the_line() -> None:
 
 def test_a_carrier_that_has_fewer_places_than_it_said_is_believed() -> None:
     async def run() -> None:
-        count, batch = [3], Batch(1, lambda: False, Moments())
+        count, batch = [3], Batch(1, lambda: 1.0, Moments())
         places = Places(lambda: count[0])
         for _ in range(3):
             await places.take(batch)
@@ -53,7 +53,7 @@ class Play:
     def __init__(self) -> None:
         self.count, self.most = 2, 0
         self.places = Places(lambda: self.count)
-        self.batches = [Batch(1, lambda: False, Moments()) for _ in range(3)]
+        self.batches = [Batch(1, lambda: 1.0, Moments()) for _ in range(3)]
         self.tasks: list[asyncio.Task[None]] = []
         self.holding = 0
 
@@ -75,7 +75,7 @@ class Play:
     def stop(self, value: int) -> None:
         """Let a batch wait no longer."""
         self.batches[value % 3].stop_waiting()
-        self.batches[value % 3] = Batch(1, lambda: False, Moments())
+        self.batches[value % 3] = Batch(1, lambda: 1.0, Moments())
 
     def cancel(self, value: int) -> None:
         """End a delivery from outside, whatever it does."""
