@@ -134,7 +134,10 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
 
     def tell_of_ends(*_: object) -> None:
         while statuses:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # it has interrupted itself: what ended is told of outside
+                break
             if pid == 0:
                 break
             told = statuses.pop(pid)
