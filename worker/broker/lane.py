@@ -16,7 +16,7 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.strategy import default
 
-from worker.broker.pool import watch
+from worker.broker.pool import PoolConsumer, watch
 
 WAIT_MAX_S = 60.0
 """How long a save waits for those before it, in seconds. A database that is away holds up each of them for minutes, so
@@ -64,17 +64,7 @@ class LaneStep(bootsteps.StartStopStep):
         return worker.lane  # to be started and stopped with the worker
 
 
-class LaneConsumer:
-    """Celery's consumer, except that its pool is the lane."""
-
-    def __init__(self, consumer: Any) -> None:  # noqa: ANN401  Celery's
-        self._consumer = consumer
-        self.pool = consumer.controller.lane
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._consumer, name)
-
-
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa: ANN401  Celery's
     """Return the Strategy of tasks that are answered in order. In other pools than that of threads there is no lane."""
-    return default(task, app, LaneConsumer(consumer) if isinstance(consumer.pool, ThreadPool) else consumer)
+    has_lane = isinstance(consumer.pool, ThreadPool)
+    return default(task, app, PoolConsumer(consumer, consumer.controller.lane) if has_lane else consumer)

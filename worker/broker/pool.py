@@ -28,6 +28,17 @@ class TaskPool(thread.TaskPool):
         return applied
 
 
+class PoolConsumer:
+    """Celery's consumer, except that its pool is another one."""
+
+    def __init__(self, consumer: Any, pool: Any) -> None:  # noqa: ANN401  Celery's
+        self._consumer = consumer
+        self.pool = pool
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._consumer, name)
+
+
 def watch(future: "Future[Any]", options: Mapping[str, Any]) -> None:
     """Have the request that runs in a thread given up if Celery fails with it. `options` are those of the pool."""
     request = getattr(options.get("callback"), "__self__", None)

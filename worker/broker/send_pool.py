@@ -14,7 +14,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.worker.strategy import default
 
 from models.messages.fields import KINDS, Kind
-from worker.broker.pool import watch
+from worker.broker.pool import PoolConsumer, watch
 
 
 class SendPool:
@@ -68,17 +68,6 @@ class SendPoolStep(bootsteps.StartStopStep):
         return worker.send_pools  # to be started and stopped with the worker
 
 
-class SendConsumer:
-    """Celery's consumer, except that its pool is one for what is handed to carriers."""
-
-    def __init__(self, consumer: Any, task: str) -> None:  # noqa: ANN401  Celery's
-        self._consumer = consumer
-        self.pool = consumer.controller.send_pools.of(task)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._consumer, name)
-
-
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa: ANN401  Celery's
     """Return the Strategy of tasks that hand jobs to carriers. Celery's other pools run them as any task."""
     return default(task, app, send_consumer(task, consumer))
@@ -86,4 +75,6 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:  # noqa:
 
 def send_consumer(task: Any, consumer: Any) -> Any:  # noqa: ANN401  Celery's
     """Return the consumer of a task that hands jobs to carriers."""
-    return SendConsumer(consumer, task.name) if isinstance(consumer.pool, ThreadPool) else consumer
+    if not isinstance(consumer.pool, ThreadPool):
+        return consumer
+    return PoolConsumer(consumer, consumer.controller.send_pools.of(task.name))
