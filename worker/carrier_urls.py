@@ -72,6 +72,11 @@ class CarrierUrl:
         return f"{self.scheme}://{host}" if self.port is None else f"{self.scheme}://{host}:{self.port}"
 
     @property
+    def sends(self) -> bool:
+        """Whether it sends anything."""
+        return self.scheme != "null"
+
+    @property
     def is_loopback(self) -> bool:
         """Whether the carrier is on this machine, so that nobody can listen on the way."""
         if self.host == "localhost":
@@ -176,13 +181,15 @@ def _name(given: str | None, otherwise: str) -> str:
     return given
 
 
+def is_whole(text: str, least: int, most: int) -> bool:
+    """Whether a text is a whole number between two others, in digits."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most
+
+
 def _whole(name: str, given: str | None, least: int, most: int, *, otherwise: int) -> int:
     if given is None:
         return otherwise
-    is_number = given.isascii() and given.isdigit() and len(given) <= len(str(most))
-    _require(
-        is_number and least <= int(given) <= most, f"has {name}={given[:20]}; it is a number from {least} to {most}"
-    )
+    _require(is_whole(given, least, most), f"has {name}={given[:20]}; it is a number from {least} to {most}")
     return int(given)
 
 

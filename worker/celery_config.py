@@ -121,8 +121,7 @@ def _at_work(settings: Settings) -> dict[str, int]:
 
     One batch and one that comes next; and as many as its carriers can have in conversation, with the next ones.
     """
-    urls = {Queue.EMAIL: settings.smtp_url, Queue.SMS: settings.sms_url}
-    return {str(queue): 2 * settings.batch + settings.conversations(urls[queue]) for queue in urls}
+    return {kind: 2 * settings.batch + settings.conversations(kind) for kind in KINDS}  # whose queues are called so
 
 
 def _beat_schedule(settings: Settings) -> dict[str, Json]:

@@ -32,6 +32,7 @@ from worker.broker.unknown_lists import unknown_lists
 from worker.carriers.routes import open_routes
 from worker.places import carriers_that_send_nowhere
 from worker.private_files import OTHERS
+from worker.settings import carrier_setting
 
 CHECK_S = 20.0
 """How long a check may take, in seconds. All of them run side by side."""
@@ -136,22 +137,24 @@ def check_broker(app: PostageApp) -> Found:
 
 def check_email(app: PostageApp) -> Found:
     """Greet each mail server, log in, and leave."""
-    return _check_carriers(app, "email", "POSTAGE_SMTP_URL", "The mail server takes the login.")
+    return _check_carriers(app, "email", "The mail server takes the login.")
 
 
 def check_sms(app: PostageApp) -> Found:
     """Ask each gateway for its options, which sends nothing."""
-    return _check_carriers(app, "sms", "POSTAGE_SMS_URL", "The gateway answers.")
+    return _check_carriers(app, "sms", "The gateway answers.")
 
 
-def _check_carriers(app: PostageApp, kind: Kind, setting: str, well: str) -> Found:
+def _check_carriers(app: PostageApp, kind: Kind, well: str) -> Found:
     impatient = {name: min(getattr(app.settings, name), STEP_S) for name in ("smtp_timeout_s", "sms_timeout_s")}
     routes = open_routes(app.settings.model_copy(update=impatient))[kind]
     warnings = [one for one in carriers_that_send_nowhere(app.settings) if one.startswith(f"{kind}:")]
     faults = asyncio.run(_find_faults(routes))
     named = [f"{route.name}: " if len(routes) > 1 else "" for route in routes]
     return Found(
-        [f"{name}{fault} See {setting}." for name, fault in zip(named, faults, strict=True) if fault], warnings, well
+        [f"{one}{fault} See {carrier_setting(kind)}." for one, fault in zip(named, faults, strict=True) if fault],
+        warnings,
+        well,
     )
 
 

@@ -24,7 +24,6 @@ from models.messages.answer import Answer
 from models.sends.carrier import Outcome
 from tasks.context import Context
 from worker.broker.waiting import count_waiting
-from worker.places import carrier_urls
 from worker.settings import Settings
 
 AUDIT = "upkeep.audit"
@@ -73,7 +72,7 @@ class Carriers(Collector):
 
     def __init__(self, settings: Settings, opened_context: OpenedContext) -> None:
         self._opened_context = opened_context
-        self._names = [(kind, url.name) for kind, urls in carrier_urls(settings).items() for url in urls]
+        self._names = [(kind, url.name) for kind, urls in settings.carriers.items() for url in urls]
 
     def describe(self) -> list[Metric]:
         """Return the metrics without figures."""

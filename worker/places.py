@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from sqlalchemy.engine import make_url
 
 from models.errors import OperatorError
-from models.messages.fields import Kind
 from tasks import broker_urls
-from worker.carrier_urls import CarrierUrl, parse_carrier_urls
-from worker.settings import Settings
+from worker.carrier_urls import CarrierUrl
+from worker.settings import Settings, carrier_setting
 
 UP_LOCK = "up.lock"
 """The file by which a folder shows that `postage up` has made it."""
@@ -82,12 +81,7 @@ def database_name(url: str) -> str:
 
 def carriers(settings: Settings) -> dict[str, str]:
     """Return the addresses of the carriers of each kind, without user, password, path and parameters."""
-    return {kind: _addresses(urls) for kind, urls in carrier_urls(settings).items()}
-
-
-def carrier_urls(settings: Settings) -> dict[Kind, list[CarrierUrl]]:
-    """Return the carriers of each kind as they are set up."""
-    return {"email": parse_carrier_urls(settings.smtp_url), "sms": parse_carrier_urls(settings.sms_url)}
+    return {kind: _addresses(named) for kind, named in settings.carriers.items()}
 
 
 def _addresses(named: Sequence[CarrierUrl]) -> str:
@@ -97,12 +91,12 @@ def _addresses(named: Sequence[CarrierUrl]) -> str:
 
 
 def carriers_that_send_nowhere(settings: Settings) -> list[str]:
-    """Return a sentence for each carrier that accepts everything and sends nothing."""
-    settings_of = {"email": "POSTAGE_SMTP_URL", "sms": "POSTAGE_SMS_URL"}
+    """Return a sentence for each kind of which a carrier accepts everything and sends nothing."""
     return [
-        f"{kind}: every message is charged, called sent, and sent nowhere. Set {settings_of[kind]} to a real carrier."
-        for kind, address in carriers(settings).items()
-        if "null://" in address
+        f"{kind}: every message is charged, called sent, and sent nowhere. "
+        f"Set {carrier_setting(kind)} to a real carrier."
+        for kind, named in settings.carriers.items()
+        if not all(one.sends for one in named)
     ]
 
 

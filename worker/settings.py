@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.errors import OperatorError
+from models.messages.fields import KINDS, Kind
 from tasks import broker_urls
 from tasks.queues import Queue
-from worker.carrier_urls import check_carrier_urls, parse_carrier_urls
+from worker.carrier_urls import CarrierUrl, check_carrier_urls, parse_carrier_urls
 
 PREFIX = "POSTAGE_"
+CARRIER_FIELDS: dict[Kind, str] = {"email": "smtp_url", "sms": "sms_url"}
+"""The setting that names the carriers of each kind."""
 CONVERSATIONS_MAX = 2_000
 """Messages of a kind that a worker process has at work besides its batches, at most: each takes some kilobytes."""
 PLACEHOLDER = ":replace-"
@@ -24,6 +27,11 @@ SOCKET_PATH_MAX = 100
 
 class SettingsError(OperatorError):
     """A setting is wrong. The message says which, and why."""
+
+
+def carrier_setting(kind: Kind) -> str:
+    """Return the environment variable that names the carriers of a kind."""
+    return PREFIX + CARRIER_FIELDS[kind].upper()
 
 
 class Settings(BaseSettings):
@@ -169,16 +177,11 @@ class Settings(BaseSettings):
                 "\n".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
             ) from None
 
-    @field_validator("smtp_url")
+    @field_validator(*CARRIER_FIELDS.values())
     @classmethod
-    def _names_mail_servers(cls, urls: str) -> str:
-        check_carrier_urls("email", urls)
-        return urls
-
-    @field_validator("sms_url")
-    @classmethod
-    def _names_gateways(cls, urls: str) -> str:
-        check_carrier_urls("sms", urls)
+    def _names_carriers(cls, urls: str, info: ValidationInfo) -> str:
+        kind = next(kind for kind, name in CARRIER_FIELDS.items() if name == info.field_name)
+        check_carrier_urls(kind, urls)
         return urls
 
     @field_validator("database_url", "broker_url", "result_url")
@@ -264,16 +267,22 @@ class Settings(BaseSettings):
         """The file of the keys with which producers sign; it need not exist."""
         return self.producer_keys or (self.var / "producer-keys.json").absolute()
 
-    def conversations(self, urls: str) -> int:
-        """Return how many messages may be at work at these carriers: one, and the next, for each connection."""
-        named = parse_carrier_urls(urls, self.connections)
-        each = sum(2 * one.connections for one in named if one.scheme != "null")
+    @property
+    def carriers(self) -> dict[Kind, list[CarrierUrl]]:
+        """The carriers of each kind."""
+        return {
+            kind: parse_carrier_urls(getattr(self, name), self.connections) for kind, name in CARRIER_FIELDS.items()
+        }
+
+    def conversations(self, kind: Kind) -> int:
+        """Return how many messages may be at work at the carriers: one, and the next, for each connection."""
+        each = sum(2 * one.connections for one in self.carriers[kind] if one.sends)
         return min(each, CONVERSATIONS_MAX)
 
     @property
     def send_threads(self) -> int:
         """Threads of each kind, of which each holds up to a batch of jobs until they are answered."""
-        most = max(self.conversations(self.smtp_url), self.conversations(self.sms_url))
+        most = max(map(self.conversations, KINDS))
         return self.concurrency + -(-most // self.batch)
 
     @property

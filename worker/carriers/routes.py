@@ -1,17 +1,16 @@
 """Which carriers there are, and those that the settings name: docs/carriers.md says how to add one."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from models.messages.fields import Kind
 from models.sends.carrier import Carrier
 from models.sends.routes import Route
-from worker.carrier_urls import CarrierUrl, parse_carrier_urls
+from worker.carrier_urls import CarrierUrl
 from worker.carriers.null import NullCarrier
 from worker.carriers.sms_gateway import SmsGateway
 from worker.carriers.smtp import SmtpCarrier
-from worker.settings import Settings, SettingsError
+from worker.settings import Settings, SettingsError, carrier_setting
 
 Open = Callable[[CarrierUrl, Settings], Carrier]
 """Makes the carrier of a URL. Nothing is connected yet."""
@@ -36,12 +35,6 @@ CARRIERS: Final[Mapping[Kind, Mapping[str, Open]]] = {
 """How the carriers of each kind are made, by the scheme of their URL."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    name: str
-    urls: str
-
-
 def open_routes(settings: Settings) -> dict[Kind, tuple[Route, ...]]:
     """Return the carriers that the settings name, and when each is used.
 
@@ -51,19 +44,14 @@ def open_routes(settings: Settings) -> dict[Kind, tuple[Route, ...]]:
         If one of the addresses cannot be used, with a sentence that never repeats the user or the password.
 
     """
-    named: dict[Kind, _Setting] = {
-        "email": _Setting("POSTAGE_SMTP_URL", settings.smtp_url),
-        "sms": _Setting("POSTAGE_SMS_URL", settings.sms_url),
-    }
-    return {kind: _routes(kind, setting, settings) for kind, setting in named.items()}
+    return {kind: _routes(kind, addresses, settings) for kind, addresses in settings.carriers.items()}
 
 
-def _routes(kind: Kind, setting: _Setting, settings: Settings) -> tuple[Route, ...]:
+def _routes(kind: Kind, addresses: Sequence[CarrierUrl], settings: Settings) -> tuple[Route, ...]:
     try:
-        addresses = parse_carrier_urls(setting.urls, settings.connections)
         return tuple(_route(kind, address, settings) for address in addresses)
     except ValueError as error:
-        msg = f"{setting.name}: {error}"
+        msg = f"{carrier_setting(kind)}: {error}"
         raise SettingsError(msg) from None
 
 

@@ -18,7 +18,7 @@ from datetime import timedelta
 
 from models.sends.carrier import Email, Handover, OutboundMessage, Receipt
 from worker.carrier_urls import CarrierUrl
-from worker.carriers.smtp_connection import STEPS, SmtpConnection
+from worker.carriers.smtp_connection import SmtpConnection
 from worker.carriers.smtp_delivery import SmtpDelivery
 from worker.carriers.smtp_opening import NotOpenedError, SmtpOpener
 from worker.carriers.smtp_pool import SmtpPool
@@ -73,15 +73,6 @@ class SmtpCarrier:
     def capacity(self) -> int:
         """How many deliveries there may be at a time; fewer once the server has refused connections."""
         return AT_A_CONNECTION * self._pool.connections.now
-
-    @property
-    def longest_s(self) -> float:
-        """How long a delivery may take at most, in seconds, beside the handover.
-
-        Most of it may be two waits for a final dot: that of the message before, and its own. Add to it opening a
-        connection and a transaction up to the dot, twice; the second time because the first connection was of no use.
-        """
-        return 2 * self._dot_timeout_s + 5 * STEPS * self._timeout_s
 
     async def deliver(self, message: OutboundMessage, handover: Handover) -> Receipt:
         """Hand one email over; never raises for what the server or the network does.

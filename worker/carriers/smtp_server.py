@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from worker.carrier_urls import CarrierUrl, CarrierUrlError
+from worker.carrier_urls import CarrierUrl, CarrierUrlError, is_whole
 
 StartTls = Literal["require", "if-offered", "never"]
 _START_TLS: Final[Mapping[str, StartTls]] = {"require": "require", "if-offered": "if-offered", "never": "never"}
@@ -138,6 +138,5 @@ def _ehlo(given: str | None) -> str | None:
 def _whole(name: str, given: str | None, most: int) -> int:
     if given is None:
         return most
-    is_number = given.isascii() and given.isdigit() and len(given) <= len(str(most))
-    _require(is_number and 1 <= int(given) <= most, f"has a value for {name} that is not a number from 1 to {most}")
+    _require(is_whole(given, 1, most), f"has a value for {name} that is not a number from 1 to {most}")
     return int(given)

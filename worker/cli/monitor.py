@@ -24,7 +24,6 @@ from worker.app import PostageApp
 from worker.broker.fair_queue import waiting_count
 from worker.broker.quarantine import count_items
 from worker.broker.transport import redis_client
-from worker.places import carrier_urls
 
 LOOK_EVERY_S = 0.1
 RECENT = timedelta(days=1)
@@ -79,7 +78,7 @@ def carriers_as_they_stand(app: PostageApp) -> list[Json]:
     """Return the carriers, each with whether it works, and those that rest and are not set up here (any more)."""
     rests, now = app.context.database.read(lambda connection: (find_rests(connection), app.context.now(connection)))
     resting = {(rest.kind, rest.carrier): rest for rest in rests}
-    set_up = {(kind, url.name): url.address for kind, urls in carrier_urls(app.settings).items() for url in urls}
+    set_up = {(kind, url.name): url.address for kind, urls in app.settings.carriers.items() for url in urls}
     return [
         {"kind": kind, "name": name, "address": set_up.get((kind, name)), **_health(resting.get((kind, name)), now)}
         for kind, name in [*set_up, *(key for key in resting if key not in set_up)]
