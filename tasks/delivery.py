@@ -58,7 +58,8 @@ def deliver(context: Context, held: Sequence[Charge], begun_at: float, now: date
             settled_before += count_by_lease(one.charge for one in ended)
             failed += [(charge, result) for charge, result in group if isinstance(result, BaseException)]
     finally:
-        context.engine.stop_waiting(batch)
+        if batch.left:  # the caller has left, or a fault has ended this
+            context.engine.stop_waiting(batch)
     yield _release(context, [charge for charge, error in failed if isinstance(error, TooLateError)])
     yield _find(context, [charge.key for charge, error in failed if isinstance(error, LeaseLostError)])
     for _, error in failed:

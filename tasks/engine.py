@@ -25,7 +25,7 @@ from models.sends.leases import HandoverNote, LeaseKey, note_handovers
 from models.sends.outcomes import Attempt, Try, is_askable
 from models.sends.routes import Route, choose, routes_of
 from tasks.batch import Batch, Ended, Lasting, LeaseLostError, Moments, Places, TooLateError, Waits
-from tasks.event_loop import EventLoop, LoopGroups
+from tasks.event_loop import EventLoop, LoopGroups, spawn
 from tasks.health import TRY_AGAIN, CarrierHealth
 from tasks.outbound import outbound_message
 from tasks.rates import NO_LIMITS, Limits, RateAsk, RatesAwayError, Reserved, Slot
@@ -38,7 +38,8 @@ RATES_AWAY_WAIT: Final = timedelta(seconds=5)
 """How long a message waits while nobody knows the rates."""
 WAIT_MIN: Final = timedelta(seconds=1)
 """How long a job waits at least for a carrier that rests."""
-
+NO_CARRIER_WAIT: Final = timedelta(minutes=5)
+"""How long a message waits for which no carrier is set up, before that is looked at again."""
 
 Routes = Mapping[Kind, Sequence[Route]]
 """The routes of each kind."""
@@ -65,11 +66,11 @@ class DeliveryEngine:
         limits: Limits = NO_LIMITS,
     ) -> None:
         self.routes = routes
-        self.health = CarrierHealth(database, routes, now, monotonic)
         self._database = database
         self._now = now
         self._monotonic = monotonic
         self._loop = loop or EventLoop()
+        self.health = CarrierHealth(database, self._loop.writers, routes, now, monotonic)
         self._places = {
             (kind, route.name): Places(functools.partial(getattr, route.carrier, "capacity"))
             for kind, of_kind in routes.items()
@@ -115,11 +116,8 @@ class DeliveryEngine:
         self._loop.close(*(route.carrier.close() for of_kind in self.routes.values() for route in of_kind))
 
     def _start(self, batch: Batch, held: Sequence[Charge], now: datetime) -> None:
-        loop = asyncio.get_running_loop()
         for charge in held:
-            task = loop.create_task(self._run(batch, charge, now))
-            _RUNNING.add(task)
-            task.add_done_callback(_RUNNING.discard)
+            spawn(self._run(batch, charge, now))
 
     async def _run(self, batch: Batch, charge: Charge, now: datetime) -> None:
         try:
@@ -181,7 +179,7 @@ class DeliveryEngine:
             while left is not None:
                 slot = await self._slots.submit(left)
                 if slot.is_reserved and slot.wait_s > batch.time_left():  # somebody else can use it, if told in time
-                    asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
+                    self._give_back_soon(slot)
                     slot = slot._replace(is_reserved=False)
                 if not slot.is_reserved:
                     return Waits(charge, "It waits for its turn: more is to be sent than the rate allows.",
@@ -193,12 +191,15 @@ class DeliveryEngine:
             return Waits(charge, str(error), RATES_AWAY_WAIT)
         except TooLateError:
             if slot is not None:
-                asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
+                self._give_back_soon(slot)
             raise
         finally:
             if left is not None and turn.is_trial:
                 self.health.give_up_claim(charge.kind, turn.route.name)
         return None
+
+    def _give_back_soon(self, slot: Slot) -> None:
+        asyncio.get_running_loop().run_in_executor(self._loop.writers, self._give_back, slot.reserved)
 
     def _give_back(self, unused: Sequence[Reserved]) -> None:
         with suppress(RatesAwayError):  # then these slots are lost
@@ -237,8 +238,8 @@ class DeliveryEngine:
         try:
             if carrier.key_window:
                 await handover()
-                return (await carrier.deliver(outbound_message(charge), _nothing)).sanitized()
-            return (await carrier.deliver(outbound_message(charge), handover)).sanitized()
+            receipt = await carrier.deliver(outbound_message(charge), _nothing if carrier.key_window else handover)
+            return receipt.sanitized()
         except LeaseLostError:
             log.warning("lease expired before the handover; attempt abandoned")
             raise
@@ -253,12 +254,6 @@ class DeliveryEngine:
         notes = [HandoverNote(lease, carrier, tuple(job_ids)) for (lease, carrier), job_ids in together.items()]
         held = self._database.write(lambda connection: note_handovers(connection, notes, self._now(connection)))
         return [None if _lease_of(charge) in held else LeaseLostError() for charge, _ in group]
-
-
-_RUNNING: set[asyncio.Task[None]] = set()
-"""Attempts that run: a loop keeps no strong reference to its tasks."""
-NO_CARRIER_WAIT: Final = timedelta(minutes=5)
-"""How long a message waits for which no carrier is set up, before that is looked at again."""
 
 
 class _Handover:

@@ -85,6 +85,17 @@ async def _end_all(closing: Sequence[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+_RUNNING: set[asyncio.Task[Any]] = set()
+"""What `spawn` has begun: a loop keeps no strong reference to its tasks."""
+
+
+def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on the loop that runs, beside the caller."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    _RUNNING.add(task)
+    task.add_done_callback(_RUNNING.discard)
+
+
 class LoopGroups(Generic[T, R]):
     """Groups items that coroutines of one loop submit at the same time, for something that is done in a thread.
 
@@ -102,7 +113,6 @@ class LoopGroups(Generic[T, R]):
         self._is_running = False
         self._timer: asyncio.Handle | None = None
         self._waits = False
-        self._running: set[asyncio.Task[None]] = set()
         self.expected = 0
         """How many have submitted an item, or are about to."""
 
@@ -135,9 +145,7 @@ class LoopGroups(Generic[T, R]):
         self._timer, self._waits = None, False
         self._is_running = True
         group, self._submitted = self._submitted, []
-        task = loop.create_task(self._run(loop, group))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        spawn(self._run(loop, group))
 
     async def _run(self, loop: asyncio.AbstractEventLoop, group: Sequence[tuple[T, "asyncio.Future[R]"]]) -> None:
         try:

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple, TypeVar
 
@@ -48,11 +49,13 @@ class CarrierHealth:
     def __init__(
         self,
         database: Database,
+        writers: Executor,
         routes: Mapping[Kind, Sequence[Route]],
         now: Callable[[Connection], datetime],
         monotonic: Callable[[], float],
     ) -> None:
         self._database = database
+        self._writers = writers
         self._now = now
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -191,7 +194,7 @@ class CarrierHealth:
             log.warning("carrier works again", kind=key[0], carrier=key[1])
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(None, self._database.write, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, self._database.write, work)
 
 
 def _badness(route: Route, receipt: Receipt, took_s: float) -> tuple[int, str]:
