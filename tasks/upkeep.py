@@ -17,7 +17,7 @@ from models.reports.rollup import roll_up_usage
 from models.sends.charges import Charge, State, keys_with_crashes
 from models.sends.due import DueJob, claim_due, claim_due_bulks
 from models.sends.leases import HandedOver, LeaseKey, delete_idle, end_expired, find_handovers, lock_orphaned
-from models.sends.outcomes import Settlement, settlement_after_crash
+from models.sends.outcomes import Settlement, in_doubt_after_crash, settlement_after_crash
 from models.sends.postponed import delete_postponed, due_jobs
 from models.sends.settling import settle
 from tasks.base import InternalTask
@@ -132,10 +132,10 @@ def _end_orphaned(context: Context, connection: Connection) -> tuple[list[Settle
     return settle(connection, settlements, now, keep_dead=context.keeps_dead), expired
 
 
-def _after_crash(context: Context, charge: Charge, handed_over: HandedOver | None, now: datetime) -> Settlement:
-    doubted = charge.carrier if charge.handover_started_at is not None else handed_over and handed_over.carrier
-    window = context.engine.key_window(charge.kind, doubted)
-    return settlement_after_crash(charge, handed_over, key_window=window, policy=context.retry_policy, now=now)
+def _after_crash(context: Context, charge: Charge, noted: HandedOver | None, now: datetime) -> Settlement:
+    in_doubt = in_doubt_after_crash(charge, noted)
+    window = context.engine.key_window(charge.kind, in_doubt and in_doubt.carrier)
+    return settlement_after_crash(charge, noted, key_window=window, policy=context.retry_policy, now=now)
 
 
 def audit(context: Context) -> Json:

@@ -119,9 +119,9 @@ def claim_jobs(
 
 
 class HandedOver(NamedTuple):
-    """Which carrier may have a message, and since when."""
+    """Which carrier may have a message, and since when. In an earlier release carriers had no names."""
 
-    carrier: str
+    carrier: str | None
     at: datetime
 
 

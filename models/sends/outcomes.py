@@ -188,16 +188,22 @@ def _reason(receipt: Receipt) -> Reason:
     return Reason.RECIPIENT_REFUSED if receipt.recipients_refused else Reason.CARRIER_REFUSED
 
 
+def in_doubt_after_crash(charge: Charge, noted: HandedOver | None) -> HandedOver | None:
+    """Return which carrier may have a message after a crash: that of an earlier attempt, or what the worker noted."""
+    if charge.handover_started_at is not None:
+        return HandedOver(charge.carrier, charge.handover_started_at)
+    return noted
+
+
 def settlement_after_crash(
-    charge: Charge, handed_over: HandedOver | None, *, key_window: timedelta, policy: RetryPolicy, now: datetime
+    charge: Charge, noted: HandedOver | None, *, key_window: timedelta, policy: RetryPolicy, now: datetime
 ) -> Settlement:
     """Return how an attempt ends whose lease expired: its worker crashed, or was without its database for too long.
 
-    `handed_over` is what the worker noted, and `key_window` that of the carrier which may have the message. A job over
-    which `CRASHES_MAX` workers have crashed is not tried again.
+    `noted` is what the worker noted, and `key_window` that of the carrier which may have the message
+    (`in_doubt_after_crash`). A job over which `CRASHES_MAX` workers have crashed is not tried again.
     """
-    since = charge.handover_started_at or (handed_over and handed_over.at)
-    carrier = charge.carrier if charge.handover_started_at else (handed_over and handed_over.carrier)
+    carrier, since = in_doubt_after_crash(charge, noted) or (None, None)
     doubted = replace(charge, handover_started_at=since)
     has_tries = charge.crashes + 1 < CRASHES_MAX and not policy.is_exhausted(charge.attempts)
     doubt = _doubt(doubted, key_window, now, is_new=False)

@@ -8,7 +8,7 @@ works ──> rests ──> is tried with one job ──> works
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
 
 from models.database.schema import resting_carriers
 from models.database.statements import insert
@@ -52,8 +52,8 @@ def begin_rest(
     `detail` is what it said to some message; whom that was for is left out.
     """
     detail = without_people(detail)
-    its_own = (resting_carriers.c.kind == kind, resting_carriers.c.carrier == carrier)
-    before = connection.execute(select(resting_carriers).where(*its_own).with_for_update()).one_or_none()
+    its_own = _is(kind, carrier)
+    before = connection.execute(select(resting_carriers).where(its_own).with_for_update()).one_or_none()
     if before is not None and before.until > now:
         return None
     rests = 1 if before is None else min(before.rests + 1, RESTS_MAX)
@@ -61,7 +61,7 @@ def begin_rest(
     until = now + timedelta(seconds=min(longest_s, first_s * 2.0 ** (rests - 1)))
     values = {"rests": rests, "until": until, "probed_until": None, "is_our_fault": is_our_fault, "detail": detail}
     if before is not None:
-        connection.execute(update(resting_carriers).where(*its_own).values(values))
+        connection.execute(update(resting_carriers).where(its_own).values(values))
         return Rest(kind, carrier, rests, before.since, until, None, is_our_fault, detail)
     inserted = connection.execute(
         insert(connection, resting_carriers)
@@ -79,12 +79,7 @@ def claim_probe(connection: Connection, kind: Kind, carrier: str, now: datetime)
     nobody_tries = or_(resting_carriers.c.probed_until.is_(None), resting_carriers.c.probed_until <= now)
     claimed = connection.execute(
         update(resting_carriers)
-        .where(
-            resting_carriers.c.kind == kind,
-            resting_carriers.c.carrier == carrier,
-            resting_carriers.c.until <= now,
-            nobody_tries,
-        )
+        .where(_is(kind, carrier), resting_carriers.c.until <= now, nobody_tries)
         .values(probed_until=now + PROBE)
         .returning(resting_carriers.c.carrier)
     )
@@ -93,11 +88,7 @@ def claim_probe(connection: Connection, kind: Kind, carrier: str, now: datetime)
 
 def end_rest(connection: Connection, kind: Kind, carrier: str) -> bool:
     """Note that a carrier works. Returns whether it was noted that it did not."""
-    ended = connection.execute(
-        delete(resting_carriers)
-        .where(resting_carriers.c.kind == kind, resting_carriers.c.carrier == carrier)
-        .returning(resting_carriers.c.carrier)
-    )
+    ended = connection.execute(delete(resting_carriers).where(_is(kind, carrier)).returning(resting_carriers.c.carrier))
     return ended.one_or_none() is not None
 
 
@@ -118,3 +109,7 @@ def forget_rests(connection: Connection, carrier: str) -> list[str]:
         delete(resting_carriers).where(resting_carriers.c.carrier == carrier).returning(resting_carriers.c.kind)
     )
     return sorted(forgotten.scalars())
+
+
+def _is(kind: Kind, carrier: str) -> ColumnElement[bool]:
+    return (resting_carriers.c.kind == kind) & (resting_carriers.c.carrier == carrier)
