@@ -9,12 +9,13 @@ import json
 import socket
 import ssl
 import struct
-import threading
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
+
+from tests.loop_server import LoopServer
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"id": "msg-7"}'
 REFUSED = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
@@ -266,46 +267,22 @@ ENDLESS = {name for name in BREAKAGES if name.startswith(("hangs", "drips"))}
 """Those that end only by the other side's patience."""
 
 
-class HttpServer:
-    """A server on a port of this machine, in a thread of its own."""
+class HttpServer(LoopServer):
+    """A server that does what it is told with each connection."""
+
+    limit = 1 << 20
 
     def __init__(self, act: Act, context: ssl.SSLContext | None = None) -> None:
+        super().__init__(context)
         self.requests: list[Request] = []
-        self.connections = 0
         self.peers: list[Peer] = []
         self._act = act
-        self._context = context
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._serving: set[asyncio.Task[None]] = set()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        starting = asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context, limit=1 << 20)
-        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        scheme, host = ("https", "localhost") if self._context else ("http", "127.0.0.1")
-        self.url = f"{scheme}://{host}:{self.port}/send?account=1"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def close_connections(self) -> None:
-        """Close all connections, as a server does with those that were idle for long."""
-        asyncio.run_coroutine_threadsafe(self._close_connections(), self._loop).result()
-
-    async def _close(self) -> None:
-        self._server.close()
-        await self._close_connections()
-
-    async def _close_connections(self) -> None:
-        for each in self._serving:
-            each.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+    @property
+    def url(self) -> str:
+        """Where it is, for a carrier."""
+        scheme, host = ("https", "localhost") if self.context else ("http", "127.0.0.1")
+        return f"{scheme}://{host}:{self.port}/send?account=1"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving = asyncio.current_task()

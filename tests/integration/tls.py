@@ -3,10 +3,10 @@
 import asyncio
 import functools
 import ssl
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+
+from tests.loop_server import LoopServer
 
 CERTIFICATES = Path(__file__).parent.parent / "certificates"
 
@@ -25,43 +25,20 @@ def client_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=CERTIFICATES / "server.pem")
 
 
-class TlsProxy:
+class TlsProxy(LoopServer):
     """A port that speaks TLS in front of one of this machine that does not: the Valkey of the wheel cannot."""
 
     def __init__(self, port: int) -> None:
-        self.connections = 0
-        """How many were made, with TLS."""
+        super().__init__(server_context())
         self._behind = port
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._copying: set[asyncio.Task[None]] = set()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        serving = asyncio.start_server(self._connect, "127.0.0.1", 0, ssl=server_context())
-        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _close(self) -> None:
-        self._server.close()
-        for each in self._copying:
-            each.cancel()
-        await asyncio.gather(*self._copying, return_exceptions=True)
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         its_reader, its_writer = await asyncio.open_connection("127.0.0.1", self._behind)
         for come_from, go_to in ((reader, its_writer), (its_reader, writer)):
             copying = asyncio.create_task(_copy(come_from, go_to))
-            self._copying.add(copying)
-            copying.add_done_callback(self._copying.discard)
+            self._serving.add(copying)
+            copying.add_done_callback(self._serving.discard)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
