@@ -2,9 +2,12 @@
 
 PYTHON = python3
 UV = uv>=0.13.6,<0.14
-JOBS = 3
+JOBS = 5
 BIN = .venv/bin
 READY = .venv/.ready
+
+# What Python compiles is kept, even where it may write no bytecode otherwise: hundreds of processes import it again.
+export PYTHONDONTWRITEBYTECODE =
 
 # The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
@@ -31,7 +34,11 @@ $(READY): pyproject.toml uv.lock
 run: $(READY) ## Run everything on this machine, and the example; Ctrl-C ends it (ONCE=1: ends when done)
 	@exec $(BIN)/postage up examples/john-peter-mary.jsonl $${ONCE:+--exit}
 
-test: lint types imports tests ## Check and test everything, stopping at the first failure
+# pytest compiles the tests in a way of its own, and does so while mypy uses one core; otherwise each of its processes
+# would do it for itself. Only the time depends on that: what is wrong with the tests is said once they are run.
+test: lint ## Check and test everything, stopping at the first failure
+	@$(BIN)/pytest --collect-only -qq >/dev/null 2>&1 & \
+		$(MAKE) --no-print-directory types imports && wait && $(MAKE) --no-print-directory tests
 	@echo '== All of it passed.'
 
 unit: lint types imports ## Check what can be checked without servers, for the loop of writing: under a minute
@@ -58,7 +65,7 @@ imports: $(READY) ## Check which package may import which
 
 tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
 	@echo '== Tests: pytest'
-	@$(BIN)/python -m compileall -q worker tasks models # or each process that a test starts compiles them again
+	@$(BIN)/python -m compileall -q worker tasks models tests bench
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 chaos: $(READY) ## Kill, stop and cut off everything under load, and count what was lost (CHAOS='--jobs 2000 --seed 1')

@@ -10,8 +10,8 @@ CREDIT_USERS = [f"user-{number}" for number in range(8)]
 
 @pytest.mark.timeout(600)
 def test_sixteen_processes_spend_exactly_what_one_balance_holds(postgres_url: str) -> None:
-    """There are 10,000 jobs for 7,000 credits, on PostgreSQL."""
-    _race_for(postgres_url, processes=16, jobs=10_000, credits_=7_000)
+    """There are 4,000 jobs for 2,800 credits, on PostgreSQL."""
+    _race_for(postgres_url, processes=16, jobs=4_000, credits_=2_800)
 
 
 @pytest.mark.timeout(600)

@@ -25,9 +25,9 @@ from tests.races.racing import Start, buy, email_from, findings, race, save_user
 
 PEOPLE = [f"user-{number}" for number in range(10)]
 ADMINS = ["ada", "bob"]
-CHANGES, CHANGERS = 200, 2
-SENDS, SENDERS = 5_000, 4
-LONGEST_PAUSE_S = 0.2
+CHANGES, CHANGERS = 100, 2
+SENDS, SENDERS = 2_000, 4
+LONGEST_PAUSE_S = 0.15
 ROUNDS = 100
 
 
@@ -64,7 +64,7 @@ class Tenure:
 
 @pytest.mark.timeout(600)
 def test_every_message_is_paid_by_the_owner_at_that_moment(postgres_url: str) -> None:
-    """Two processes try 200 changes, many of which are refused, while four processes send 5,000 messages."""
+    """Two processes try 100 changes, many of which are refused, while four processes send 2,000 messages."""
     with worker(postgres_url) as context:
         save_users(context, *ADMINS, *PEOPLE)
         for person in PEOPLE:
