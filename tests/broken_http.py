@@ -90,6 +90,13 @@ class Peer:
             await self.send(OK)
         return head
 
+    def hold_back(self) -> None:
+        """Have what is sent last arrive together with the end of the connection.
+
+        Between the two the other side could send its next request, and nobody would know whether it was taken.
+        """
+        self.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
     def reset(self) -> None:
         """Close the connection so that the other side gets an error (RST)."""
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -105,6 +112,7 @@ def says(*parts: bytes) -> Act:
 
     async def act(peer: Peer) -> None:
         await peer.answer_well()
+        peer.hold_back()
         for part in parts:
             await peer.send(part)
 
