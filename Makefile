@@ -63,7 +63,7 @@ imports: $(READY) ## Check which package may import which
 	@echo '== Imports: lint-imports'
 	@$(BIN)/lint-imports
 
-tests: $(READY) ## Run only the tests (JOBS=4: in four processes)
+tests: $(READY) ## Run only the tests (JOBS=2: in two processes)
 	@echo '== Tests: pytest'
 	@$(BIN)/python -m compileall -q worker tasks models tests bench
 	@$(BIN)/pytest -n $(JOBS) --dist loadgroup

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from tests.compiled import statements_compiled_once
+from tests.restoring import DatabasePool
 from tests.servers import PostgresServer, ValkeyServer
 
 if TYPE_CHECKING:
@@ -97,10 +98,16 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'postage.db')}"
 
 
+@pytest.fixture(scope="session")
+def postgres_databases(migrated_postgres: PostgresServer) -> DatabasePool:
+    """Give the empty migrated PostgreSQL databases."""
+    return DatabasePool(migrated_postgres, TEMPLATE)
+
+
 @pytest.fixture
-def postgres_url(migrated_postgres: PostgresServer) -> Iterator[str]:
-    """Give the URL of a fresh migrated PostgreSQL database."""
-    with migrated_postgres.copy_of(TEMPLATE) as url:
+def postgres_url(postgres_databases: DatabasePool) -> Iterator[str]:
+    """Give the URL of an empty migrated PostgreSQL database."""
+    with postgres_databases.database() as url:
         yield url
 
 

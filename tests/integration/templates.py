@@ -1,10 +1,8 @@
 """Databases that are filled once in a test process, and copied or restored for each test that needs them."""
 
-import secrets
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +10,7 @@ import pytest
 
 from models.database.engine import Database
 from tests.conftest import TEMPLATE, gather
-from tests.integration.restoring import Content
+from tests.restoring import DatabasePool
 from tests.servers import PostgresServer
 
 Fill = Callable[[Database], object]
@@ -24,8 +22,7 @@ class Templates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[Fill, Path] = {}
-        self._contents: dict[Fill, Content] = {}
-        self._restored: defaultdict[Fill, list[str]] = defaultdict(list)
+        self._pools: dict[Fill, DatabasePool] = {}
 
     def copy_file(self, fill: Fill, migrated: Path, file: Path) -> None:
         """Copy the SQLite database that `fill` fills to `file`."""
@@ -36,25 +33,11 @@ class Templates:
             self._files[fill] = filled
         shutil.copyfile(self._files[fill], file)
 
-    @contextmanager
-    def filled(self, fill: Fill, server: PostgresServer) -> Iterator[str]:
-        """Give the URL of a PostgreSQL database that `fill` has filled. It is restored after the block."""
-        name = self._restored[fill].pop() if self._restored[fill] else self._new(fill, server)
-        yield server.url(name)
-        if self._contents[fill].restore(server.url(name)):
-            self._restored[fill].append(name)
-        else:
-            server.drop_database(name)
-
-    def _new(self, fill: Fill, server: PostgresServer) -> str:
-        name = f"filled_{secrets.token_hex(8)}"
-        server.create_database(name, template=TEMPLATE)
-        if fill in self._contents:
-            self._contents[fill].restore(server.url(name))
-        else:
-            _fill(server.url(name), fill)
-            self._contents[fill] = Content.of(server.url(name))
-        return name
+    def pool(self, fill: Fill, server: PostgresServer) -> DatabasePool:
+        """Give the PostgreSQL databases that `fill` has filled."""
+        if fill not in self._pools:
+            self._pools[fill] = DatabasePool(server, TEMPLATE, lambda url: _fill(url, fill))
+        return self._pools[fill]
 
 
 def _fill(url: str, fill: Fill) -> None:
@@ -79,7 +62,7 @@ def database_filled_by(fill: Fill, *kinds: str, scope: Literal["function", "modu
                 yield database
             return
         with (
-            templates.filled(fill, request.getfixturevalue("migrated_postgres")) as url,
+            templates.pool(fill, request.getfixturevalue("migrated_postgres")).database() as url,
             closing(Database(url)) as database,
         ):
             yield database
