@@ -1,8 +1,9 @@
 # ruff: noqa: INP001  a script stands alone
 """`python clients/node/make_contract.py` writes the wire contract for Node: `lib/contract.js` and its types.
 
-There is one source of truth, and it is the server's: its messages and answers, as JSON schemas. What this writes is
-kept in the repository, so that the package needs no build; a test compares it with what this would write now.
+There is one source of truth, and it is the server's: its messages and answers, as the JSON schemas that
+`postage contract` shows. What this writes is kept in the repository, so that the package needs no build; a test
+compares it with what this would write now.
 """
 
 import json
@@ -14,14 +15,17 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from models.messages.answers import ANSWERS, EntryAnswer  # noqa: E402
+from models.errors import Reason  # noqa: E402
+from models.messages.answers import forms_of  # noqa: E402
 from models.messages.base import Json  # noqa: E402
 from models.messages.fields import ID  # noqa: E402
+from models.messages.schemas import all_schemas  # noqa: E402
 from models.messages.wire import MESSAGES, SEND_TASKS  # noqa: E402
 from tasks.job_ids import ID_FIELDS, USER_FIELDS  # noqa: E402
 from tasks.queues import ROUTES  # noqa: E402
 
 MADE = "// Made by clients/node/make_contract.py from the server's own messages: change them, and run it again.\n"
+REASONS = list(map(str, Reason))
 WORDS = {"string": "string", "integer": "number", "boolean": "boolean", "null": "null"}
 """TypeScript's names of JSON's types."""
 
@@ -42,21 +46,20 @@ def type_of(schema: Json) -> str:  # noqa: PLR0911  a table
             return reference.removeprefix("#/$defs/")
         case {"const": value}:
             return json.dumps(value)
+        case {"enum": values} if values == [*REASONS, None]:
+            return "Reason | null"
         case {"enum": values}:
             return " | ".join(map(json.dumps, values))
+        case {"type": str(name)} if name in WORDS:
+            return WORDS[name]
         case {"anyOf": schemas}:
             return " | ".join(dict.fromkeys(map(type_of, schemas)))
         case {"type": "array", "items": items}:
             return f"Array<{type_of(items)}>"
-        case {"type": "object", "patternProperties": patterns}:
-            [values] = patterns.values()
-            return f"Record<string, {type_of(values)}>"
         case {"type": "object", "additionalProperties": dict(values)}:
             return f"Record<string, {type_of(values)}>"
         case {"type": "object", "additionalProperties": True}:
             return "Record<string, unknown>"
-        case {"type": str(name)} if name in WORDS:
-            return WORDS[name]
     raise ValueError(f"There is no TypeScript for {schema} yet.")
 
 
@@ -70,46 +73,27 @@ def interface(name: str, schema: Json) -> str:
     return "\n".join([f"/**\n{comment}\n */", f"export interface {name} {{", *fields, "}\n"])
 
 
-def interfaces(schemas: list[Json]) -> Mapping[str, str]:
-    """Return the interface of each object, by name, and of the objects in them.
-
-    Raises
-    ------
-    ValueError
-        If two objects have the same name.
-
-    """
-    found: dict[str, str] = {}
-    for schema in schemas:
-        for name, each in {**schema.get("$defs", {}), schema["title"]: schema}.items():
-            text = interface(name, each)
-            if found.setdefault(name, text) != text:
-                raise ValueError(f"There are two {name}.")
+def schemas() -> dict[str, Json]:
+    """Return the schema of each object, by name. The client wants the `job_id` of what is sent, as in Python."""
+    found = all_schemas("#/$defs/{model}")
+    for name in {MESSAGES[task].__name__ for task in SEND_TASKS}:
+        found[name]["properties"]["job_id"] = {"type": "string"}
+        found[name]["required"] = ["job_id", *found[name]["required"]]
     return found
-
-
-def message_schema(task: str) -> Json:
-    """Return the schema of a task's message. The client wants the `job_id` of what is sent, as in Python."""
-    schema = MESSAGES[task].model_json_schema()
-    if task in SEND_TASKS:
-        schema["properties"]["job_id"] = {"type": "string"}
-        schema["required"] = ["job_id", *schema["required"]]
-    return schema
 
 
 def types() -> str:
     """Return the text of `lib/contract.d.ts`."""
-    messages = {task: message_schema(task) for task in MESSAGES}
-    answers = {task: answer.model_json_schema() for task, answer in ANSWERS.items()}
-    entry = EntryAnswer.model_json_schema()
-    answer_names = {task: schema["title"] for task, schema in answers.items()}
-    answer_names["views.statement"] += f" | {entry['title']}"
+    messages = {task: message.__name__ for task, message in MESSAGES.items()}
+    answers = {task: " | ".join(form.__name__ for form in forms_of(task)) for task in MESSAGES}
     return "\n".join(
         [
             MADE,
-            *interfaces([*messages.values(), *answers.values(), entry]).values(),
-            mapping("The message of each task.", "Messages", {task: of["title"] for task, of in messages.items()}),
-            mapping("The answer of each task. Later releases may add fields.", "Answers", answer_names),
+            *(interface(name, schema) for name, schema in schemas().items()),
+            mapping("The message of each task.", "Messages", messages),
+            mapping("The answer of each task. Later releases may add fields.", "Answers", answers),
+            "/** Why a job was refused, or failed. */",
+            f"export type Reason = {' | '.join(map(json.dumps, REASONS))};",
             "export type Task = keyof Messages;",
             "/** The tasks that send. They keep no result: `views.message` has their answer. */",
             f"export type SendTask = {' | '.join(map(json.dumps, SEND_TASKS))};",
@@ -134,10 +118,11 @@ def mapping(comment: str, name: str, entries: Mapping[str, str]) -> str:
 
 def values() -> str:
     """Return the text of `lib/contract.js`."""
-    schemas = {task: message_schema(task) for task in MESSAGES}
-    needed = {task: schema["required"] for task, schema in schemas.items()}
+    by_name = schemas()
+    messages = {task: by_name[message.__name__] for task, message in MESSAGES.items()}
+    needed = {task: schema["required"] for task, schema in messages.items()}
     optional = {
-        task: [field for field in schema["properties"] if field not in needed[task]] for task, schema in schemas.items()
+        task: [name for name in schema["properties"] if name not in needed[task]] for task, schema in messages.items()
     }
     tables: list[tuple[str, str, Any]] = [
         ("The queue of each task.", "QUEUES", {task: ROUTES[task] for task in MESSAGES}),

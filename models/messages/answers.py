@@ -4,16 +4,22 @@ A refused answer has them all, null where there is nothing to say: a reader need
 """
 
 import re
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from models.errors import Reason
 from models.messages.answer import refused_answer
 from models.messages.base import Json
 from models.messages.fields import ID
 
 _ASKED = re.compile(f"{ID.pattern}(/[0-9]{{1,3}})?")
 """The id of a job, or of one message of a bulk job: nothing else that was asked is repeated."""
+
+Why = Annotated[str | None, Field(json_schema_extra={"enum": [*map(str, Reason), None]})]
+"""A reason, or null. To whoever reads an answer it is any text: a later release may know more of them."""
+Time = Annotated[str | None, Field(json_schema_extra={"format": "date-time"})]
+"""A time in ISO 8601 and UTC, or null."""
 
 
 class AnswerFields(BaseModel):
@@ -26,7 +32,7 @@ class CommandAnswer(AnswerFields):
     """How a command ended."""
 
     status: Literal["done", "refused"]
-    reason: str | None
+    reason: Why
     detail: str | None
 
 
@@ -139,7 +145,7 @@ class SendAnswer(AnswerFields):
     task: str | None
     kind: str | None
     status: Literal["sending", "retrying", "sent", "failed", "refused", "unknown"]
-    reason: str | None
+    reason: Why
     detail: str | None
     sender: str | None
     paid_by: str | None
@@ -148,9 +154,9 @@ class SendAnswer(AnswerFields):
     attempts: int
     recipients_refused: dict[str, str]
     carrier_reference: str | None
-    created_at: str | None
-    next_attempt_at: str | None
-    final_at: str | None
+    created_at: Time
+    next_attempt_at: Time
+    final_at: Time
     messages: dict[str, int] = {}
 
 
@@ -165,7 +171,7 @@ class ViewAnswer(AnswerFields):
 
     status: Literal["done", "refused"]
     viewer: str | None
-    reason: str | None = None
+    reason: Why = None
     detail: str | None = None
 
 
@@ -277,6 +283,11 @@ def refusal(task: str, given: object, reason: str, detail: str) -> Json:
             del fields["messages"]
     refused = refused_answer(reason, detail)
     return refused | fields | {name: refused[name] for name in ("status", "reason", "detail")}
+
+
+def forms_of(task: str) -> tuple[type[AnswerFields], ...]:
+    """Return every form that the answer of a task may have."""
+    return (ANSWERS[task], EntryAnswer) if task == "views.statement" else (ANSWERS[task],)
 
 
 def _answer_of(task: str, given: object) -> type[AnswerFields]:

@@ -77,6 +77,11 @@ def _canonical(value: Any) -> Any:  # noqa: ANN401  a value of a message
     return value if isinstance(value, int) else value.given()
 
 
+def is_given(*names: str) -> Json:
+    """Return the JSON schema of an object in which these fields are there and not null."""
+    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names}}
+
+
 def explain(error: ValidationError, most: int = 3) -> str:
     """Return what is wrong with a message, in sentences that name the fields and never repeat their values."""
     problems = error.errors(include_url=False, include_input=False)

@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from models.messages.base import TaskMessage
+from models.messages.base import Json, TaskMessage, is_given
 from models.messages.fields import (
     Amount,
     Billing,
@@ -19,8 +19,17 @@ from models.messages.fields import (
 )
 
 
+def _is_not_zero(name: str) -> Json:
+    return {"required": [name], "properties": {name: {"not": {"const": 0}}}}
+
+
+_NOT_NOTHING = ConfigDict(json_schema_extra={"anyOf": [_is_not_zero("email"), _is_not_zero("sms")]})
+
+
 class Credits(TaskMessage):
-    """Whole credits of each kind."""
+    """Whole credits of each kind, at least one of them."""
+
+    model_config = _NOT_NOTHING
 
     email: CreditCount = 0
     sms: CreditCount = 0
@@ -38,7 +47,19 @@ class Credits(TaskMessage):
 
 
 class Purchase(TaskMessage):
-    """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits."""
+    """`credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits.
+
+    It has either `plan`, or all of `credits`, `amount` and `currency`.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                is_given("plan") | {"not": {"anyOf": [is_given("credits"), is_given("amount"), is_given("currency")]}},
+                is_given("credits", "amount", "currency") | {"not": is_given("plan")},
+            ]
+        }
+    )
 
     task: ClassVar[str] = "credits.purchase"
     key: ClassVar[str | None] = "order_id"
@@ -78,7 +99,9 @@ class Reversal(TaskMessage):
 
 
 class SignedCredits(TaskMessage):
-    """Whole credits of each kind, to be given (positive) or taken (negative)."""
+    """Whole credits of each kind, to be given (positive) or taken (negative), at least one of them."""
+
+    model_config = _NOT_NOTHING
 
     email: SignedCreditCount = 0
     sms: SignedCreditCount = 0
@@ -129,7 +152,12 @@ class EraseUser(TaskMessage):
 
 
 class CancelMessages(TaskMessage):
-    """`messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more."""
+    """`messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more.
+
+    It has either `job_id` or `sender`.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [is_given("job_id"), is_given("sender")]})
 
     task: ClassVar[str] = "messages.cancel"
     key: ClassVar[str | None] = "cancel_id"

@@ -141,7 +141,12 @@ def _open_templates(shared: Mapping[str, str]) -> dict[str, Template]:
 
 
 class SendManyEmails(EmailContent):
-    """`email.send_many`: one email for each recipient, filled in with the recipient's values."""
+    """`email.send_many`: one email for each recipient, filled in with the recipient's values.
+
+    `{{name}}` in `subject`, `text` and `html` is replaced by the recipient's value of that name, which must be there.
+    Other `{{` are refused, in `headers` too. Filled in, each email must be valid as an `email.send`, and all of them
+    together have at most 25 million characters.
+    """
 
     task: ClassVar[str] = "email.send_many"
     kind: ClassVar[Kind] = "email"
@@ -187,7 +192,11 @@ class SendManyEmails(EmailContent):
 
 
 class SendManySms(SmsContent):
-    """`sms.send_many`: one text message for each recipient, filled in with the recipient's values."""
+    """`sms.send_many`: one text message for each recipient, filled in with the recipient's values.
+
+    `{{name}}` in `text` is replaced by the recipient's value of that name, which must be there. Other `{{` are refused.
+    Filled in, each text must be valid as that of an `sms.send`.
+    """
 
     task: ClassVar[str] = "sms.send_many"
     kind: ClassVar[Kind] = "sms"

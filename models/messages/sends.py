@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from models.messages.addresses import bare_address, normalize_address, normalize_addresses
-from models.messages.base import Json, TaskMessage
+from models.messages.base import Json, TaskMessage, is_given
 from models.messages.fields import (
     RECIPIENTS_MAX,
     SEGMENTS_MAX,
@@ -44,6 +44,8 @@ class Content(NamedTuple):
 class EmailContent(Send):
     """The parts of an email that `email.send` and `email.send_many` share."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [is_given("text"), is_given("html")]})
+
     cc: Mailboxes | None = None
     bcc: Mailboxes | None = None
     subject: Subject
@@ -65,7 +67,10 @@ class EmailContent(Send):
 
 
 class SendEmail(EmailContent):
-    """`email.send`: one email to one or several recipients, which is one message and one charge."""
+    """`email.send`: one email to one or several recipients, which is one message and one charge.
+
+    `to`, `cc` and `bcc` together name at most 100 recipients. At least one of `text` and `html` is needed.
+    """
 
     task: ClassVar[str] = "email.send"
     kind: ClassVar[Kind] = "email"

@@ -40,7 +40,7 @@ class ViewStatement(View):
     It has no numbered pages.
     """
 
-    page: Literal[1] = 1
+    page: Annotated[int, Field(ge=1, le=1)] = 1
     next: StatementCursor | None = None
     entry: EntryName | None = None
 

@@ -8,7 +8,7 @@ import pytest
 from models.errors import Reason, Refused
 from models.messages.wire import MESSAGES, parse
 
-EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples" / "messages"
+EXAMPLES_FOLDER = Path(__file__).parents[2] / "models" / "messages" / "examples"
 EXAMPLES = {path.stem: json.loads(path.read_text())["job"] for path in sorted(EXAMPLES_FOLDER.glob("*.json"))}
 """The object of a valid job of each task."""
 TASKS = sorted(MESSAGES)

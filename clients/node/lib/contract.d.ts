@@ -1,30 +1,80 @@
 // Made by clients/node/make_contract.py from the server's own messages: change them, and run it again.
 
 /**
- * `email.send`: one email to one or several recipients, which is one message and one charge.
+ * `credits.adjust`: a correction by hand of what `owner` holds.
  */
-export interface SendEmail {
-  job_id: string;
-  sender: string;
-  cc?: Array<string> | string | null;
-  bcc?: Array<string> | string | null;
-  subject: string;
-  text?: string | null;
-  html?: string | null;
-  reply_to?: Array<string> | string | null;
-  headers?: Record<string, string> | null;
-  to: Array<string> | string;
+export interface Adjustment {
+  adjustment_id: string;
+  actor: string;
+  owner: string;
+  credits: SignedCredits;
+  reason: string;
 }
 
 /**
- * `sms.send`: one text message.
+ * `credits.adjust`.
  */
-export interface SendSms {
-  job_id: string;
-  sender: string;
-  text: string;
-  from?: string | null;
-  to: string;
+export interface AdjustmentAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  adjustment_id: string | null;
+  actor: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+}
+
+/**
+ * `views.billing`.
+ */
+export interface BillingAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  billing: Record<string, string> | null;
+}
+
+/**
+ * `messages.cancel`.
+ */
+export interface CancelAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  cancel_id: string | null;
+  actor: string | null;
+  cancelled: number | null;
+  credits: number;
+  too_late: number | null;
+}
+
+/**
+ * `messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more.
+ *
+ * It has either `job_id` or `sender`.
+ */
+export interface CancelMessages {
+  cancel_id: string;
+  actor: string;
+  job_id?: string | null;
+  sender?: string | null;
+}
+
+/**
+ * Credits of each kind.
+ */
+export interface CreditCounts {
+  email: number;
+  sms: number;
+}
+
+/**
+ * Whole credits of each kind, at least one of them.
+ */
+export interface Credits {
+  email?: number;
+  sms?: number;
 }
 
 /**
@@ -36,50 +86,105 @@ export interface EmailRecipient {
 }
 
 /**
- * `email.send_many`: one email for each recipient, filled in with the recipient's values.
+ * `views.statement` with `entry`: what is behind it.
  */
-export interface SendManyEmails {
-  job_id: string;
-  sender: string;
-  cc?: Array<string> | string | null;
-  bcc?: Array<string> | string | null;
-  subject: string;
-  text?: string | null;
-  html?: string | null;
-  reply_to?: Array<string> | string | null;
-  headers?: Record<string, string> | null;
-  recipients: Array<EmailRecipient>;
+export interface EntryAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  entry: Record<string, unknown> | null;
+  messages: Array<Record<string, unknown>> | null;
+  order: Record<string, unknown> | null;
+  reversal: Record<string, unknown> | null;
+  adjustment: Record<string, unknown> | null;
 }
 
 /**
- * One recipient of a bulk text message, and the values for the placeholders.
+ * `users.erase`: what names `user`, or those they wrote to, except what invoices keep.
  */
-export interface SmsRecipient {
-  to: string;
-  values?: Record<string, string>;
+export interface EraseUser {
+  erasure_id: string;
+  actor: string;
+  user: string;
 }
 
 /**
- * `sms.send_many`: one text message for each recipient, filled in with the recipient's values.
+ * `users.erase`.
  */
-export interface SendManySms {
-  job_id: string;
-  sender: string;
-  text: string;
-  from?: string | null;
-  recipients: Array<SmsRecipient>;
+export interface ErasureAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  erasure_id: string | null;
+  user: string | null;
 }
 
 /**
- * Whole credits of each kind.
+ * `views.orders`.
  */
-export interface Credits {
-  email?: number;
-  sms?: number;
+export interface OrdersAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+}
+
+/**
+ * `views.overview`.
+ */
+export interface OverviewAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  remaining: CreditCounts | null;
+  debt: CreditCounts | null;
+  plans: Array<Record<string, unknown>> | null;
+}
+
+/**
+ * `credits.set_owner`.
+ */
+export interface OwnerAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  change_id: string | null;
+  user: string | null;
+  owner: string | null;
+}
+
+/**
+ * `plans.save`.
+ */
+export interface PlanAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  plan: string | null;
 }
 
 /**
  * `credits.purchase`: credits that `buyer` bought, as a plan or as a number of credits.
+ *
+ * It has either `plan`, or all of `credits`, `amount` and `currency`.
  */
 export interface Purchase {
   order_id: string;
@@ -87,9 +192,25 @@ export interface Purchase {
   plan?: string | null;
   credits?: Credits | null;
   amount?: number | null;
-  currency?: string | null;
+  currency?: "AED" | "AFN" | "ALL" | "AMD" | "AOA" | "ARS" | "AUD" | "AWG" | "AZN" | "BAM" | "BBD" | "BDT" | "BHD" | "BIF" | "BMD" | "BND" | "BOB" | "BRL" | "BSD" | "BTN" | "BWP" | "BYN" | "BZD" | "CAD" | "CDF" | "CHF" | "CLP" | "CNY" | "COP" | "CRC" | "CUP" | "CVE" | "CZK" | "DJF" | "DKK" | "DOP" | "DZD" | "EGP" | "ERN" | "ETB" | "EUR" | "FJD" | "FKP" | "GBP" | "GEL" | "GHS" | "GIP" | "GMD" | "GNF" | "GTQ" | "GYD" | "HKD" | "HNL" | "HTG" | "HUF" | "IDR" | "ILS" | "INR" | "IQD" | "IRR" | "ISK" | "JMD" | "JOD" | "JPY" | "KES" | "KGS" | "KHR" | "KMF" | "KPW" | "KRW" | "KWD" | "KYD" | "KZT" | "LAK" | "LBP" | "LKR" | "LRD" | "LSL" | "LYD" | "MAD" | "MDL" | "MGA" | "MKD" | "MMK" | "MNT" | "MOP" | "MRU" | "MUR" | "MVR" | "MWK" | "MXN" | "MYR" | "MZN" | "NAD" | "NGN" | "NIO" | "NOK" | "NPR" | "NZD" | "OMR" | "PAB" | "PEN" | "PGK" | "PHP" | "PKR" | "PLN" | "PYG" | "QAR" | "RON" | "RSD" | "RUB" | "RWF" | "SAR" | "SBD" | "SCR" | "SDG" | "SEK" | "SGD" | "SHP" | "SLE" | "SOS" | "SRD" | "SSP" | "STN" | "SVC" | "SYP" | "SZL" | "THB" | "TJS" | "TMT" | "TND" | "TOP" | "TRY" | "TTD" | "TWD" | "TZS" | "UAH" | "UGX" | "USD" | "UYU" | "UZS" | "VED" | "VES" | "VND" | "VUV" | "WST" | "XAF" | "XCD" | "XCG" | "XOF" | "XPF" | "YER" | "ZAR" | "ZMW" | "ZWG" | null;
   credit_to?: "owner" | "self";
   billing?: Record<string, string> | null;
+}
+
+/**
+ * `credits.purchase`.
+ */
+export interface PurchaseAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  order_id: string | null;
+  buyer: string | null;
+  paid_by: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+  amount: number | null;
+  currency: string | null;
 }
 
 /**
@@ -108,32 +229,68 @@ export interface Reversal {
 }
 
 /**
- * Whole credits of each kind, to be given (positive) or taken (negative).
+ * `credits.reverse`.
  */
-export interface SignedCredits {
-  email?: number;
-  sms?: number;
+export interface ReversalAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  reversal_id: string | null;
+  order_id: string | null;
+  kind: string | null;
+  buyer: string | null;
+  owner: string | null;
+  credits: CreditCounts | null;
+  debt: CreditCounts | null;
 }
 
 /**
- * `credits.adjust`: a correction by hand of what `owner` holds.
+ * `roles.save`.
  */
-export interface Adjustment {
-  adjustment_id: string;
-  actor: string;
-  owner: string;
-  credits: SignedCredits;
-  reason: string;
+export interface RoleAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  organization: string | null;
+  role: string | null;
 }
 
 /**
- * `credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again.
+ * `views.users` and `views.changes`.
  */
-export interface SetOwner {
-  change_id: string;
-  actor: string;
-  user: string;
-  owner: string;
+export interface RowsAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+}
+
+/**
+ * `plans.save`: what can be bought under a name. Orders keep the terms they were made under.
+ */
+export interface SavePlan {
+  version?: number | null;
+  actor?: string | null;
+  plan: string;
+  name: string;
+  credits: Credits;
+  price: number;
+  currency: "AED" | "AFN" | "ALL" | "AMD" | "AOA" | "ARS" | "AUD" | "AWG" | "AZN" | "BAM" | "BBD" | "BDT" | "BHD" | "BIF" | "BMD" | "BND" | "BOB" | "BRL" | "BSD" | "BTN" | "BWP" | "BYN" | "BZD" | "CAD" | "CDF" | "CHF" | "CLP" | "CNY" | "COP" | "CRC" | "CUP" | "CVE" | "CZK" | "DJF" | "DKK" | "DOP" | "DZD" | "EGP" | "ERN" | "ETB" | "EUR" | "FJD" | "FKP" | "GBP" | "GEL" | "GHS" | "GIP" | "GMD" | "GNF" | "GTQ" | "GYD" | "HKD" | "HNL" | "HTG" | "HUF" | "IDR" | "ILS" | "INR" | "IQD" | "IRR" | "ISK" | "JMD" | "JOD" | "JPY" | "KES" | "KGS" | "KHR" | "KMF" | "KPW" | "KRW" | "KWD" | "KYD" | "KZT" | "LAK" | "LBP" | "LKR" | "LRD" | "LSL" | "LYD" | "MAD" | "MDL" | "MGA" | "MKD" | "MMK" | "MNT" | "MOP" | "MRU" | "MUR" | "MVR" | "MWK" | "MXN" | "MYR" | "MZN" | "NAD" | "NGN" | "NIO" | "NOK" | "NPR" | "NZD" | "OMR" | "PAB" | "PEN" | "PGK" | "PHP" | "PKR" | "PLN" | "PYG" | "QAR" | "RON" | "RSD" | "RUB" | "RWF" | "SAR" | "SBD" | "SCR" | "SDG" | "SEK" | "SGD" | "SHP" | "SLE" | "SOS" | "SRD" | "SSP" | "STN" | "SVC" | "SYP" | "SZL" | "THB" | "TJS" | "TMT" | "TND" | "TOP" | "TRY" | "TTD" | "TWD" | "TZS" | "UAH" | "UGX" | "USD" | "UYU" | "UZS" | "VED" | "VES" | "VND" | "VUV" | "WST" | "XAF" | "XCD" | "XCG" | "XOF" | "XPF" | "YER" | "ZAR" | "ZMW" | "ZWG";
+}
+
+/**
+ * `roles.save`: a role of an organization and the rights it holds.
+ */
+export interface SaveRole {
+  version?: number | null;
+  actor?: string | null;
+  organization: string;
+  role: string;
+  rights: Array<"view_user_list" | "edit_user" | "adjust_credits">;
 }
 
 /**
@@ -151,46 +308,186 @@ export interface SaveUser {
 }
 
 /**
- * `roles.save`: a role of an organization and the rights it holds.
+ * A send job: what `views.message` returns.
  */
-export interface SaveRole {
-  version?: number | null;
-  actor?: string | null;
-  organization: string;
-  role: string;
-  rights: Array<"view_user_list" | "edit_user" | "adjust_credits">;
+export interface SendAnswer {
+  job_id: string | null;
+  task: string | null;
+  kind: string | null;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  reason: Reason | null;
+  detail: string | null;
+  sender: string | null;
+  paid_by: string | null;
+  credits: number;
+  cost: number | null;
+  attempts: number;
+  recipients_refused: Record<string, string>;
+  carrier_reference: string | null;
+  created_at: string | null;
+  next_attempt_at: string | null;
+  final_at: string | null;
+  messages?: Record<string, number>;
 }
 
 /**
- * `plans.save`: what can be bought under a name. Orders keep the terms they were made under.
+ * `email.send`: one email to one or several recipients, which is one message and one charge.
+ *
+ * `to`, `cc` and `bcc` together name at most 100 recipients. At least one of `text` and `html` is needed.
  */
-export interface SavePlan {
-  version?: number | null;
-  actor?: string | null;
-  plan: string;
-  name: string;
-  credits: Credits;
-  price: number;
-  currency: string;
+export interface SendEmail {
+  job_id: string;
+  sender: string;
+  cc?: string | Array<string> | null;
+  bcc?: string | Array<string> | null;
+  subject: string;
+  text?: string | null;
+  html?: string | null;
+  reply_to?: string | Array<string> | null;
+  headers?: Record<string, string> | null;
+  to: string | Array<string>;
 }
 
 /**
- * `messages.cancel`: what waits of one job, or of everything that `sender` has sent, is not sent any more.
+ * `email.send_many`: one email for each recipient, filled in with the recipient's values.
+ *
+ * `{{name}}` in `subject`, `text` and `html` is replaced by the recipient's value of that name, which must be there.
+ * Other `{{` are refused, in `headers` too. Filled in, each email must be valid as an `email.send`, and all of them
+ * together have at most 25 million characters.
  */
-export interface CancelMessages {
-  cancel_id: string;
-  actor: string;
-  job_id?: string | null;
-  sender?: string | null;
+export interface SendManyEmails {
+  job_id: string;
+  sender: string;
+  cc?: string | Array<string> | null;
+  bcc?: string | Array<string> | null;
+  subject: string;
+  text?: string | null;
+  html?: string | null;
+  reply_to?: string | Array<string> | null;
+  headers?: Record<string, string> | null;
+  recipients: Array<EmailRecipient>;
 }
 
 /**
- * `users.erase`: what names `user`, or those they wrote to, except what invoices keep.
+ * `sms.send_many`: one text message for each recipient, filled in with the recipient's values.
+ *
+ * `{{name}}` in `text` is replaced by the recipient's value of that name, which must be there. Other `{{` are refused.
+ * Filled in, each text must be valid as that of an `sms.send`.
  */
-export interface EraseUser {
-  erasure_id: string;
+export interface SendManySms {
+  job_id: string;
+  sender: string;
+  text: string;
+  from?: string | null;
+  recipients: Array<SmsRecipient>;
+}
+
+/**
+ * `sms.send`: one text message.
+ */
+export interface SendSms {
+  job_id: string;
+  sender: string;
+  text: string;
+  from?: string | null;
+  to: string;
+}
+
+/**
+ * `credits.set_owner`: from now on `user` spends the credits of `owner`; with `owner` = `user`, their own again.
+ */
+export interface SetOwner {
+  change_id: string;
   actor: string;
   user: string;
+  owner: string;
+}
+
+/**
+ * Whole credits of each kind, to be given (positive) or taken (negative), at least one of them.
+ */
+export interface SignedCredits {
+  email?: number;
+  sms?: number;
+}
+
+/**
+ * One recipient of a bulk text message, and the values for the placeholders.
+ */
+export interface SmsRecipient {
+  to: string;
+  values?: Record<string, string>;
+}
+
+/**
+ * `views.statement`: a page of each account.
+ */
+export interface StatementAnswer {
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  accounts: Array<Record<string, unknown>> | null;
+  more: boolean | null;
+  next: string | null;
+}
+
+/**
+ * `views.explain`: the answer to a send job, and what led to it.
+ */
+export interface StoryAnswer {
+  job_id: string | null;
+  task: string | null;
+  kind: string | null;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  reason: Reason | null;
+  detail: string | null;
+  sender: string | null;
+  paid_by: string | null;
+  credits: number;
+  cost: number | null;
+  attempts: number;
+  recipients_refused: Record<string, string>;
+  carrier_reference: string | null;
+  created_at: string | null;
+  next_attempt_at: string | null;
+  final_at: string | null;
+  messages?: Record<string, number>;
+  story: Array<Record<string, unknown>>;
+}
+
+/**
+ * `views.usage`.
+ */
+export interface UsageAnswer {
+  rows: Array<Record<string, unknown>> | null;
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  owner: string | null;
+  of: string | null;
+  sharing: boolean | null;
+  reminder: string | null;
+  total: CreditCounts | null;
+  by: string | null;
+}
+
+/**
+ * `users.save`.
+ */
+export interface UserAnswer {
+  status: "done" | "refused";
+  reason: Reason | null;
+  detail: string | null;
+  user_id: string | null;
 }
 
 /**
@@ -205,34 +502,6 @@ export interface View {
   until?: string | null;
   page?: number;
   next?: string | null;
-}
-
-/**
- * `views.usage`: by user, day and kind, or one row a message.
- */
-export interface ViewUsage {
-  viewer: string;
-  of?: "owner" | "self";
-  since?: string | null;
-  until?: string | null;
-  page?: number;
-  next?: string | null;
-  by?: "day" | "message";
-}
-
-/**
- * `views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them.
- *
- * It has no numbered pages.
- */
-export interface ViewStatement {
-  viewer: string;
-  of?: "owner" | "self";
-  since?: string | null;
-  until?: string | null;
-  page?: 1;
-  next?: string | null;
-  entry?: string | null;
 }
 
 /**
@@ -262,6 +531,21 @@ export interface ViewMessage {
 }
 
 /**
+ * `views.statement`: the entries of the owner's accounts, newest first, or what is behind one of them.
+ *
+ * It has no numbered pages.
+ */
+export interface ViewStatement {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  entry?: string | null;
+}
+
+/**
  * `views.explain`: the same, with what led to it.
  */
 export interface ViewStory {
@@ -275,287 +559,16 @@ export interface ViewStory {
 }
 
 /**
- * A send job: what `views.message` returns.
+ * `views.usage`: by user, day and kind, or one row a message.
  */
-export interface SendAnswer {
-  job_id: string | null;
-  task: string | null;
-  kind: string | null;
-  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
-  reason: string | null;
-  detail: string | null;
-  sender: string | null;
-  paid_by: string | null;
-  credits: number;
-  cost: number | null;
-  attempts: number;
-  recipients_refused: Record<string, string>;
-  carrier_reference: string | null;
-  created_at: string | null;
-  next_attempt_at: string | null;
-  final_at: string | null;
-  messages?: Record<string, number>;
-}
-
-/**
- * Credits of each kind.
- */
-export interface CreditCounts {
-  email: number;
-  sms: number;
-}
-
-/**
- * `credits.purchase`.
- */
-export interface PurchaseAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  order_id: string | null;
-  buyer: string | null;
-  paid_by: string | null;
-  owner: string | null;
-  credits: CreditCounts | null;
-  amount: number | null;
-  currency: string | null;
-}
-
-/**
- * `credits.reverse`.
- */
-export interface ReversalAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  reversal_id: string | null;
-  order_id: string | null;
-  kind: string | null;
-  buyer: string | null;
-  owner: string | null;
-  credits: CreditCounts | null;
-  debt: CreditCounts | null;
-}
-
-/**
- * `credits.adjust`.
- */
-export interface AdjustmentAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  adjustment_id: string | null;
-  actor: string | null;
-  owner: string | null;
-  credits: CreditCounts | null;
-}
-
-/**
- * `credits.set_owner`.
- */
-export interface OwnerAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  change_id: string | null;
-  user: string | null;
-  owner: string | null;
-}
-
-/**
- * `users.save`.
- */
-export interface UserAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  user_id: string | null;
-}
-
-/**
- * `roles.save`.
- */
-export interface RoleAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  organization: string | null;
-  role: string | null;
-}
-
-/**
- * `plans.save`.
- */
-export interface PlanAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  plan: string | null;
-}
-
-/**
- * `messages.cancel`.
- */
-export interface CancelAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  cancel_id: string | null;
-  actor: string | null;
-  cancelled: number | null;
-  credits: number;
-  too_late: number | null;
-}
-
-/**
- * `users.erase`.
- */
-export interface ErasureAnswer {
-  status: "done" | "refused";
-  reason: string | null;
-  detail: string | null;
-  erasure_id: string | null;
-  user: string | null;
-}
-
-/**
- * `views.overview`.
- */
-export interface OverviewAnswer {
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  owner: string | null;
-  of: string | null;
-  sharing: boolean | null;
-  reminder: string | null;
-  remaining: CreditCounts | null;
-  debt: CreditCounts | null;
-  plans: Array<Record<string, unknown>> | null;
-}
-
-/**
- * `views.usage`.
- */
-export interface UsageAnswer {
-  rows: Array<Record<string, unknown>> | null;
-  page: number | null;
-  more: boolean | null;
-  next: string | null;
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  owner: string | null;
-  of: string | null;
-  sharing: boolean | null;
-  reminder: string | null;
-  total: CreditCounts | null;
-  by: string | null;
-}
-
-/**
- * `views.orders`.
- */
-export interface OrdersAnswer {
-  rows: Array<Record<string, unknown>> | null;
-  page: number | null;
-  more: boolean | null;
-  next: string | null;
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  owner: string | null;
-  of: string | null;
-  sharing: boolean | null;
-  reminder: string | null;
-}
-
-/**
- * `views.statement`: a page of each account.
- */
-export interface StatementAnswer {
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  owner: string | null;
-  of: string | null;
-  sharing: boolean | null;
-  reminder: string | null;
-  accounts: Array<Record<string, unknown>> | null;
-  more: boolean | null;
-  next: string | null;
-}
-
-/**
- * `views.billing`.
- */
-export interface BillingAnswer {
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  billing: Record<string, string> | null;
-}
-
-/**
- * `views.users` and `views.changes`.
- */
-export interface RowsAnswer {
-  rows: Array<Record<string, unknown>> | null;
-  page: number | null;
-  more: boolean | null;
-  next: string | null;
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-}
-
-/**
- * `views.explain`: the answer to a send job, and what led to it.
- */
-export interface StoryAnswer {
-  job_id: string | null;
-  task: string | null;
-  kind: string | null;
-  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
-  reason: string | null;
-  detail: string | null;
-  sender: string | null;
-  paid_by: string | null;
-  credits: number;
-  cost: number | null;
-  attempts: number;
-  recipients_refused: Record<string, string>;
-  carrier_reference: string | null;
-  created_at: string | null;
-  next_attempt_at: string | null;
-  final_at: string | null;
-  messages?: Record<string, number>;
-  story: Array<Record<string, unknown>>;
-}
-
-/**
- * `views.statement` with `entry`: what is behind it.
- */
-export interface EntryAnswer {
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: string | null;
-  detail?: string | null;
-  owner: string | null;
-  of: string | null;
-  sharing: boolean | null;
-  reminder: string | null;
-  entry: Record<string, unknown> | null;
-  messages: Array<Record<string, unknown>> | null;
-  order: Record<string, unknown> | null;
-  reversal: Record<string, unknown> | null;
-  adjustment: Record<string, unknown> | null;
+export interface ViewUsage {
+  viewer: string;
+  of?: "owner" | "self";
+  since?: string | null;
+  until?: string | null;
+  page?: number;
+  next?: string | null;
+  by?: "day" | "message";
 }
 
 /** The message of each task. */
@@ -610,6 +623,8 @@ export interface Answers {
   "views.explain": StoryAnswer;
 }
 
+/** Why a job was refused, or failed. */
+export type Reason = "invalid_job" | "conflicting_job" | "unknown_user" | "unknown_plan" | "insufficient_credits" | "not_permitted" | "other_organization" | "owner_is_credit_user" | "user_has_credit_users" | "user_has_open_messages" | "purchase_for_self_while_sharing" | "billing_information_missing" | "recipient_refused" | "carrier_refused" | "carrier_unavailable" | "not_found" | "stale" | "too_large" | "nothing_remaining" | "expired" | "cancelled";
 export type Task = keyof Messages;
 /** The tasks that send. They keep no result: `views.message` has their answer. */
 export type SendTask = "email.send" | "sms.send" | "email.send_many" | "sms.send_many";
