@@ -14,6 +14,7 @@ from models.errors import PostageError
 from worker.cli.apply import apply
 from worker.cli.cancel import cancel, purge
 from worker.cli.carriers import carriers
+from worker.cli.contract import contract
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
 from worker.cli.doctor import doctor
@@ -35,7 +36,7 @@ from worker.preflight import DATABASE_ERRORS, explain_failure
 
 COMMANDS = (
     *(up, worker, beat, flower, migrate),
-    *(send_email, send_sms, enqueue),
+    *(send_email, send_sms, enqueue, contract),
     *(apply, user, role, plan, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
