@@ -1,16 +1,19 @@
 """Many jobs enqueued at once, by the client and by `postage enqueue`, and answered by a real worker."""
 
 import json
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft7Validator
+from redis import Redis
 
 from models.messages.billing import Purchase
 from models.messages.sends import SendEmail
 from models.sends.charges import State
 from tasks.client import JobLike, enqueue, producer_app
-from tests.flows.deployment import CommandResult, Deployment, run
+from tests.flows.deployment import CommandResult, Deployment, run, wait_until
 from tests.flows.outside import Json
 
 pytestmark = [pytest.mark.xdist_group("enqueuing"), pytest.mark.timeout(240)]
@@ -50,6 +53,62 @@ def test_a_purchase_is_answered_under_the_id_that_enqueue_gives(deployment: Depl
         answer = app.AsyncResult(task_id).get(timeout=30)
 
     assert (answer["status"], answer["owner"], answer["credits"]) == ("done", owner, {"email": 3, "sms": 0})
+
+
+def test_a_message_with_only_what_the_contract_asks_for_is_done_and_answered_as_it_says(
+    deployment: Deployment, broker_url: str
+) -> None:
+    """Made of the AsyncAPI document alone, as a producer in any language would make it."""
+    owner, _ = deployment.people()
+    order = {"order_id": "bare-order", "buyer": owner, "credits": {"email": 2}, "amount": 1, "currency": "EUR"}
+    answer = of_contract("credits.purchase.answer")["payload"]
+
+    with Redis.from_url(broker_url, decode_responses=True) as redis:
+        redis.lpush("billing", bare_message("credits.purchase", "bare-purchase", order))
+        wait_until(lambda: redis.exists("celery-task-meta-bare-purchase"), "the purchase is answered")
+        kept = json.loads(str(redis.get("celery-task-meta-bare-purchase")))
+        redis.lpush("email", bare_message("email.send", "bare-task", {**EXAMPLE, "sender": owner}))
+        deployment.wait_until_final("bare-email")
+
+    Draft7Validator({**answer, "components": CONTRACT["components"]}).validate(kept)
+    assert (kept["result"]["status"], kept["result"]["owner"]) == ("done", owner)
+
+
+CONTRACT = json.loads((Path(__file__).parents[2] / "docs/contract/asyncapi.json").read_text())
+EXAMPLE = {"job_id": "bare-email", "to": "a@customer.example", "subject": "Hello", "text": "Hello"}
+
+
+def of_contract(name: str) -> Json:
+    """Give a message of the contract."""
+    message: Json = CONTRACT["components"]["messages"][name]
+    return message
+
+
+def of_queue(task: str) -> str:
+    """Give the address of the channel of a task."""
+    channel = CONTRACT["operations"][task]["channel"]["$ref"].rpartition("/")[2]
+    return str(CONTRACT["channels"][channel]["address"])
+
+
+def bare_message(task: str, task_id: str, job: Json) -> str:
+    """Make a message with the properties and headers that are required, and no others."""
+    required = CONTRACT["components"]["schemas"]["TaskHeaders"]["required"]
+    headers = {name: {"task": task, "id": task_id}[name] for name in required}
+    message = {
+        "body": b64encode(json.dumps([[job], {}, {}]).encode()).decode(),
+        "headers": headers,
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_tag": f"tag-of-{task_id}",
+            "delivery_info": {"exchange": "", "routing_key": of_queue(task)},
+        },
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
+    schemas = CONTRACT["components"]["schemas"]
+    assert sorted(message) == sorted(schemas["RedisMessage"]["required"])
+    Draft7Validator({**schemas["RedisMessage"], "components": CONTRACT["components"]}).validate(message)
+    return json.dumps(message)
 
 
 # -- postage enqueue --------------------------------------------------------------------------------------------------
