@@ -95,12 +95,19 @@ def _table(schema: Json) -> str:
 
 
 def _answer_tables(schema: Json) -> Iterator[str]:
-    """Yield a table of the fields of each form of an answer."""
-    definitions = schema.get("$defs", {})
-    forms = [definitions[_name(form)] for form in schema["anyOf"]] if "anyOf" in schema else [schema]
+    """Yield a table of the fields of each form of an answer, and one for each object in it."""
+    definitions = dict(schema.get("$defs", {}))
+    forms = [definitions.pop(_name(form)) for form in schema["anyOf"]] if "anyOf" in schema else [schema]
     for form in forms:
-        rows = [f"| `{name}` | {_type(field, null=True)} |" for name, field in form["properties"].items()]
-        yield "\n".join(["| answer | type |", "|---|---|", *rows]) + "\n"
+        yield _answer_table("answer", form)
+    for name, inner in definitions.items():
+        yield f"`{name}`: {inner['description']}\n"
+        yield _answer_table("field", inner)
+
+
+def _answer_table(heading: str, schema: Json) -> str:
+    rows = [f"| `{name}` | {_type(field, null=True)} |" for name, field in schema["properties"].items()]
+    return "\n".join([f"| {heading} | type |", "|---|---|", *rows]) + "\n"
 
 
 def _name(reference: Json) -> str:
@@ -118,8 +125,8 @@ def _type(schema: Json, *, null: bool = False) -> str:  # noqa: PLR0911  a table
             return ", ".join(f"`{value}`" for value in values)
         case {"enum": _, "anyOf": _}:
             return "[reason](../producers.md#reasons) or null"
-        case {"format": "date-time", "anyOf": _}:
-            return "time or null"
+        case {"type": "string", "format": form}:
+            return {"date-time": "time", "date": "day"}[form]
         case {"anyOf": schemas} if "type" not in schema:
             return " or ".join(_type(each, null=null) for each in schemas if null or each != {"type": "null"})
         case {"type": "array", "items": items}:

@@ -70,6 +70,8 @@ def interface(name: str, schema: Json) -> str:
     fields = [
         f"  {field}{'' if field in needed else '?'}: {type_of(of)};" for field, of in schema["properties"].items()
     ]
+    if schema.get("additionalProperties") is True:
+        fields.append("  [other: string]: unknown;")
     return "\n".join([f"/**\n{comment}\n */", f"export interface {name} {{", *fields, "}\n"])
 
 

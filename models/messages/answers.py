@@ -4,28 +4,35 @@ A refused answer has them all, null where there is nothing to say: a reader need
 """
 
 import re
-from typing import Annotated, Any, Literal, get_origin
+from typing import Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from models.errors import Reason
 from models.messages.answer import refused_answer
+from models.messages.answer_parts import (
+    AccountPage,
+    AdjustmentRow,
+    AnswerFields,
+    BoughtPlan,
+    ChangeRow,
+    CreditCounts,
+    EntryMessage,
+    EntryOfAccount,
+    OrderRow,
+    ReversalOfOrder,
+    SendStatus,
+    StoryRow,
+    Time,
+    UsageDay,
+    UsageMessage,
+    UserRow,
+    Why,
+)
 from models.messages.base import Json
 from models.messages.fields import ID
 
 _ASKED = re.compile(f"{ID.pattern}(/[0-9]{{1,3}})?")
 """The id of a job, or of one message of a bulk job: nothing else that was asked is repeated."""
-
-Why = Annotated[str | None, Field(json_schema_extra={"enum": [*map(str, Reason), None]})]
-"""A reason, or null. To whoever reads an answer it is any text: a later release may know more of them."""
-Time = Annotated[str | None, Field(json_schema_extra={"format": "date-time"})]
-"""A time in ISO 8601 and UTC, or null."""
-
-
-class AnswerFields(BaseModel):
-    """The base of all answers. Later releases may add fields."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class CommandAnswer(AnswerFields):
@@ -34,13 +41,6 @@ class CommandAnswer(AnswerFields):
     status: Literal["done", "refused"]
     reason: Why
     detail: str | None
-
-
-class CreditCounts(AnswerFields):
-    """Credits of each kind."""
-
-    email: int
-    sms: int
 
 
 class _OrderKey(AnswerFields):
@@ -144,7 +144,7 @@ class SendAnswer(AnswerFields):
     job_id: str | None
     task: str | None
     kind: str | None
-    status: Literal["sending", "retrying", "sent", "failed", "refused", "unknown"]
+    status: SendStatus
     reason: Why
     detail: str | None
     sender: str | None
@@ -154,16 +154,16 @@ class SendAnswer(AnswerFields):
     attempts: int
     recipients_refused: dict[str, str]
     carrier_reference: str | None
-    created_at: Time
-    next_attempt_at: Time
-    final_at: Time
-    messages: dict[str, int] = {}
+    created_at: Time | None
+    next_attempt_at: Time | None
+    final_at: Time | None
+    messages: dict[str, int] = Field(default_factory=dict)
 
 
 class StoryAnswer(SendAnswer):
     """`views.explain`: the answer to a send job, and what led to it."""
 
-    story: list[Json]
+    story: list[StoryRow]
 
 
 class ViewAnswer(AnswerFields):
@@ -187,7 +187,6 @@ class PoolView(ViewAnswer):
 class Paged(AnswerFields):
     """What the views in pages have."""
 
-    rows: list[Json] | None
     page: int | None
     more: bool | None
     next: str | None
@@ -198,7 +197,7 @@ class OverviewAnswer(PoolView):
 
     remaining: CreditCounts | None
     debt: CreditCounts | None
-    plans: list[Json] | None
+    plans: list[BoughtPlan] | None
 
 
 class UsageAnswer(PoolView, Paged):
@@ -206,16 +205,19 @@ class UsageAnswer(PoolView, Paged):
 
     total: CreditCounts | None
     by: str | None
+    rows: list[UsageDay | UsageMessage] | None
 
 
 class OrdersAnswer(PoolView, Paged):
     """`views.orders`."""
 
+    rows: list[OrderRow] | None
+
 
 class StatementAnswer(PoolView):
     """`views.statement`: a page of each account."""
 
-    accounts: list[Json] | None
+    accounts: list[AccountPage] | None
     more: bool | None
     next: str | None
 
@@ -223,11 +225,11 @@ class StatementAnswer(PoolView):
 class EntryAnswer(PoolView):
     """`views.statement` with `entry`: what is behind it."""
 
-    entry: Json | None
-    messages: list[Json] | None
-    order: Json | None
-    reversal: Json | None
-    adjustment: Json | None
+    entry: EntryOfAccount | None
+    messages: list[EntryMessage] | None
+    order: OrderRow | None
+    reversal: ReversalOfOrder | None
+    adjustment: AdjustmentRow | None
 
 
 class BillingAnswer(ViewAnswer):
@@ -236,8 +238,16 @@ class BillingAnswer(ViewAnswer):
     billing: dict[str, str] | None
 
 
-class RowsAnswer(ViewAnswer, Paged):
-    """`views.users` and `views.changes`."""
+class UsersAnswer(ViewAnswer, Paged):
+    """`views.users`."""
+
+    rows: list[UserRow] | None
+
+
+class ChangesAnswer(ViewAnswer, Paged):
+    """`views.changes`."""
+
+    rows: list[ChangeRow] | None
 
 
 ANSWERS: dict[str, type[AnswerFields]] = {
@@ -259,8 +269,8 @@ ANSWERS: dict[str, type[AnswerFields]] = {
     "views.orders": OrdersAnswer,
     "views.statement": StatementAnswer,
     "views.billing": BillingAnswer,
-    "views.users": RowsAnswer,
-    "views.changes": RowsAnswer,
+    "views.users": UsersAnswer,
+    "views.changes": ChangesAnswer,
     "views.message": SendAnswer,
     "views.explain": StoryAnswer,
 }

@@ -24,8 +24,9 @@ from models.messages.schemas import answer_schema, message_schema
 from models.messages.wire import MESSAGES, SEND_TASKS
 from tasks.contract import asyncapi, keeps_answer
 from tasks.queues import ROUTES
+from tests.fakes import Clock, answer, make_context
 from tests.flows.any_message import VALUES
-from tests.unit.contract_story import answers_to_examples
+from tests.unit.contract_story import AT, answers_to_examples
 from tests.unit.wire import EXAMPLES, EXAMPLES_FOLDER, field_names
 from worker.broker.parts import EMBEDDED, HEADERS
 from worker.cli.contract import contract, contract_files
@@ -73,6 +74,28 @@ def test_the_answers_of_the_examples_are_real(sqlite_url: str) -> None:
     assert {task: steady(answer) for task, answer in answers.items()} == {
         task: steady(answer) for task, answer in ANSWERS_OF_EXAMPLES.items()
     }, "run `python -m tests.unit.contract_story`"
+
+
+def test_answers_have_every_field_that_is_in_their_types_and_no_other(sqlite_url: str) -> None:
+    """Also those of a view that is asked otherwise than in its example."""
+    database = Database(sqlite_url)
+    answers_to_examples(database)
+    context = make_context(database, clock=Clock(AT))
+    asked = [
+        ("views.usage", {"viewer": "john"}),
+        ("views.statement", {"viewer": "peter", "of": "self"}),
+        *(("views.statement", {"viewer": "john", "entry": entry}) for entry in ("email/0", "email/1", "email/2")),
+        *(("views.statement", {"viewer": "peter", "of": "self", "entry": f"email/{seq}"}) for seq in (1, 2, 3)),
+    ]
+    answers = [(task, answer(context, task, given)) for task, given in asked]
+    context.close()
+
+    behind = ("order", "reversal", "adjustment", "messages")
+    assert {name for _, fields in answers for name in behind if fields.get(name)} == set(behind)
+    for task, fields in (*ANSWERS_OF_EXAMPLES.items(), *answers):
+        form = forms_of(task)[-1 if "entry" in fields else 0]
+        assert form.model_validate(fields).model_dump(exclude_unset=True) == fields
+        ANSWER_VALIDATORS[task].validate(fields)
 
 
 def steady(answer: Any) -> Any:

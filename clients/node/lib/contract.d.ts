@@ -1,6 +1,20 @@
 // Made by clients/node/make_contract.py from the server's own messages: change them, and run it again.
 
 /**
+ * An account, and a page of its entries, the newest first.
+ */
+export interface AccountPage {
+  owner: string;
+  kind: "email" | "sms";
+  org_id: number;
+  account_id: number;
+  balance: number;
+  debt: number;
+  hash_before: string;
+  entries: Array<EntryRow>;
+}
+
+/**
  * `credits.adjust`: a correction by hand of what `owner` holds.
  */
 export interface Adjustment {
@@ -25,6 +39,18 @@ export interface AdjustmentAnswer {
 }
 
 /**
+ * An adjustment.
+ */
+export interface AdjustmentRow {
+  adjustment_id: string;
+  actor: string;
+  owner: string;
+  credits: CreditCounts;
+  reason: string;
+  at: string;
+}
+
+/**
  * `views.billing`.
  */
 export interface BillingAnswer {
@@ -33,6 +59,16 @@ export interface BillingAnswer {
   reason?: Reason | null;
   detail?: string | null;
   billing: Record<string, string> | null;
+}
+
+/**
+ * A plan that was bought, in `views.overview`.
+ */
+export interface BoughtPlan {
+  plan: string;
+  name: string;
+  orders: number;
+  last_at: string;
 }
 
 /**
@@ -59,6 +95,32 @@ export interface CancelMessages {
   actor: string;
   job_id?: string | null;
   sender?: string | null;
+}
+
+/**
+ * A change, in `views.changes`; `old` is null for what is new.
+ */
+export interface ChangeRow {
+  kind: string;
+  subject: string;
+  actor: string | null;
+  old: Record<string, unknown> | null;
+  new: Record<string, unknown> | null;
+  at: string;
+}
+
+/**
+ * `views.changes`.
+ */
+export interface ChangesAnswer {
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  rows: Array<ChangeRow> | null;
 }
 
 /**
@@ -97,11 +159,56 @@ export interface EntryAnswer {
   of: string | null;
   sharing: boolean | null;
   reminder: string | null;
-  entry: Record<string, unknown> | null;
-  messages: Array<Record<string, unknown>> | null;
-  order: Record<string, unknown> | null;
-  reversal: Record<string, unknown> | null;
-  adjustment: Record<string, unknown> | null;
+  entry: EntryOfAccount | null;
+  messages: Array<EntryMessage> | null;
+  order: OrderRow | null;
+  reversal: ReversalOfOrder | null;
+  adjustment: AdjustmentRow | null;
+}
+
+/**
+ * A message that an entry paid for, or gave back.
+ */
+export interface EntryMessage {
+  job_id: string;
+  user: string;
+  credits: number;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  at: string;
+}
+
+/**
+ * An entry, and its account.
+ */
+export interface EntryOfAccount {
+  owner: string;
+  kind: "email" | "sms";
+  org_id: number;
+  account_id: number;
+  seq: number;
+  amount: number;
+  balance_after: number;
+  debt_after: number;
+  cause_kind: string;
+  cause_id: string;
+  at: string;
+  content: string;
+  hash: string;
+}
+
+/**
+ * An entry of an account, with all that its hash is made of beside the account.
+ */
+export interface EntryRow {
+  seq: number;
+  amount: number;
+  balance_after: number;
+  debt_after: number;
+  cause_kind: string;
+  cause_id: string;
+  at: string;
+  content: string;
+  hash: string;
 }
 
 /**
@@ -125,10 +232,25 @@ export interface ErasureAnswer {
 }
 
 /**
+ * An order with its reversals; `reversed` has the credits that they took back in all.
+ */
+export interface OrderRow {
+  order_id: string;
+  buyer: string;
+  owner: string;
+  plan: string | null;
+  credits: CreditCounts;
+  amount: number;
+  currency: string;
+  at: string;
+  reversed: CreditCounts;
+  reversals: Array<ReversalRow>;
+}
+
+/**
  * `views.orders`.
  */
 export interface OrdersAnswer {
-  rows: Array<Record<string, unknown>> | null;
   page: number | null;
   more: boolean | null;
   next: string | null;
@@ -140,6 +262,7 @@ export interface OrdersAnswer {
   of: string | null;
   sharing: boolean | null;
   reminder: string | null;
+  rows: Array<OrderRow> | null;
 }
 
 /**
@@ -156,7 +279,7 @@ export interface OverviewAnswer {
   reminder: string | null;
   remaining: CreditCounts | null;
   debt: CreditCounts | null;
-  plans: Array<Record<string, unknown>> | null;
+  plans: Array<BoughtPlan> | null;
 }
 
 /**
@@ -245,6 +368,31 @@ export interface ReversalAnswer {
 }
 
 /**
+ * A reversal, and its order.
+ */
+export interface ReversalOfOrder {
+  reversal_id: string;
+  kind: "refund" | "chargeback";
+  credits: CreditCounts;
+  debt: CreditCounts;
+  reason: string;
+  at: string;
+  order_id: string;
+}
+
+/**
+ * A reversal of an order.
+ */
+export interface ReversalRow {
+  reversal_id: string;
+  kind: "refund" | "chargeback";
+  credits: CreditCounts;
+  debt: CreditCounts;
+  reason: string;
+  at: string;
+}
+
+/**
  * `roles.save`.
  */
 export interface RoleAnswer {
@@ -253,20 +401,6 @@ export interface RoleAnswer {
   detail: string | null;
   organization: string | null;
   role: string | null;
-}
-
-/**
- * `views.users` and `views.changes`.
- */
-export interface RowsAnswer {
-  rows: Array<Record<string, unknown>> | null;
-  page: number | null;
-  more: boolean | null;
-  next: string | null;
-  status: "done" | "refused";
-  viewer: string | null;
-  reason?: Reason | null;
-  detail?: string | null;
 }
 
 /**
@@ -431,7 +565,7 @@ export interface StatementAnswer {
   of: string | null;
   sharing: boolean | null;
   reminder: string | null;
-  accounts: Array<Record<string, unknown>> | null;
+  accounts: Array<AccountPage> | null;
   more: boolean | null;
   next: string | null;
 }
@@ -457,14 +591,23 @@ export interface StoryAnswer {
   next_attempt_at: string | null;
   final_at: string | null;
   messages?: Record<string, number>;
-  story: Array<Record<string, unknown>>;
+  story: Array<StoryRow>;
+}
+
+/**
+ * What happened to a job, or without a time how it stands now. Each `kind` has fields of its own besides.
+ */
+export interface StoryRow {
+  at: string | null;
+  kind: string;
+  text: string;
+  [other: string]: unknown;
 }
 
 /**
  * `views.usage`.
  */
 export interface UsageAnswer {
-  rows: Array<Record<string, unknown>> | null;
   page: number | null;
   more: boolean | null;
   next: string | null;
@@ -478,6 +621,31 @@ export interface UsageAnswer {
   reminder: string | null;
   total: CreditCounts | null;
   by: string | null;
+  rows: Array<UsageDay | UsageMessage> | null;
+}
+
+/**
+ * What the messages of a user on a day cost, in `views.usage`.
+ */
+export interface UsageDay {
+  user: string;
+  day: string;
+  kind: "email" | "sms";
+  credits: number;
+  messages: number;
+}
+
+/**
+ * What a message costs, in `views.usage` by message.
+ */
+export interface UsageMessage {
+  job_id: string;
+  user: string;
+  kind: "email" | "sms";
+  credits: number;
+  status: "sending" | "retrying" | "sent" | "failed" | "refused" | "unknown";
+  paid_by: string;
+  at: string;
 }
 
 /**
@@ -488,6 +656,32 @@ export interface UserAnswer {
   reason: Reason | null;
   detail: string | null;
   user_id: string | null;
+}
+
+/**
+ * A user, in `views.users`.
+ */
+export interface UserRow {
+  user_id: string;
+  name: string;
+  email: string;
+  role: string;
+  owner: string;
+  sharing: boolean;
+}
+
+/**
+ * `views.users`.
+ */
+export interface UsersAnswer {
+  page: number | null;
+  more: boolean | null;
+  next: string | null;
+  status: "done" | "refused";
+  viewer: string | null;
+  reason?: Reason | null;
+  detail?: string | null;
+  rows: Array<UserRow> | null;
 }
 
 /**
@@ -617,8 +811,8 @@ export interface Answers {
   "views.orders": OrdersAnswer;
   "views.statement": StatementAnswer | EntryAnswer;
   "views.billing": BillingAnswer;
-  "views.users": RowsAnswer;
-  "views.changes": RowsAnswer;
+  "views.users": UsersAnswer;
+  "views.changes": ChangesAnswer;
   "views.message": SendAnswer;
   "views.explain": StoryAnswer;
 }
