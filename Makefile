@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 # The steps of `make test` run one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help setup run test unit lint format types imports tests chaos fuzz bench image clean
+.PHONY: help setup run test unit lint format types imports tests chaos fuzz bench docs image clean
 
 help: ## List what can be done
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,10 @@ fuzz: $(READY) ## Put 20,000 messages with anything in them on the queues of a w
 
 bench: $(READY) ## Measure how fast it is beside others (BENCH='--only hot --rounds 2', BENCH=--help)
 	@exec $(BIN)/python -m bench $(BENCH)
+
+docs: $(READY) ## Build the site of the documentation in dist/docs; a warning is an error
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs dist/docs
+	@echo 'Open dist/docs/index.html.'
 
 image: ## Build the container image `postage`, with Docker or Podman
 	@engine=$$(command -v docker || command -v podman) || { echo 'There is neither Docker nor Podman here. `make tests` runs' \

@@ -1,5 +1,6 @@
 """What tests share: real servers, started once a test process, and a fresh migrated database for each test."""
 
+import gc
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")
 
 TEMPLATE = "template_migrated"
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what was imported and collected: it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     """All settings. Without any, everything is embedded under `./var`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+    SECRETS: ClassVar = frozenset(
+        {"database_url", "broker_url", "result_url", "sentinel_password", "smtp_url", "sms_url", "flower_auth"}
+    )
+    """Those that are a password, or may contain one."""
 
     var: Path = Field(default=Path("var"), description="Folder of everything embedded: database, broker, outbox, logs.")
     database_url: str | None = Field(

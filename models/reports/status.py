@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import Connection, Select, func, select
 
@@ -21,6 +21,9 @@ from models.sends.charges import Charge, charged_since, find_everywhere, shown_s
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
 from models.sends.postponed import find_postponed, postponed_answer
+
+RUNNING: Final = ("sending", "retrying")
+"""The statuses of a job that has not ended."""
 
 
 def find_answer(connection: Connection, job_id: str) -> Json | None:
@@ -60,7 +63,7 @@ def ended_answers(connection: Connection, jobs: Mapping[str, tuple[str, Any]]) -
         for charge in charged[job_id]
         if _is_of(charge, *jobs[task_id], job_id)
     }
-    return {task_id: answer for task_id, answer in answers.items() if answer["status"] not in ("sending", "retrying")}
+    return {task_id: answer for task_id, answer in answers.items() if answer["status"] not in RUNNING}
 
 
 def _job_id(given: object, task_id: str) -> str:

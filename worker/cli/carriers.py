@@ -11,6 +11,7 @@ from worker.cli import tables
 from worker.cli.monitor import carriers_as_they_stand
 from worker.cli.output import json_option, print_answer, table_options
 from worker.cli.session import Need, current_session, needs
+from worker.cli.watching import watchable
 
 NOT_RESTING = "No carrier of that name rests: there is nothing to wake."
 
@@ -27,6 +28,7 @@ def carriers() -> None:
 @carriers.command("list")
 @table_options
 @needs(Need.DATABASE)
+@watchable
 def list_carriers(*, as_json: bool) -> None:
     """List the carriers of both kinds: whether each works or rests, since when, until when, and why."""
     app = current_session().app

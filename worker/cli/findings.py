@@ -10,6 +10,7 @@ from worker.cli import tables
 from worker.cli.output import json_option, print_answer, table_options
 from worker.cli.session import Need, current_session, needs
 from worker.cli.unknown import NOTE_MAX, OPERATOR_MAX
+from worker.cli.watching import watchable
 
 
 @click.group()
@@ -25,6 +26,7 @@ def findings() -> None:
 @click.option("--all", "everything", is_flag=True, help="Also what was resolved.")
 @table_options
 @needs(Need.DATABASE)
+@watchable
 def list_findings(*, everything: bool, as_json: bool) -> None:
     """List the findings that stand, newest first."""
     answer = show_findings(current_session().context, everything=everything)

@@ -27,6 +27,7 @@ from worker.cli.run import beat, control, flower, inspect, migrate, worker
 from worker.cli.saving import plan, role, user
 from worker.cli.send import send_email, send_sms
 from worker.cli.session import Session
+from worker.cli.settings import settings
 from worker.cli.status import audit, status
 from worker.cli.unknown import unknown
 from worker.cli.up import up
@@ -40,7 +41,7 @@ COMMANDS = (
     *(apply, user, role, plan, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
-    *(status, explain, carriers, doctor, audit, findings, verify, unknown, dead, inspect, control),
+    *(status, explain, carriers, settings, doctor, audit, findings, verify, unknown, dead, inspect, control),
 )
 
 

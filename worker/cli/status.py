@@ -4,27 +4,33 @@ import click
 
 from models.database.engine import transaction_time
 from models.reports.audit import run_audit
+from models.reports.status import RUNNING
 from tasks.upkeep import audit_rules
 from worker.cli import tables
 from worker.cli.monitor import job_answer, overall
 from worker.cli.output import print_answer, table_options
 from worker.cli.session import Need, current_session, needs
+from worker.cli.watching import watchable
 
 
 @click.command()
 @click.argument("job_id", required=False)
 @table_options
 @needs(Need.BROKER | Need.DATABASE)
-def status(*, job_id: str | None, as_json: bool) -> None:
+@watchable
+def status(*, job_id: str | None, as_json: bool) -> bool:
     """Show how a job stands, or everything.
 
-    Without JOB_ID: how workers, queues and jobs stand. For operators: no rights are checked.
+    Without JOB_ID: how workers, queues and jobs stand. For operators: no rights are checked. With --watch, a job is
+    watched until it has ended.
     """
     session = current_session()
     if job_id is None:
         print_answer(overall(session.app), as_json=as_json, table=tables.status)
-    else:
-        print_answer(job_answer(session.context, job_id), as_json=as_json, table=tables.message)
+        return False
+    answer = job_answer(session.context, job_id)
+    print_answer(answer, as_json=as_json, table=tables.message)
+    return answer["status"] not in RUNNING
 
 
 @click.command()

@@ -486,3 +486,12 @@ def enqueued(console: Console, answer: Json) -> None:
     """Print how many jobs were enqueued."""
     are = "is on its queue" if answer["enqueued"] == 1 else "are on their queues"
     console.print(f"{_count(answer['enqueued'], 'job')} {are}. `postage status JOB_ID` shows how each stands.")
+
+
+def settings(console: Console, answer: Json) -> None:
+    """Print each setting, with those that the environment has set marked."""
+    shown = table("Settings in force", "setting", "value", "set", "what for")
+    for row in answer["rows"]:
+        value = "" if row["value"] is None else str(row["value"])
+        shown.add_row(row["name"], Text(value), "yes" if row["is_set"] else "", Text(row["description"]))
+    console.print(shown)

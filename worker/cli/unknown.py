@@ -11,6 +11,7 @@ from tasks.operating import decide
 from worker.cli import tables
 from worker.cli.output import json_option, list_answer, next_option, print_answer, table_options
 from worker.cli.session import Need, current_session, needs
+from worker.cli.watching import watchable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +34,7 @@ def unknown() -> None:
 @next_option
 @table_options
 @needs(Need.DATABASE)
+@watchable
 def list_unknown(*, cursor: str | None, as_json: bool) -> None:
     """List messages whose outcome is unknown, oldest first."""
     answer = list_answer(lambda connection: unknown_jobs.list_unknown(connection, cursor))

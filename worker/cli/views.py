@@ -10,6 +10,7 @@ from models.messages.base import Json
 from worker.cli import tables
 from worker.cli.output import ask, csv_option, next_option, print_answer, table_options
 from worker.cli.session import Need, needs
+from worker.cli.watching import watchable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +36,7 @@ def _view(*, viewer: str, of_self: bool, since: str | None, until: str | None, c
 @click.command()
 @_view_options
 @needs(Need.DATABASE)
+@watchable
 def overview(*, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """Show remaining credits and plans, as VIEWER sees them."""
     print_answer(ask("views.overview", _view(**given)), as_json=as_json, table=tables.overview)
@@ -44,6 +46,7 @@ def overview(*, as_json: bool, **given: Any) -> None:  # noqa: ANN401
 @_view_options
 @click.option("--by", type=click.Choice(["day", "message"]), default="day", show_default=True, help="One row each.")
 @needs(Need.DATABASE)
+@watchable
 def usage(*, as_json: bool, by: str, **given: Any) -> None:  # noqa: ANN401
     """Show credits spent, as VIEWER sees them."""
     print_answer(ask("views.usage", {**_view(**given), "by": by}), as_json=as_json, table=tables.usage)
