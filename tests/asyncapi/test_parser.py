@@ -53,6 +53,12 @@ def parsed(parser: Path) -> tuple[Any, Any]:
 
 
 def with_mistakes(document: Any) -> Any:
+    """Give the part of the document that is about text messages, with mistakes."""
+    for part in (document["operations"], document["components"]["messages"]):
+        for name in part.keys() - {"sms.send", "email.send"}:
+            del part[name]
+    for name in document["channels"].keys() - {"sms", "email"}:
+        del document["channels"][name]
     document["operations"]["sms.send"]["messages"] = [{"$ref": "#/channels/email/messages/email.send"}]
     document["components"]["schemas"]["SendSms"]["type"] = "text"
     return document
