@@ -33,7 +33,7 @@ def waiting(port: int) -> dict[str, float]:
 
 def test_what_waits_is_counted_also_where_it_was_moved_to_its_senders(broker: ValkeyServer) -> None:
     settings = Settings(broker_url=broker.url(), metrics_port=free_port())
-    with Redis.from_url(broker.url()) as redis, served_metrics(settings):
+    with Redis.from_url(broker.url()) as redis, served_metrics(settings, fresh_s=0):
         assert waiting(settings.metrics_port or 0) == dict.fromkeys(Queue, 0)
 
         redis.lpush("email", "one", "two")
