@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database.engine import Database
+from models.database.engine import Database, transaction_time
 from models.messages.fields import KINDS
 from models.reports.figures import Figures, read_figures
 from worker.broker.waiting import BrokerFigures, read_broker
@@ -135,7 +135,7 @@ class DatabaseStanding(Collector):
 
     def _read(self) -> Figures:
         with self._database.snapshot() as connection:
-            return read_figures(connection)
+            return read_figures(connection, transaction_time(connection))
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Return the metrics without figures, so that registering them asks no database."""

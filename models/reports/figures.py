@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Select, func, select
 
-from models.database.engine import transaction_time
 from models.database.schema import accounts, charges, findings, leases, postponed_jobs
 from models.messages.fields import KINDS, Kind
 from models.reports.findings import is_alarming
@@ -46,11 +45,10 @@ class Figures(NamedTuple):
     down: Sequence[CarrierDown]
 
 
-def read_figures(connection: Connection) -> Figures:
-    """Read all figures as they stand in this transaction."""
+def read_figures(connection: Connection, now: datetime) -> Figures:
+    """Read all figures as they stand at a time."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{READ_MAX_S}s'")
-    now = transaction_time(connection)
     dues = (charges.c.due_at, postponed_jobs.c.due_at)
     return Figures(
         due_lag_s=max(_passed_s(connection, due_at, now) for due_at in dues),
