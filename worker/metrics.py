@@ -123,11 +123,9 @@ def served_metrics(
             "worker process of a machine needs a POSTAGE_METRICS_PORT of its own; without one it serves none."
         )
         raise MetricsError(sentence) from error
-    standing: list[BrokerStanding | DatabaseStanding] = [
-        BrokerStanding(settings, fresh_s),
-        DatabaseStanding(settings, fresh_s),
-    ]
-    collectors = [*standing, Carriers(settings, opened_context), Tasks(opened_context)]
+    database = DatabaseStanding(settings, fresh_s)
+    broker = BrokerStanding(settings, fresh_s)
+    collectors: list[Collector] = [broker, database, Carriers(settings, opened_context), Tasks(opened_context)]
     for collector in collectors:
         REGISTRY.register(collector)
     try:
@@ -138,8 +136,7 @@ def served_metrics(
         server.shutdown()
         server.server_close()
         thread.join()
-        for each in standing:
-            each.close()
+        database.close()
 
 
 @signals.task_postrun.connect

@@ -1,13 +1,13 @@
 """What is read when Prometheus asks: how the database and the broker stand.
 
-Both are asked over a connection of their own, so the work of the process is not in the way, nor does it wait. Each is
-read in a thread: a scrape waits `WAIT_S` at most, and is answered without what could not be read by then.
+Both are asked over connections of their own, so the work of the process is not in the way, nor does it wait. Each is
+read in a thread: a scrape waits `WAIT_S` for it at most, and is answered without what could not be read by then.
 """
 
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTimeError
 from typing import Final, Generic, TypeVar
 
@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis import RedisError
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.database.engine import Database, transaction_time
@@ -40,7 +41,6 @@ class Reading(Generic[T]):
         self._fresh_s = fresh_s
         self._wait_s = wait_s
         self._lock = threading.Lock()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._last: Future[T] | None = None
         self._read_at = 0.0
 
@@ -48,22 +48,24 @@ class Reading(Generic[T]):
         """Return what was read; None if it could not be, or not in time. Then the next call may find it."""
         with self._lock:
             if self._last is None or (self._last.done() and time.monotonic() >= self._read_at + self._fresh_s):
-                self._last = self._reader.submit(self._read_now)
+                self._last = Future()
+                # A process that ends does not wait for a daemon: what it reads from may never answer.
+                threading.Thread(target=self._fill, args=(self._last,), name="metrics", daemon=True).start()
             last = self._last
         try:
             return last.result(self._wait_s)
         except (NotInTimeError, *FAULTS):
             return None
 
-    def _read_now(self) -> T:
+    def _fill(self, reading: "Future[T]") -> None:
         try:
-            return self._read()
-        finally:
+            result = self._read()
+        except BaseException as fault:  # noqa: BLE001  whoever waits for it decides
             self._read_at = time.monotonic()
-
-    def close(self) -> None:
-        """Wait for a reading that is under way, which has time limits of its own, and read no more."""
-        self._reader.shutdown(cancel_futures=True)
+            reading.set_exception(fault)
+        else:
+            self._read_at = time.monotonic()
+            reading.set_result(result)
 
 
 class BrokerStanding(Collector):
@@ -99,10 +101,6 @@ class BrokerStanding(Collector):
             beat.add_metric([], found.beat_age_s)
         return metrics
 
-    def close(self) -> None:
-        """Read no more."""
-        self._reading.close()
-
 
 class Ages:
     """For how long the messages have been next that are next on each queue."""
@@ -129,7 +127,7 @@ class DatabaseStanding(Collector):
     """
 
     def __init__(self, settings: Settings, fresh_s: float = FRESH_S) -> None:
-        self._database = Database(settings.database, pool_size=1, wait_s=0.0)
+        self._database = Database(_noticing_silence(settings.database), pool_size=1, wait_s=0.0)
         self._reading = Reading(self._read, fresh_s)
         self._carriers = [(kind, url.name) for kind, urls in settings.carriers.items() for url in urls]
 
@@ -167,9 +165,20 @@ class DatabaseStanding(Collector):
         return metrics
 
     def close(self) -> None:
-        """Read no more, and close the connection."""
-        self._reading.close()
+        """Close the connection."""
         self._database.close()
+
+
+def _noticing_silence(database_url: str) -> str:
+    """Return the URL of a database whose connections end when its machine is silent for `WAIT_S` (tcp(7)).
+
+    Without that a reading would wait for a machine that is gone as long as the kernel does, about a quarter of an hour.
+    """
+    url = make_url(database_url)
+    if url.get_backend_name() != "postgresql":
+        return database_url
+    patient = {"tcp_user_timeout": str(round(1000 * WAIT_S)), **url.query}
+    return url.set(query=patient).render_as_string(hide_password=False)
 
 
 def _gauge(name: str, words: str, *labels: str) -> GaugeMetricFamily:
