@@ -9,6 +9,7 @@ from typing import Final
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from models.messages.fields import KINDS, Kind
 from models.messages.wire import SEND_TASKS
@@ -21,7 +22,7 @@ SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 MESSAGES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
-class Metrics:
+class Metrics(Collector):
     """What the tasks of one process have counted and measured since it began. Safe for threads."""
 
     def __init__(self) -> None:
@@ -79,6 +80,10 @@ class Metrics:
                 self._messages.labels(task, state).inc(messages)
         for kind, credits_back in refunded.items():
             self._refunded.labels(kind).inc(credits_back)
+
+    def describe(self) -> list[Metric]:
+        """Return the metrics, which are there from the beginning."""
+        return self.collect()
 
     def collect(self) -> list[Metric]:
         """Return everything as it stands."""

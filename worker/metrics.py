@@ -71,22 +71,6 @@ class Carriers(Collector):
         return [deliveries, resting, *([] if context is None else context.engine.health.took.collect())]
 
 
-class Tasks(Collector):
-    """What the tasks of this process have counted, once there is anything that they may reach."""
-
-    def __init__(self, opened_context: OpenedContext) -> None:
-        self._opened_context = opened_context
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering this asks nobody."""
-        return []
-
-    def collect(self) -> list[Metric]:
-        """Return the metrics as they stand."""
-        context = self._opened_context()
-        return [] if context is None else context.metrics.collect()
-
-
 def _deliveries() -> CounterMetricFamily:
     words = "Deliveries of this process, by what the carrier answered."
     return CounterMetricFamily("postage_deliveries", words, labels=["kind", "carrier", "outcome"])
@@ -99,12 +83,16 @@ def _resting() -> GaugeMetricFamily:
 
 @contextmanager
 def served_metrics(
-    settings: Settings, opened_context: OpenedContext = lambda: None, fresh_s: float = FRESH_S
+    settings: Settings,
+    opened_context: OpenedContext = lambda: None,
+    counted: Collector | None = None,
+    *,
+    fresh_s: float = FRESH_S,
 ) -> Iterator[None]:
     """Serve the metrics of this process while the block runs, if a port is set.
 
-    `opened_context` gives what tasks have used so far. What is read from database and broker is not read again for
-    `fresh_s` seconds.
+    `opened_context` gives what tasks have used so far, and `counted` is what they count. What is read from database and
+    broker is not read again for `fresh_s` seconds.
 
     Raises
     ------
@@ -125,7 +113,9 @@ def served_metrics(
         raise MetricsError(sentence) from error
     database = DatabaseStanding(settings, fresh_s)
     broker = BrokerStanding(settings, fresh_s)
-    collectors: list[Collector] = [broker, database, Carriers(settings, opened_context), Tasks(opened_context)]
+    collectors: list[Collector] = [broker, database, Carriers(settings, opened_context)]
+    if counted is not None:
+        collectors.append(counted)
     for collector in collectors:
         REGISTRY.register(collector)
     try:
