@@ -46,7 +46,9 @@ def send_many(context: Context, bulk: SendMany, refusal: Refused | None = None) 
         now = context.now(connection)
         return charge_bulk_job(connection, job, messages, now=now, due_at=now + REDISPATCH_AFTER)
 
+    begun_at = context.monotonic()
     charge = context.database.write(charge_together)
+    context.metrics.note_charging(job, len(messages), [charge], context.monotonic() - begun_at)
     refusal = conflict(charge, bulk, job.digest)
     if refusal is not None:
         raise refusal

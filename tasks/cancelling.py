@@ -169,9 +169,11 @@ def _cancel_queued(context: Context, cancellation: Cancellation, jobs: Sequence[
 
 
 def _cancel_some_waiting(context: Context, cancellation: Cancellation) -> int:
-    return context.database.write(
+    ended = context.database.write(
         lambda connection: cancel_waiting(connection, cancellation, context.now(connection), CANCEL_BATCH)
     )
+    context.metrics.note_ends(ended)
+    return len(ended)
 
 
 def _covers(cancellation: Cancellation, job: QueuedJob) -> bool:

@@ -17,6 +17,7 @@ from models.sends.retry_policy import RetryPolicy
 from tasks.batch import EndedGroup
 from tasks.concurrency import GroupCommit
 from tasks.engine import DeliveryEngine
+from tasks.metrics import Metrics
 from tasks.queues import Queue
 
 
@@ -97,6 +98,7 @@ class Context:
     `audit_again` is how much of what was checked before an audit checks again, and `unknown_alarm` how long a message
     may be unknown. `large_bulk` is held while a large bulk job is made ready. `engine` makes attempts at the carriers,
     and `settling` writes in one transaction how those ended which end at the same moment.
+    `metrics` counts what is done.
     """
 
     database: Database
@@ -116,6 +118,7 @@ class Context:
     monotonic: Callable[[], float] = time.monotonic
     large_bulk: threading.Lock = field(default_factory=threading.Lock)
     settling: GroupCommit[EndedGroup, list[Charge]] = field(default_factory=GroupCommit)
+    metrics: Metrics = field(default_factory=Metrics)
 
     @property
     def keep_letters(self) -> timedelta:

@@ -121,6 +121,7 @@ def _settle(context: Context, groups: Sequence[EndedGroup]) -> list[list[Charge]
         return settlements, counted, now
 
     settlements, counted, now = context.database.write(work)
+    context.metrics.note_ends(counted)
     in_time = {one.charge.key for one in counted}
     return [_settled_charges(context, group, in_time, now) for group in settlements]
 

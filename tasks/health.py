@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple, TypeVar
 
 import structlog
+from prometheus_client import Histogram
 from sqlalchemy import Connection
 
 from models.database.engine import Database
@@ -21,6 +22,7 @@ from models.messages.fields import Kind
 from models.sends.carrier import NEVER_SENDS, Outcome, Receipt
 from models.sends.resting import Rest, begin_rest, claim_probe, end_rest, find_rests
 from models.sends.routes import Route
+from tasks.metrics import SECONDS
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -68,6 +70,11 @@ class CarrierHealth:
         )
         self.outcomes: Counter[tuple[Kind, str, str]] = Counter()
         """How many deliveries ended how, by kind, carrier and outcome, since the process began."""
+        words = "How long carriers took, from the first byte to the answer."
+        self.took = Histogram("postage_delivery_seconds", words, ["kind", "carrier"], buckets=SECONDS, registry=None)
+        """How long deliveries took, in seconds, by kind and carrier; not those to a carrier that sends nothing."""
+        keys = [(kind, route.name) for kind, of_kind in routes.items() for route in of_kind]
+        self._took_of = {key: self.took.labels(*key) for key in keys}
 
     def look(self) -> None:
         """Read which carriers rest, unless that was done lately."""
@@ -141,6 +148,7 @@ class CarrierHealth:
         """Note how a delivery ended; `was_tried` says that its job was the one that tried the carrier."""
         key = (kind, route.name)
         self.count(kind, route.name, receipt.outcome)
+        self._took_of[key].observe(took_s)
         badness, detail = _badness(route, receipt, took_s)
         lately = self._lately.setdefault(key, deque(maxlen=WATCHED))
         lately.append(badness)

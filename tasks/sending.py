@@ -48,6 +48,8 @@ def send(context: Context, jobs: Sequence[SendJob]) -> Iterator[list[tuple[int, 
         return charge_jobs(connection, jobs, lease_id=lease_id, now=now, lease_until=lease_until), now
 
     charges, now = context.database.write(charge_all)
+    if jobs:
+        context.metrics.note_charging(jobs[0], len(jobs), charges, context.monotonic() - begun_at)
     new = {charge.key: charge for charge in charges if charge.is_new}
     places: defaultdict[JobKey, list[int]] = defaultdict(list)
     for place, charge in enumerate(charges):

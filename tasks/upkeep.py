@@ -99,6 +99,7 @@ def end_orphaned_attempts(context: Context) -> list[Settlement]:
     leases_ended = LEASE_BATCH
     while leases_ended == LEASE_BATCH:  # there may be more
         settlements, leases_ended = _end_some(context)
+        context.metrics.note_ends(settlements)
         ended += settlements
     for one in ended:
         log_crash = log.error if one.state in (State.UNKNOWN, State.FAILED) else log.warning

@@ -19,6 +19,7 @@ from tasks import billing, bulk, cancelling, erasing, sending, upkeep, views
 from tasks.context import Context
 from tasks.engine import DeliveryEngine
 from tasks.job_ids import redacted_args
+from tasks.metrics import Metrics
 from tasks.rates import Limits
 from worker.broker.json_codec import register_json
 from worker.broker.organizations import RedisOrganizations
@@ -52,6 +53,7 @@ class PostageApp(Celery):
         self.signature_policy = SignaturePolicy(
             keys_at(settings.producer_keys_file), settings.must_be_signed, settings.signature_age_s
         )
+        self.metrics = Metrics()
         self._context: Context | None = None
         self._context_lock = threading.Lock()
 
@@ -116,6 +118,7 @@ def _make_context(app: PostageApp) -> Context:
         email_headers=settings.allowed_email_headers,
         audit_again=settings.audit_again,
         unknown_alarm=timedelta(seconds=settings.unknown_alarm_s),
+        metrics=app.metrics,
     )
 
 

@@ -1,7 +1,8 @@
 """Metrics for Prometheus, served under /metrics on POSTAGE_METRICS_PORT if that is set.
 
 A task is counted in the process that runs it. With the threads pool, which Postage uses, that is the worker itself.
-Children of a prefork pool would count for themselves, and would not be scraped.
+Children of a prefork pool would count for themselves, and would not be scraped. What the database and the broker know
+is read when somebody asks (readings.py).
 """
 
 import collections
@@ -12,25 +13,26 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery import signals
-from kombu.exceptions import OperationalError
 from prometheus_client import REGISTRY, Counter, Gauge, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from redis import RedisError
 
 from models.errors import OperatorError
 from models.messages.answer import Answer
 from models.sends.carrier import Outcome
 from tasks.context import Context
-from worker.broker.waiting import count_waiting
+from worker.readings import FRESH_S, BrokerStanding, DatabaseStanding
 from worker.settings import Settings
 
-AUDIT = "upkeep.audit"
+AUDIT, SWEEP, ROLL_UP = "upkeep.audit", "upkeep.sweep", "upkeep.roll_up"
 
 jobs = Counter("postage_jobs_total", "Tasks that this process has answered.", ["task", "status"])
 audit_findings = Gauge("postage_audit_findings", "What the last audit of this process found; NaN before the first.")
 audit_last_run = Gauge("postage_audit_last_run_timestamp_seconds", "When this process last finished an audit.")
+sweep_last_run = Gauge("postage_sweep_last_run_timestamp_seconds", "When this process last finished a sweep.")
+roll_up_last_run = Gauge("postage_roll_up_last_run_timestamp_seconds", "When this process last rolled usage up.")
+last_runs = {AUDIT: audit_last_run, SWEEP: sweep_last_run, ROLL_UP: roll_up_last_run}
 audit_findings.set(math.nan)
 
 
@@ -42,30 +44,8 @@ class MetricsError(OperatorError):
     """Metrics cannot be served."""
 
 
-class WaitingJobs(Collector):
-    """What waits on each queue, counted when somebody asks. While the broker is away there is no figure."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def describe(self) -> list[GaugeMetricFamily]:
-        """Return the metric without figures, so that registering it asks no broker."""
-        return [GaugeMetricFamily("postage_queue_waiting", "Jobs that no worker has taken yet.", labels=["queue"])]
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """Return the metric as it stands."""
-        [metric] = self.describe()
-        try:
-            counts = count_waiting(self._settings.broker, self._settings.broker_options)
-        except (OperationalError, RedisError, OSError):
-            counts = {}
-        for queue, count in counts.items():
-            metric.add_metric([queue], count)
-        return [metric]
-
-
 class Carriers(Collector):
-    """How deliveries of this process have ended, and which carriers do not work as it knows.
+    """How deliveries of this process have ended, how long they took, and which carriers do not work as it knows.
 
     Carriers are those of the settings, so that the labels are a closed set.
     """
@@ -88,7 +68,7 @@ class Carriers(Collector):
             for outcome in Outcome:
                 deliveries.add_metric([kind, name, outcome], outcomes[kind, name, str(outcome)])
             resting.add_metric([kind, name], (kind, name) in rests)
-        return [deliveries, resting]
+        return [deliveries, resting, *([] if context is None else context.engine.health.took.collect())]
 
 
 def _deliveries() -> CounterMetricFamily:
@@ -102,10 +82,17 @@ def _resting() -> GaugeMetricFamily:
 
 
 @contextmanager
-def served_metrics(settings: Settings, opened_context: OpenedContext = lambda: None) -> Iterator[None]:
+def served_metrics(
+    settings: Settings,
+    opened_context: OpenedContext = lambda: None,
+    counted: Collector | None = None,
+    *,
+    fresh_s: float = FRESH_S,
+) -> Iterator[None]:
     """Serve the metrics of this process while the block runs, if a port is set.
 
-    `opened_context` gives what tasks have used so far.
+    `opened_context` gives what tasks have used so far, and `counted` is what they count. What is read from database and
+    broker is not read again for `fresh_s` seconds.
 
     Raises
     ------
@@ -124,7 +111,11 @@ def served_metrics(settings: Settings, opened_context: OpenedContext = lambda: N
             "worker process of a machine needs a POSTAGE_METRICS_PORT of its own; without one it serves none."
         )
         raise MetricsError(sentence) from error
-    collectors = [WaitingJobs(settings), Carriers(settings, opened_context)]
+    database = DatabaseStanding(settings, fresh_s)
+    broker = BrokerStanding(settings, fresh_s)
+    collectors: list[Collector] = [broker, database, Carriers(settings, opened_context)]
+    if counted is not None:
+        collectors.append(counted)
     for collector in collectors:
         REGISTRY.register(collector)
     try:
@@ -135,6 +126,7 @@ def served_metrics(settings: Settings, opened_context: OpenedContext = lambda: N
         server.shutdown()
         server.server_close()
         thread.join()
+        database.close()
 
 
 @signals.task_postrun.connect
@@ -143,6 +135,7 @@ def _count(sender: Any = None, retval: object = None, **_kwargs: object) -> None
     if not isinstance(retval, Answer):
         return
     jobs.labels(sender.name, str(retval.fields.get("status"))).inc()
-    if sender.name == AUDIT and "findings" in retval.fields:  # not one that was refused
+    if sender.name in last_runs and retval.fields.get("status") != "refused":
+        last_runs[sender.name].set(time.time())
+    if sender.name == AUDIT and "findings" in retval.fields:
         audit_findings.set(len(retval["findings"]))
-        audit_last_run.set(time.time())

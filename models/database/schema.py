@@ -308,6 +308,9 @@ Index("ix_charges_unpaid_created_at", charges.c.created_at, postgresql_where=cha
 # What was asked for in the name of users who were never saved.
 Index("ix_charges_nobodys_sender", charges.c.sender, postgresql_where=charges.c.org_id == 0,
       sqlite_where=charges.c.org_id == 0)  # fmt: skip
+# The few accounts that owe something. What charges change is not in it, so their updates stay heap-only.
+Index("ix_accounts_debt", accounts.c.kind, accounts.c.debt, postgresql_where=accounts.c.debt > 0,
+      sqlite_where=accounts.c.debt > 0)  # fmt: skip
 _index_where_set(charges, "due_at")
 _index_where_set(charges, "unknown_since")
 # The charges of a refund, which have its account and its time; also for the audit of recent refunds. It finds recent

@@ -20,7 +20,7 @@ from models.sends.charges import KEY, Charge, JobKey, SendJob, State, find_charg
 from models.sends.charging import refuse_jobs
 from models.sends.due import is_waiting
 from models.sends.leases import is_leased
-from models.sends.outcomes import settlement_of_cancellation
+from models.sends.outcomes import Settlement, settlement_of_cancellation
 from models.sends.settling import settle
 from models.users.organizations import NOBODYS
 from models.users.users import find_user, get_user, holds_rights, require_rights, unknown_user
@@ -164,15 +164,17 @@ def cancel_uncharged(
 # -- jobs that wait for an attempt ------------------------------------------------------------------------------------
 
 
-def cancel_waiting(connection: Connection, cancellation: Cancellation, now: datetime, limit: int) -> int:
-    """End jobs that wait for an attempt and were never in doubt; their credits go back. Returns how many it found.
+def cancel_waiting(
+    connection: Connection, cancellation: Cancellation, now: datetime, limit: int
+) -> Sequence[Settlement]:
+    """End jobs that wait for an attempt and were never in doubt; their credits go back. Returns how each has ended.
 
     Of an email that has reached some of its recipients, only the credits of the others go back, and it ends as sent.
     """
     lease_id = new_id()  # a write of an earlier attempt is ignored from here on
     keys = _lock_waiting(connection, cancellation, limit)
     if not keys:
-        return 0
+        return ()
     connection.execute(update(charges).where(is_among(KEY, keys)).values(lease_id=lease_id))
     waiting = find_charges(connection, keys).values()
     words = cancellation.refusal.detail
@@ -182,7 +184,7 @@ def cancel_waiting(connection: Connection, cancellation: Cancellation, now: date
     _count(connection, cancellation, cancelled=cancelled, credits=sum(one.refund for one in settlements))
     if cancellation.job_id is None:  # those of one job are counted at the end
         _count(connection, cancellation, too_late=len(settlements) - cancelled)
-    return len(keys)
+    return settlements
 
 
 def _lock_waiting(connection: Connection, cancellation: Cancellation, limit: int) -> list[JobKey]:

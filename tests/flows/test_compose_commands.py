@@ -37,6 +37,7 @@ def running(service: Service, folder: Path, **settings: str) -> Iterator["subpro
         **{name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "FLOWER_"))},
         **service["environment"],
         "POSTAGE_VAR": str(folder),
+        "POSTAGE_METRICS_PORT": str(free_port()),  # containers have ports of their own
         **settings,
     }
     log = folder / "log"

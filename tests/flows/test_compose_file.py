@@ -153,6 +153,8 @@ def test_processes_share_their_settings() -> None:
     assert {*shared, *own, "POSTAGE_FLOWER_PORT"} == set(chosen)
 
 
+MONITORING = {"prometheus", "grafana"}
+"""What `metrics` in COMPOSE_PROFILES starts."""
 SECRETS = {
     "POSTAGE_DATABASE_URL": {"migrate", "beat", *WORKERS},
     "POSTAGE_BROKER_URL": {"beat", "flower", *WORKERS},
@@ -179,9 +181,9 @@ def test_database_and_broker_may_be_elsewhere() -> None:
     elsewhere = {"POSTAGE_DATABASE_URL": "postgresql://u:p@db/postage", "POSTAGE_BROKER_URL": "rediss://:p@broker/0"}
     services = read_services(ENV | elsewhere)
 
-    assert optional == {"postgres", "redis", "mailpit"}
-    assert all(SERVICES[name]["profiles"] == [name] for name in optional)
-    assert set(EXAMPLE_ENV["COMPOSE_PROFILES"].split(",")) == optional
+    assert optional == {"postgres", "redis", "mailpit", *MONITORING}
+    assert all(SERVICES[name]["profiles"] == ["metrics" if name in MONITORING else name] for name in optional)
+    assert set(EXAMPLE_ENV["COMPOSE_PROFILES"].split(",")) == optional - MONITORING
     assert elsewhere.items() <= services["worker-billing"]["environment"].items()
     for name in SERVICES.keys() - optional:
         for needed, how in SERVICES[name]["depends_on"].items():
@@ -200,6 +202,29 @@ def test_redis_has_memory_beside_its_jobs() -> None:
 
     assert command[command.index("--maxmemory") + 1] == "1gb"
     assert SERVICES["redis"]["mem_limit"] == "2g"
+
+
+def test_prometheus_asks_every_worker_on_the_port_of_its_metrics() -> None:
+    [asked] = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    [found] = asked["dns_sd_configs"]
+
+    assert set(found["names"]) == set(WORKERS)
+    assert {service["environment"]["POSTAGE_METRICS_PORT"] for service in WORKERS.values()} == {str(found["port"])}
+
+
+def test_grafana_reads_the_prometheus_that_runs_beside_it() -> None:
+    [source] = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ]
+    [provider] = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/postage.yml").read_text())["providers"]
+    grafana = SERVICES["grafana"]
+
+    assert source["url"] == "http://prometheus:9090"
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
+    assert Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]).parent == Path(
+        provider["options"]["path"]
+    )
+    assert grafana["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_images_are_named_by_digest() -> None:
@@ -245,7 +270,8 @@ def test_the_file_follows_the_compose_specification() -> None:
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
         assert all(isinstance(value, str) for value in service["environment"].values())
-        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(RAW["volumes"])
+        sources = {volume.split(":")[0] for volume in service.get("volumes", [])}
+        assert {source for source in sources if not (ROOT / source).is_dir()} <= set(RAW["volumes"])
 
 
 NEEDED_COMPOSE = (2, 20)

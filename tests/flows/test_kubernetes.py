@@ -12,7 +12,7 @@ import yaml
 
 from tasks.queues import Queue
 from tests.flows.compose_file import POSTAGE_SERVICES, ROOT, WORKERS
-from worker.metrics import WaitingJobs
+from worker.readings import BrokerStanding
 from worker.settings import PLACEHOLDER, PREFIX, Settings, SettingsError
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -162,7 +162,7 @@ def test_the_probe_of_beat_sees_whether_it_stands_still(tmp_path: Path) -> None:
 
 
 def test_workers_are_scaled_by_the_metric_that_they_serve() -> None:
-    [metric] = WaitingJobs(Settings()).describe()
+    metric, *_ = BrokerStanding(Settings()).describe()
 
     assert set(SCALED) == {"worker-email", "worker-sms", "worker-bulk"}
     for name, spec in SCALED.items():

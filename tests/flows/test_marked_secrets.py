@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.database.engine import utc_now
 from models.sends.carrier import Outcome
+from tasks.metrics import MESSAGES, SECONDS
 from tasks.queues import ROUTES, Queue
 from tests.flows import marked_jobs
 from tests.flows.deployment import Deploy, Deployment, Program, wait_until
@@ -90,6 +91,7 @@ def check_labels(page: str) -> None:
         "kind": {"email", "sms"},
         "carrier": {"127.0.0.1"},
         "outcome": set(map(str, Outcome)),
+        "le": {*map(str, map(float, (*SECONDS, *MESSAGES))), "+Inf"},
     }
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     ours = [sample for sample in samples if sample.name.startswith("postage_")]

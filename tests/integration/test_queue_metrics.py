@@ -1,4 +1,4 @@
-"""The length of queues as a metric: all that waits, by which deployments are scaled."""
+"""What broker and database say as metrics: all that waits, by which deployments are scaled, and nothing while away."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from redis import Redis
 
 from tasks.queues import Queue
@@ -25,15 +26,24 @@ def broker(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 def waiting(port: int) -> dict[str, float]:
     """Give what the metrics say that waits on each queue."""
+    return {sample.labels["queue"]: sample.value for sample in samples(port, "postage_queue_waiting")}
+
+
+def findings(port: int) -> list[float]:
+    """Give how many findings the metrics say there are, if they say so."""
+    return [sample.value for sample in samples(port, "postage_findings")]
+
+
+def samples(port: int, name: str) -> list[Sample]:
+    """Give the values of a metric."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
         families = text_string_to_metric_families(page.read().decode())
-    samples = [sample for family in families for sample in family.samples if sample.name == "postage_queue_waiting"]
-    return {sample.labels["queue"]: sample.value for sample in samples}
+    return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 def test_what_waits_is_counted_also_where_it_was_moved_to_its_senders(broker: ValkeyServer) -> None:
     settings = Settings(broker_url=broker.url(), metrics_port=free_port())
-    with Redis.from_url(broker.url()) as redis, served_metrics(settings):
+    with Redis.from_url(broker.url()) as redis, served_metrics(settings, fresh_s=0):
         assert waiting(settings.metrics_port or 0) == dict.fromkeys(Queue, 0)
 
         redis.lpush("email", "one", "two")
@@ -51,3 +61,24 @@ def test_metrics_are_served_while_the_broker_is_away(broker: ValkeyServer) -> No
         broker.stop()
 
         assert waiting(settings.metrics_port or 0) == {}
+
+
+def test_jobs_of_every_priority_are_counted(broker: ValkeyServer) -> None:
+    """Celery keeps those with a priority in lists of their own."""
+    settings = Settings(broker_url=broker.url(), metrics_port=free_port())
+    with Redis.from_url(broker.url()) as redis, served_metrics(settings):
+        redis.lpush("email", "one")
+        redis.lpush("email\x06\x163", "two")
+        redis.lpush("email\x06\x169", "three")
+
+        assert waiting(settings.metrics_port or 0) == {**dict.fromkeys(Queue, 0), "email": 3}
+
+
+def test_figures_of_the_database_are_served_and_missing_while_it_is_away(broker: ValkeyServer, sqlite_url: str) -> None:
+    port = free_port()
+    with served_metrics(Settings(broker_url=broker.url(), metrics_port=port, database_url=sqlite_url)):
+        assert findings(port) == [0]
+    with served_metrics(
+        Settings(broker_url=broker.url(), metrics_port=port, database_url="postgresql://127.0.0.1:1/p")
+    ):
+        assert findings(port) == []

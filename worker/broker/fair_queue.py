@@ -92,9 +92,14 @@ def is_bulk(item: bytes) -> bool:
     return (b".resume" in item or b".send_many" in item) and _BULK.search(item) is not None
 
 
-def waiting_count(redis: Redis, queue: str) -> int:
-    """Return how many messages wait on a queue, in its own list and in those of its senders."""
-    return int(_run(redis, "count.lua", queue))
+def waiting_count(redis: Redis, *queues: str) -> int:
+    """Return how many messages wait on some queues, in their own lists and in those of their senders."""
+    return int(_run(redis, "count.lua", *queues))
+
+
+def next_messages(redis: Redis, *queues: str) -> set[str]:
+    """Return a mark of each message that is next on these queues. They are the same as long as nothing is taken."""
+    return {mark.decode() for mark in _run(redis, "next.lua", *queues)}
 
 
 def other_lists(redis: Redis, queue: str) -> list[bytes]:
@@ -108,5 +113,5 @@ def purge(redis: Redis, queue: str) -> int:
     return int(_run(redis, "purge.lua", queue))
 
 
-def _run(redis: Redis, name: str, queue: str) -> Any:  # noqa: ANN401  what the script returns
-    return redis.register_script(lua("keys.lua", name))(keys=[queue], args=[prefix_of(redis)])
+def _run(redis: Redis, name: str, *queues: str) -> Any:  # noqa: ANN401  what the script returns
+    return redis.register_script(lua("keys.lua", name))(keys=queues, args=[prefix_of(redis)])

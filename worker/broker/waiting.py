@@ -1,12 +1,12 @@
-"""The jobs that wait on a queue, read without being taken.
+"""What waits on the queues: its figures, and the jobs themselves, read without being taken.
 
 A queue is several lists (keys.lua), and messages move from its own list to those of people, and from there to a
 worker. So they are read in that order, each list from its head, where new ones come in: none that waited at the
 beginning is missed, unless it comes back to a queue meanwhile. Some may be read twice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from celery import Celery
 from kombu import Connection
@@ -15,8 +15,9 @@ from redis import Redis
 from tasks.context import QueuedJob
 from tasks.queues import Queue
 from worker.broker import json_codec
+from worker.broker.beat_age import read_beat_age
 from worker.broker.consumer import why_unfit
-from worker.broker.fair_queue import other_lists, waiting_count
+from worker.broker.fair_queue import next_messages, other_lists, waiting_count
 from worker.broker.transport import Channel, redis_client
 
 READ = 100
@@ -25,8 +26,22 @@ ANSWER_S = 5
 """How long a broker may take to answer somebody who only counts, in seconds."""
 
 
-def count_waiting(url: str, options: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many messages wait on each queue of the broker at a URL, over a connection of its own.
+class BrokerFigures(NamedTuple):
+    """How a broker stands.
+
+    `waiting` is how many messages wait on each queue, and `next_marks` tell apart those that are next there. `taken` is
+    how many messages workers have taken from all queues and not acknowledged. `beat_age_s` is how long ago beat was
+    last seen alive, in seconds; infinite if it never was.
+    """
+
+    waiting: Mapping[str, int]
+    next_marks: Mapping[str, Collection[str]]
+    taken: int
+    beat_age_s: float
+
+
+def read_broker(url: str, options: Mapping[str, Any]) -> BrokerFigures:
+    """Read how the broker at a URL stands, over a connection of its own. Lists of every priority are counted.
 
     Raises
     ------
@@ -37,8 +52,15 @@ def count_waiting(url: str, options: Mapping[str, Any]) -> dict[str, int]:
     patience = {"socket_timeout": ANSWER_S, "socket_connect_timeout": ANSWER_S}
     with Connection(url, transport_options={**options, **patience}) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0)
-        redis = redis_client(connection.channel())
-        return {str(queue): waiting_count(redis, str(queue)) for queue in Queue}
+        channel: Any = connection.channel()
+        redis = redis_client(channel)
+        lists = {str(queue): _own_lists(channel, str(queue)) for queue in Queue}
+        return BrokerFigures(
+            waiting={queue: waiting_count(redis, *own) for queue, own in lists.items()},
+            next_marks={queue: next_messages(redis, *own) for queue, own in lists.items()},
+            taken=redis.hlen(str(channel.unacked_key)),
+            beat_age_s=read_beat_age(redis),
+        )
 
 
 class RedisQueues:
@@ -56,7 +78,7 @@ class RedisQueues:
 
 
 def _items(channel: Any, redis: Redis, queue: str) -> Iterator[Sequence[Any]]:  # noqa: ANN401  kombu's
-    own = [channel._q_for_pri(queue, priority) for priority in channel.priority_steps]  # noqa: SLF001
+    own = _own_lists(channel, queue)
     for name in own:
         yield from _read_list(redis, name)
     for name in own:
@@ -64,6 +86,11 @@ def _items(channel: Any, redis: Redis, queue: str) -> Iterator[Sequence[Any]]:  
             yield from _read_list(redis, moved_to)
     if isinstance(channel, Channel):
         yield from _read_taken(redis, str(channel.unacked_key), queue)
+
+
+def _own_lists(channel: Any, queue: str) -> list[str]:  # noqa: ANN401  kombu's
+    """Return the names of a queue's own lists: one for each priority that producers may give."""
+    return [channel._q_for_pri(queue, priority) for priority in channel.priority_steps]  # noqa: SLF001
 
 
 def _read_list(redis: Redis, name: str | bytes) -> Iterator[Sequence[bytes]]:

@@ -120,7 +120,7 @@ class Session(CLIContext):
                 for warning in carriers_that_send_nowhere(settings):
                     log.warning(warning)
             if Need.METRICS in need:
-                stack.enter_context(served_metrics(settings, lambda: self.app.opened_context))
+                stack.enter_context(served_metrics(settings, lambda: self.app.opened_context, self.app.metrics))
             if Need.DATABASE in need:
                 check_migrated(self.context.database)
             yield
