@@ -27,12 +27,12 @@ def csv_lines(screen: Screen, asked: Asked, answer: Json) -> Iterator[str]:
 
 
 def _pages(screen: Screen, asked: Asked, answer: Json) -> Iterator[list[Json]]:
-    yield answer["rows"]
+    yield screen.rows(answer) or []
     while answer.get("next"):
         answer = asked.ask(screen.task, screen.message(asked) | {"next": answer["next"], "page": 1})
         if answer["status"] == "refused":
             return
-        yield answer["rows"]
+        yield screen.rows(answer) or []
 
 
 def _flat(row: Json, before: str = "") -> dict[str, str]:

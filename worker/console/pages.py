@@ -214,7 +214,7 @@ def _asks_for_json(request: Request) -> bool:
 
 
 def _csv(screen: Screen, asked: Asked, answer: Json) -> Response:
-    if "rows" not in answer:
+    if screen.rows(answer) is None:
         raise HTTPException(404)
     name = f"{screen.name}-{asked.today}.csv"
     return StreamingResponse(

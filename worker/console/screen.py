@@ -48,7 +48,7 @@ class Asked:
         return "?" + urlencode({name: value for name, value in query.items() if value is not None})
 
 
-QUERY = ("of", "since", "until", "group", "page", "next")
+QUERY = ("of", "since", "until", "group", "entry", "job_id", "subject", "page", "next")
 """The parameters of an address that links to the same screen keep."""
 
 
@@ -57,13 +57,19 @@ def no_details(_asked: Asked, _answer: Json) -> Json:
     return {}
 
 
+def rows_of(answer: Json) -> list[Json] | None:
+    """Return the rows of an answer, or None if it has none."""
+    return answer.get("rows")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
     """A screen: its address, the view that it shows, and the rights without which nobody sees it.
 
     Its template and its sentences have its name. `message` returns the message of the view for a request; `answer`
-    replaces both, where no task answers it. `details` returns what the template needs beside the answer. `change` does
-    what a form asks for, and returns the address to go on with.
+    replaces both, where no task answers it. `details` returns what the template needs beside the answer. `rows` returns
+    the rows of an answer as CSV has them, or None if there is nothing to download. `change` does what a form asks for,
+    and returns the address to go on with.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Screen:
     message: Callable[[Asked], Json] = Asked.view
     answer: Callable[[Asked], Json] | None = None
     details: Callable[[Asked, Json], Json] = no_details
+    rows: Callable[[Json], list[Json] | None] = rows_of
     change: Callable[[Asked, Form], str] | None = None
     rights: tuple[Right, ...] = ()
     in_navigation: bool = True
