@@ -58,8 +58,9 @@ def up(*, file: Path | None, exit_when_done: bool) -> None:
     Starts the broker and the database (under ./var, unless POSTAGE_BROKER_URL and POSTAGE_DATABASE_URL name others), a
     worker, beat, Flower, the console (not with --exit), and local receivers that keep what is sent under ./var/outbox
     (unless POSTAGE_SMTP_URL and POSTAGE_SMS_URL name real carriers). Then enqueues the jobs in FILE like any outside
-    producer, shows progress, and how everything ended. Each line of FILE is {"task": …, "job": …}; sends run side by side, any other task waits for
-    the lines before it. Goes on running until Ctrl-C, or ends when the jobs are done (--exit).
+    producer, shows progress, and how everything ended. Each line of FILE is {"task": …, "job": …}; sends run side by
+    side, any other task waits for the lines before it. Goes on running until Ctrl-C, or ends when the jobs are
+    done (--exit).
     """
     run_up(current_session().settings, file, exit_when_done=exit_when_done)
 

@@ -1,7 +1,7 @@
 """The web application: which address leads to what, and what stands before all of them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -84,14 +84,14 @@ class StoredFiles(StaticFiles):
         return response
 
 
-def create_console(app: PostageApp, passwords: Passwords | None = None) -> ASGIApp:
+def create_console(app: PostageApp, passwords: Passwords | None = None, screens: Sequence[Screen] = SCREENS) -> ASGIApp:
     """Return the web application of an app."""
-    console = Console(app, passwords or Passwords(), SCREENS)
+    console = Console(app, passwords or Passwords(), screens)
     application = Starlette(
         routes=[
             Route("/", lambda _request: RedirectResponse(HOME, 303)),
             *sign_in_routes(console),
-            *(route for screen in SCREENS for route in routes_of(console, screen)),
+            *(route for screen in screens for route in routes_of(console, screen)),
             Mount("/static", StoredFiles(directory=STATIC)),
         ],
         middleware=[Middleware(OwnSiteOnly, console=console)],

@@ -1,6 +1,6 @@
 """What all pages have in common: who looks, how they ask, how what they see is made, and how a failure is told."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 class Console:
     """What the pages have in common: who looks, how they ask, and how what they see is made."""
 
-    def __init__(self, app: PostageApp, passwords: Passwords, screens: tuple[Screen, ...]) -> None:
+    def __init__(self, app: PostageApp, passwords: Passwords, screens: Sequence[Screen]) -> None:
         self.app = app
         self.passwords = passwords
         self.screens = screens
