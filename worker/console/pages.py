@@ -124,9 +124,10 @@ class Console:
         if not viewer.holds(screen.rights):
             raise not_permitted(viewer, screen)
         answer = screen.read(asked)
+        is_refused = screen.is_refused(answer)
         if kind == "json" or (kind == "html" and wants_json(request.headers)):
-            return JSONResponse(answer, status_of(answer))
-        if answer["status"] == "refused":
+            return JSONResponse(answer, status_of(answer) if is_refused else 200)
+        if is_refused:
             return self.failure(request, status_of(answer), answer["detail"])
         if kind == "csv":
             return _csv(screen, asked, answer)

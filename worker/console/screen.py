@@ -62,13 +62,19 @@ def rows_of(answer: Json) -> list[Json] | None:
     return answer.get("rows")
 
 
+def is_refusal(answer: Json) -> bool:
+    """Whether an answer says that the view itself was refused."""
+    return bool(answer["status"] == "refused")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
     """A screen: its address, the view that it shows, and the rights without which nobody sees it.
 
     Its template and its sentences have its name. `message` returns the message of the view for a request; `answer`
     replaces both, where no task answers it. `details` returns what the template needs beside the answer. `rows` returns
-    the rows of an answer as CSV has them, or None if there is nothing to download. `change` does what a form asks for,
+    the rows of an answer as CSV has them, or None if there is nothing to download. `is_refused`
+    tells a refused view from one of something that was refused. `change` does what a form asks for,
     and returns the address to go on with.
     """
 
@@ -79,6 +85,7 @@ class Screen:
     answer: Callable[[Asked], Json] | None = None
     details: Callable[[Asked, Json], Json] = no_details
     rows: Callable[[Json], list[Json] | None] = rows_of
+    is_refused: Callable[[Json], bool] = is_refusal
     change: Callable[[Asked, Form], str] | None = None
     rights: tuple[Right, ...] = ()
     in_navigation: bool = True

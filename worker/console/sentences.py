@@ -246,8 +246,6 @@ ENGLISH: dict[str, str] = {
     "message.now": "Now",
     "message.entry": "Entry {entry}",
     "message.refused_recipients": "Recipients that the carrier refused for good",
-    "message.recipient": "Recipient",
-    "message.words": "The carrier's words",
     "message.counts": "Its messages",
     "message.back": "All messages",
     # -- plans

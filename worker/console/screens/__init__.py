@@ -1,13 +1,15 @@
 """The screens, in the order of the navigation. A new one is a module here, a template, and its sentences."""
 
 from worker.console.screen import Screen
-from worker.console.screens import billing, credit_owner, entry, orders, overview, statement, usage, user, users
+from worker.console.screens import billing, credit_owner, entry, message, messages, orders, overview, statement, usage, user, users
 
 SCREENS: tuple[Screen, ...] = (
     overview.SCREEN,
     usage.SCREEN,
     statement.SCREEN,
     entry.SCREEN,
+    messages.SCREEN,
+    message.SCREEN,
     orders.SCREEN,
     billing.SCREEN,
     users.SCREEN,
