@@ -1,0 +1,43 @@
+"""Who changed what, and what was before."""
+
+import json
+
+from models.messages.base import Json
+from worker.console.screen import Asked, Screen
+
+
+def _message(asked: Asked) -> Json:
+    return asked.view(subject=asked.given.get("subject", "").strip() or None)
+
+
+def _details(_asked: Asked, answer: Json) -> Json:
+    return {"changed": [_changed(row) for row in answer["rows"]]}
+
+
+def _changed(row: Json) -> list[tuple[str, str, str]]:
+    """Return the fields that a change has changed: each with what it was and what it is, as text."""
+    old, new = row["old"] or {}, row["new"] or {}
+    names = [*new, *(name for name in old if name not in new)]
+    return [(name, _text(old.get(name)), _text(new.get(name))) for name in names if old.get(name) != new.get(name)]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _rows(answer: Json) -> list[Json]:
+    """Return the changes as rows that have the same columns, whatever was changed."""
+    return [row | {side: json.dumps(row[side]) for side in ("old", "new")} for row in answer["rows"]]
+
+
+SCREEN = Screen(
+    name="changes",
+    path="/changes",
+    task="views.changes",
+    message=_message,
+    details=_details,
+    rows=_rows,
+    rights=("view_user_list",),
+)
