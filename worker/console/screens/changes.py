@@ -3,6 +3,7 @@
 import json
 
 from models.messages.base import Json
+from worker.console.rendering import money
 from worker.console.screen import Asked, Screen
 
 
@@ -18,13 +19,20 @@ def _changed(row: Json) -> list[tuple[str, str, str]]:
     """Return the fields that a change has changed: each with what it was and what it is, as text."""
     old, new = row["old"] or {}, row["new"] or {}
     names = [*new, *(name for name in old if name not in new)]
-    return [(name, _text(old.get(name)), _text(new.get(name))) for name in names if old.get(name) != new.get(name)]
+    return [(name, _text(old, name), _text(new, name)) for name in names if old.get(name) != new.get(name)]
 
 
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
+def _text(side: Json, name: str) -> str:
+    """Return a field of one side of a change for people. A price is in the currency beside it."""
+    match side.get(name):
+        case None:
+            return ""
+        case list() as several:
+            return ", ".join(map(str, several))
+        case int() as price if name == "price" and "currency" in side:
+            return money(price, side["currency"])
+        case other:
+            return str(other)
 
 
 def _rows(answer: Json) -> list[Json]:
