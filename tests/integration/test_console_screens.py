@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from celery.states import SUCCESS
 from redis import Redis
 
 from models.database.engine import Database
@@ -18,6 +19,9 @@ from tests.integration.templates import database_filled_by
 PLAN = {"plan": "small", "name": "Small <b>&", "credits": {"email": 1200, "sms": 3}, "price": 900, "currency": "EUR"}
 
 
+ANNA = {"user_id": "anna", "organization": "acme", "name": "Anna", "email": "anna@acme.test", "role": "buyer"}
+ADJUSTMENT = {"adjustment_id": "a-1", "actor": "anna", "owner": "john", "credits": {"email": 1}, "reason": "<i>amends"}
+REVERSAL = {"reversal_id": "r-1", "kind": "chargeback", "reason": "the bank took it back"}
 JOBS = ("in-part", "never", "unknown", "bulk", "bulk/1", "cancelled", "poor", "wrong", "later", "held", "waits")
 
 lived = database_filled_by(live_through_everything, "sqlite", scope="module")
@@ -31,6 +35,10 @@ def console(lived: Database) -> Iterator[ConsoleOfTest]:
         context = console.context
         answer(context, "plans.save", PLAN | {"actor": "john"})
         answer(context, "roles.save", {"organization": "acme", "role": "buyer", "rights": ["adjust_credits"]})
+        answer(context, "users.save", ANNA)
+        answer(context, "credits.adjust", ADJUSTMENT)
+        [order] = answer(context, "views.orders", {"viewer": "john"})["rows"]
+        answer(context, "credits.reverse", REVERSAL | {"order_id": order["order_id"]})
         yield console
 
 
@@ -46,7 +54,8 @@ def test_a_statement_leads_to_what_is_behind_each_entry(console: ConsoleOfTest) 
             assert behind.status_code == 200
             assert entry["hash"] in behind.text
     assert "You are using the credits of john" in page
-    assert twin["accounts"][0]["entries"]
+    causes = {entry["cause_kind"] for account in twin["accounts"] for entry in account["entries"]}
+    assert causes == {"opening", "purchase", "charge", "refund", "adjustment", "reversal"}
 
 
 def test_a_statement_as_csv_has_the_entries_of_both_accounts(console: ConsoleOfTest) -> None:
@@ -81,6 +90,32 @@ def test_what_belongs_to_another_organization_is_not_there(console: ConsoleOfTes
     assert console.browser("olga").get(path.format(kind)).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/statement?next=x", 400),
+        ("/statement?page=2", 400),
+        ("/statement?since=yesterday", 400),
+        ("/statement/entry", 404),
+        ("/statement/entry?entry=post/1", 400),
+        ("/statement/entry?entry=email/999", 404),
+        ("/messages?of=all", 400),
+        ("/messages/story", 404),
+        ("/messages/story?job_id=no+id", 400),
+        ("/messages/story?job_id=nothing", 404),
+        ("/changes?subject=no+id", 400),
+        ("/changes?next=x", 400),
+    ],
+)
+def test_an_address_that_is_not_right_is_refused_with_a_sentence(
+    console: ConsoleOfTest, path: str, status: int
+) -> None:
+    page = console.browser("john").get(path)
+
+    assert page.status_code == status
+    assert '<p class="lead">' in page.text
+
+
 def test_somebody_of_another_pool_may_not_read_a_story(console: ConsoleOfTest) -> None:
     assert console.browser("mary").get("/messages/story?job_id=in-part").status_code == 403
 
@@ -113,16 +148,27 @@ def test_roles_are_those_of_the_organization(console: ConsoleOfTest) -> None:
 
     assert [(row["role"], row["rights"], row["users"]) for row in rows] == [
         ("admin", ["view_user_list", "edit_user"], 1),
-        ("buyer", ["adjust_credits"], 0),
+        ("buyer", ["adjust_credits"], 1),
         ("member", [], 2),
     ]
 
 
 def test_a_name_is_text_whatever_it_contains(console: ConsoleOfTest) -> None:
-    page = console.browser("john").get("/plans").text
+    browser = console.browser("john")
+    [adjusted] = [
+        f"email/{entry['seq']}"
+        for entry in browser.get("/statement.json").json()["accounts"][0]["entries"]
+        if entry["cause_kind"] == "adjustment"
+    ]
+    plans, changes, entry = (
+        browser.get(path).text for path in ("/plans", "/changes", f"/statement/entry?entry={adjusted}")
+    )
 
-    assert "Small &lt;b&gt;&amp;" in page
-    assert "Small <b>" not in page
+    assert "Small &lt;b&gt;&amp;" in plans
+    assert "Small &lt;b&gt;&amp;" in changes
+    assert "&lt;i&gt;amends" in entry
+    assert "<b>" not in plans + changes
+    assert "<i>" not in entry
 
 
 # -- buying -----------------------------------------------------------------------------------------------------------
@@ -158,6 +204,26 @@ def test_a_form_that_is_sent_twice_buys_once(shop: ConsoleOfTest, stocked_on_sql
     assert {(each["status"], each["owner"]) for each in answers} == {("done", "john")}
     assert balance(stocked_on_sqlite, "john") == 10 + 1200
     assert "no worker has answered yet" in browser.get(f"/plans{first.headers['location']}").text
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's result backend calls it
+@pytest.mark.parametrize(("plan", "words"), [("small", "has added 1,200 email, 3 SMS to"), ("none", "no plan none")])
+def test_the_answer_to_an_order_is_shown_to_the_buyer_alone(
+    shop: ConsoleOfTest, redis: Redis, plan: str, words: str
+) -> None:
+    browser = shop.browser("peter")
+    form = form_on(browser.get("/plans?plan=small").text)
+    ordered = browser.submit("/plans", **form).headers["location"]
+    [message] = messages_on(redis, "billing")
+    [job], *_ = body_of(message)
+
+    answered = answer(shop.context, "credits.purchase", job | {"plan": plan})
+    shop.app.backend.store_result(message["headers"]["id"], answered, SUCCESS)
+
+    assert words in browser.get(f"/plans{ordered}").text
+    assert words not in shop.browser("john").get(f"/plans{ordered}").text
+    browser.submit("/plans", **form)
+    assert messages_on(redis, "billing") == [message]
 
 
 def test_nobody_buys_without_the_right(console: ConsoleOfTest) -> None:
