@@ -9,6 +9,7 @@ SOMEBODY = "…"
 _ADDRESS = re.compile(r"[^\s<>()\[\]\",;]+@[^\s<>()\[\]\",;]+")
 _NUMBER = re.compile(r"\+?(?<![\w.])\d(?:[ -]?\d){6,}(?!\w)")
 """Seven digits or more, the shortest that a number of a telephone has; codes of servers and years have fewer."""
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def sanitize(text: str, max_length: int = WORDS_MAX) -> str:
@@ -26,3 +27,9 @@ def sanitize(text: str, max_length: int = WORDS_MAX) -> str:
 def without_people(text: str) -> str:
     """Return `text` without email addresses and telephone numbers, which servers like to repeat."""
     return _NUMBER.sub(SOMEBODY, _ADDRESS.sub(SOMEBODY, text))
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula (OWASP, CSV Injection): people choose their own names."""
+    is_formula = text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _WHOLE_NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text

@@ -17,6 +17,8 @@ from models.sends.erasure import (
     erase_user,
     erase_words,
 )
+from models.users.sessions import delete_expired_sessions
+from models.users.throttling import delete_old_failures
 from tasks.base import PostageTask
 from tasks.context import Context
 
@@ -33,6 +35,8 @@ def erase_overdue(context: Context) -> int:
         erased = erase_letters(connection, now - context.keep_letters, ERASE_BATCH)
         erased += erase_refusals(connection, before, ERASE_BATCH)
         erased += erase_words(connection, before, now, ERASE_BATCH)
+        erased += delete_expired_sessions(connection, now, ERASE_BATCH)
+        erased += delete_old_failures(connection, now, ERASE_BATCH)
         return erased + erase_recipients(connection, before, now, ERASE_BATCH), before
 
     erased, before = context.database.write(erase_rows)

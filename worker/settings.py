@@ -149,6 +149,15 @@ class Settings(BaseSettings):
     flower_port: int = Field(default=5555, ge=1, le=65535, description="Port Flower listens on.")
     flower_auth: str | None = Field(default=None, description="user:password that Flower asks for.")
 
+    console_address: str = Field(default="127.0.0.1", description="Address the console listens on.")
+    console_port: int = Field(default=5580, ge=1, le=65535, description="Port the console listens on.")
+    console_url: str | None = Field(
+        default=None, description="Where people open the console, such as https://credits.example.org."
+    )
+    console_proxies: str = Field(
+        default="", description="Addresses of proxies before the console, whose X-Forwarded-For is believed."
+    )
+
     metrics_address: str = Field(default="127.0.0.1", description="Address a worker serves its metrics on.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port a worker serves its metrics on. Unset: none."
@@ -229,6 +238,15 @@ class Settings(BaseSettings):
     def _known_broker(cls, url: str | None) -> str | None:
         return None if url is None else broker_urls.complete(url)
 
+    @field_validator("console_url")
+    @classmethod
+    def _opens_in_a_browser(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://one")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+            msg = "it is https://host or http://host:port, without user, path and parameters"
+            raise ValueError(msg)
+        return url and url.rstrip("/")
+
     @field_validator("key_prefix")
     @classmethod
     def _fit_to_be_prefix(cls, prefix: str) -> str:
@@ -290,6 +308,12 @@ class Settings(BaseSettings):
         return self.concurrency + -(-most // self.batch)
 
     @property
+    def console_address_for_people(self) -> str:
+        """Where people open the console, without a slash at the end."""
+        host = f"[{self.console_address}]" if ":" in self.console_address else self.console_address
+        return self.console_url or f"http://{host}:{self.console_port}"
+
+    @property
     def must_be_signed(self) -> frozenset[str]:
         """The queues whose messages must be signed."""
         return _listed(self.signed_queues)
@@ -316,6 +340,11 @@ class Settings(BaseSettings):
     def embedded_url_file(self) -> Path:
         """The file that has the URL of the embedded Valkey for producers, with its password."""
         return self.var / "broker-url"
+
+    @property
+    def console_link_file(self) -> Path:
+        """The file that has the link by which the console of `postage up` is opened, once."""
+        return self.var / "console-link"
 
     @property
     def broker(self) -> str:

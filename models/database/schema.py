@@ -151,6 +151,62 @@ plans = Table(
     CheckConstraint("price >= 0", name="price_not_negative"),
 )
 
+credentials = Table(
+    "credentials",
+    metadata,
+    # With which password a user signs in to the console. Users without a row cannot.
+    _org(),
+    _id("user_id", ForeignKey("users.id"), primary_key=True),
+    # As argon2 writes it, with its parameters and its salt.
+    Column("password_hash", String(200), nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+    CheckConstraint("substr(password_hash, 1, 10) = '$argon2id$'", name="hashed"),
+)
+
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    # Who is signed in to the console. The browser has the token, and the database only its digest.
+    Column("token_hash", String(64), primary_key=True),
+    Column("org_id", Integer, nullable=False),
+    _id("user_id", ForeignKey("users.id"), nullable=False),
+    Column("began_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    CheckConstraint("length(token_hash) = 64", name="hashed"),
+    CheckConstraint("began_at <= seen_at AND began_at < expires_at", name="ends_after_it_began"),
+    Index("ix_console_sessions_user_id", "user_id"),
+    Index("ix_console_sessions_expires_at", "expires_at"),
+)
+
+sign_in_links = Table(
+    "sign_in_links",
+    metadata,
+    # Links that sign in a user once, without a password. A row is deleted by its use.
+    Column("token_hash", String(64), primary_key=True),
+    Column("org_id", Integer, nullable=False),
+    _id("user_id", ForeignKey("users.id"), nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    CheckConstraint("length(token_hash) = 64", name="hashed"),
+    Index("ix_sign_in_links_user_id", "user_id"),
+    Index("ix_sign_in_links_expires_at", "expires_at"),
+)
+
+sign_in_failures = Table(
+    "sign_in_failures",
+    metadata,
+    # How many sign-ins have failed lately, by user and by address. Both are hashed into a fixed number of slots, so the
+    # table cannot grow, whatever names and addresses an attacker makes up.
+    Column("scope", String(7), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("failures", Integer, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    CheckConstraint("scope IN ('user', 'address')", name="known_scope"),
+    CheckConstraint("slot >= 0 AND slot < 65536", name="known_slot"),
+    CheckConstraint("failures >= 0", name="failures_not_negative"),
+    Index("ix_sign_in_failures_last_at", "last_at"),
+)
+
 REFERENCE_TABLES = ("organizations", "roles", "users", "plans")
 """Tables that do not grow with use: a cluster keeps a copy of them on every node."""
 
@@ -708,7 +764,10 @@ APPEND_ONLY = ("entries", "orders", "reversals", "adjustments", "owner_changes",
 """Tables whose rows are never changed or removed; triggers refuse it (0006_vault.py)."""
 ERASABLE = {"decisions": "note"}
 """The column of an append-only table that may name people. Triggers allow it to be set to NULL, and to nothing else."""
-LOCAL_TABLES = ("refusals", "dead_letters", "postponed_jobs", "findings", "audit_progress", "resting_carriers")
-"""Tables for operators, whose rows are removed after a while: a cluster keeps them on one node."""
+LOCAL_TABLES = (
+    *("refusals", "dead_letters", "postponed_jobs", "findings", "audit_progress", "resting_carriers"),
+    *("console_sessions", "sign_in_links", "sign_in_failures"),
+)
+"""Tables for operators and the console, whose rows are removed after a while: a cluster keeps them on one node."""
 NEVER_DELETED = ("accounts",)
 """Tables whose rows are never removed; triggers refuse it."""

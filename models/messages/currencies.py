@@ -26,3 +26,14 @@ def check_currency(code: str) -> str:
         msg = "must be a currency of ISO 4217, such as EUR"
         raise ValueError(msg)
     return code
+
+
+_MINOR_DIGITS = {
+    **dict.fromkeys("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF".split(), 0),  # noqa: SIM905  as above
+    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),  # noqa: SIM905  as above
+}
+
+
+def minor_digits(code: str) -> int:
+    """Return how many decimals an amount of a currency has (ISO 4217, table A.1, "minor unit")."""
+    return _MINOR_DIGITS.get(code, 2)

@@ -8,7 +8,16 @@ from typing import Any, Final, NamedTuple, cast
 from sqlalchemy import Connection, Select, func, select
 
 from models.database.engine import transaction_time
-from models.database.schema import accounts, audit_progress, charges, dead_letters, postponed_jobs, refusals, users
+from models.database.schema import (
+    accounts,
+    audit_progress,
+    charges,
+    dead_letters,
+    findings,
+    postponed_jobs,
+    refusals,
+    users,
+)
 from models.database.statements import search_by_index
 from models.errors import Refused
 from models.messages.answer import refused_answer
@@ -133,3 +142,16 @@ def list_pools(connection: Connection) -> list[Pool]:
         select(users.c.credit_owner_id, users.c.id).where(~users.c.is_owner).order_by(users.c.id)
     ).all()
     return [Pool(owner, [user for its_owner, user in sharing if its_owner == owner]) for owner in owners]
+
+
+def count_waiting_decisions(connection: Connection, org_id: int) -> Json:
+    """Return how many messages of an organization are unknown, and how many findings alarm in its accounts."""
+    search_by_index(connection)
+    unknown = select(func.count()).where(charges.c.org_id == org_id, charges.c.unknown_since.is_not(None))
+    alarms = select(func.count()).where(
+        findings.c.org_id == org_id, findings.c.resolved_at.is_(None), findings.c.acknowledged_at.is_(None)
+    )
+    return {
+        "unknown": connection.execute(unknown).scalar_one(),
+        "findings": connection.execute(alarms).scalar_one(),
+    }

@@ -24,7 +24,7 @@ from models.reports.usage import UsageScope, paid_by, sent_by, usage_by_day
 from models.sends.answers import wire_status
 from models.sends.charges import State
 from models.users.roles import role_holds
-from models.users.users import User, get_user
+from models.users.users import User, get_user, unknown_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,18 +296,39 @@ def show_users(connection: Connection, view: View) -> Json:
     if view.of == "self":
         query = query.where(users.c.credit_owner_id == viewer.id)
     page = fetch_page(connection, query, {"id": SortKey(users.c.id)}, view.next, view.page)
-    rows = [
-        {
-            "user_id": row.id,
-            "name": row.name,
-            "email": row.email,
-            "role": row.role,
-            "owner": row.credit_owner_id,
-            "sharing": not row.is_owner,
-        }
-        for row in page.rows
-    ]
+    rows = [_user_row(row) for row in page.rows]
     return {"status": "done", "viewer": viewer.id, **paged(view, page, rows)}
+
+
+def _user_row(row: Row[Any]) -> Json:
+    return {
+        "user_id": row.id,
+        "name": row.name,
+        "email": row.email,
+        "role": row.role,
+        "owner": row.credit_owner_id,
+        "sharing": not row.is_owner,
+    }
+
+
+def show_user(connection: Connection, view: View, user_id: str) -> Json:
+    """Return one user of the viewer's organization, and how many others spend their credits.
+
+    Raises
+    ------
+    Refused
+        As `show_users`, and `unknown_user` for somebody who was erased or belongs to another organization.
+
+    """
+    viewer = viewer_of_users(connection, view)
+    row = connection.execute(
+        select(users).where(users.c.id == user_id, users.c.org_id == viewer.org_id, users.c.erased_at.is_(None))
+    ).one_or_none()
+    if row is None:
+        raise unknown_user(user_id)
+    spends_their_credits = (users.c.credit_owner_id == user_id) & (users.c.id != user_id)
+    credit_users = connection.execute(select(func.count()).select_from(users).where(spends_their_credits)).scalar_one()
+    return {"status": "done", "viewer": viewer.id, "user": {**_user_row(row), "credit_users": credit_users}}
 
 
 def _orders_of(scope: ViewScope) -> ColumnElement[bool]:

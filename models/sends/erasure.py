@@ -31,6 +31,7 @@ from models.sends.due import is_waiting
 from models.sends.leases import is_leased
 from models.users.changes import record_change
 from models.users.organizations import NOBODYS
+from models.users.sessions import delete_sign_ins
 from models.users.sharing import require_no_credit_users
 from models.users.users import User, lock_users, require_rights, unknown_user
 
@@ -152,9 +153,10 @@ def _delete(connection: Connection, table: Table, ids: Sequence[int]) -> int:
 def erase_user(connection: Connection, erasure: EraseUser, now: datetime) -> User:
     """Erase who a user is: name, address and billing information. Returns the user, of whom more is to be erased.
 
-    Notes about their messages go too. Id, balance and orders stay, and nobody can be saved under the id again.
-    An erasure that was made before is not made again. As in a change of owner, the actor's rights come before anything
-    else is looked up. A stranger of another organization is as unknown as somebody who was never saved.
+    Notes about their messages go too, and so does all by which they could sign in. Id, balance and orders stay, and
+    nobody can be saved under the id again. An erasure that was made before is not made again. As in a change of owner,
+    the actor's rights come before anything else is looked up. A stranger of another organization is as unknown as
+    somebody who was never saved.
 
     Raises
     ------
@@ -218,6 +220,7 @@ def _require_no_open_messages(connection: Connection, user: User) -> None:
 
 
 def _erase_user(connection: Connection, user: User, now: datetime) -> None:
+    delete_sign_ins(connection, user)
     connection.execute(
         update(users)
         .where(users.c.id == user.id)

@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
-from models.database.schema import roles
+from models.database.schema import roles, users
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.billing import Right, SaveRole
@@ -34,6 +34,17 @@ def upsert_role(connection: Connection, role: SaveRole, now: datetime) -> None:
 
 def _as_changed(role: Json) -> Json:
     return {"rights": [right for right in RIGHTS if role[right]], "version": role["version"]}
+
+
+def roles_of(connection: Connection, org_id: int) -> list[Json]:
+    """Return the roles of an organization by name: the rights that each holds, and how many users have it."""
+    have_it = (users.c.org_id == roles.c.org_id) & (users.c.role == roles.c.role) & users.c.erased_at.is_(None)
+    members = select(func.count()).select_from(users).where(have_it).scalar_subquery().label("members")
+    found = connection.execute(select(roles, members).where(roles.c.org_id == org_id).order_by(roles.c.role))
+    return [
+        {"role": row.role, "rights": [right for right in RIGHTS if row._mapping[right]], "users": row.members}  # noqa: SLF001  public
+        for row in found
+    ]
 
 
 def lock_role(connection: Connection, org_id: int, organization: str, role: str) -> None:

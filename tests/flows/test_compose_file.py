@@ -132,15 +132,20 @@ def test_every_setting_is_passed_on_and_no_other() -> None:
         for name, value in (service["environment"] | port_of(service)).items()
         if name.startswith(PREFIX)
     }
-    fixed = {"POSTAGE_VAR": "/tmp", "POSTAGE_FLOWER_ADDRESS": "0.0.0.0"}  # noqa: S108, S104  in a container
+    fixed = {
+        "POSTAGE_VAR": "/tmp",  # noqa: S108  in a container
+        "POSTAGE_FLOWER_ADDRESS": "0.0.0.0",  # noqa: S104  in a container
+        "POSTAGE_CONSOLE_ADDRESS": "0.0.0.0",  # noqa: S104  in a container
+    }
 
     assert passed == set((chosen | fixed).items())
 
 
 def port_of(service: Service) -> dict[str, str]:
-    """Give the setting that the port of Flower is published by: within the container it is always the same."""
-    published = [port.split(":")[1] for port in service.get("ports", []) if port.endswith(":5555")]
-    return {"POSTAGE_FLOWER_PORT": published[0]} if published else {}
+    """Give the setting that the port of a site is published by: within the container it is always the same."""
+    names = {"5555": "POSTAGE_FLOWER_PORT", "5580": "POSTAGE_CONSOLE_PORT"}
+    published = [port.split(":")[1:] for port in service.get("ports", [])]
+    return {names[inside]: outside for outside, inside in published if inside in names}
 
 
 def test_processes_share_their_settings() -> None:
@@ -148,18 +153,19 @@ def test_processes_share_their_settings() -> None:
     chosen = {PREFIX + name.upper(): f"chosen-{name}" for name in Settings.model_fields}
     services = [service for service in read_services(ENV | chosen).values() if service["image"] == "postage"]
     own = {*SECRETS, "POSTAGE_FLOWER_READ_ONLY", "POSTAGE_FLOWER_ADDRESS"}
+    own |= {"POSTAGE_CONSOLE_ADDRESS", "POSTAGE_CONSOLE_URL", "POSTAGE_CONSOLE_PROXIES"}
     [shared] = {tuple(sorted(service["environment"].keys() - own)) for service in services}
 
-    assert {*shared, *own, "POSTAGE_FLOWER_PORT"} == set(chosen)
+    assert {*shared, *own, "POSTAGE_FLOWER_PORT", "POSTAGE_CONSOLE_PORT"} == set(chosen)
 
 
 MONITORING = {"prometheus", "grafana"}
 """What `metrics` in COMPOSE_PROFILES starts."""
 SECRETS = {
-    "POSTAGE_DATABASE_URL": {"migrate", "beat", *WORKERS},
-    "POSTAGE_BROKER_URL": {"beat", "flower", *WORKERS},
-    "POSTAGE_SENTINEL_PASSWORD": {"beat", "flower", *WORKERS},
-    "POSTAGE_RESULT_URL": {"beat", *WORKERS},
+    "POSTAGE_DATABASE_URL": {"migrate", "beat", "console", *WORKERS},
+    "POSTAGE_BROKER_URL": {"beat", "flower", "console", *WORKERS},
+    "POSTAGE_SENTINEL_PASSWORD": {"beat", "flower", "console", *WORKERS},
+    "POSTAGE_RESULT_URL": {"beat", "console", *WORKERS},
     "POSTAGE_SMTP_URL": set(WORKERS),
     "POSTAGE_SMS_URL": set(WORKERS),
     "POSTAGE_FLOWER_AUTH": {"flower"},

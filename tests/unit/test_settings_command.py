@@ -13,7 +13,17 @@ SECRET = "hunter2"
 TEXTS = {
     name for name, field in Settings.model_fields.items() if str in (field.annotation, *get_args(field.annotation))
 }
-PLAIN = {"sentinel_master", "key_prefix", "email_headers", "signed_queues", "flower_address", "metrics_address"}
+PLAIN = {
+    "sentinel_master",
+    "key_prefix",
+    "email_headers",
+    "signed_queues",
+    "flower_address",
+    "metrics_address",
+    "console_address",
+    "console_proxies",
+    "console_url",
+}
 
 
 def test_every_text_is_known_to_be_secret_or_not() -> None:

@@ -14,6 +14,7 @@ from models.errors import PostageError
 from worker.cli.apply import apply
 from worker.cli.cancel import cancel, purge
 from worker.cli.carriers import carriers
+from worker.cli.console import console, create_admin
 from worker.cli.contract import contract
 from worker.cli.credits import adjust, buy, reverse, share
 from worker.cli.dead import dead
@@ -36,9 +37,9 @@ from worker.cli.views import billing, changes, entry, orders, overview, statemen
 from worker.preflight import DATABASE_ERRORS, explain_failure
 
 COMMANDS = (
-    *(up, worker, beat, flower, migrate),
+    *(up, worker, beat, flower, console, migrate),
     *(send_email, send_sms, enqueue, contract),
-    *(apply, user, role, plan, keys),
+    *(apply, user, role, plan, create_admin, keys),
     *(buy, reverse, adjust, share, erase, cancel, purge),
     *(overview, usage, orders, statement, entry, billing, users, changes),
     *(status, explain, carriers, settings, doctor, audit, findings, verify, unknown, dead, inspect, control),

@@ -1,7 +1,6 @@
 """Where commands print: a console for people, and one that writes the tables as CSV for spreadsheets and scripts."""
 
 import csv
-import re
 import sys
 from typing import Any, TextIO
 
@@ -10,11 +9,12 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from models.text import spreadsheet_cell
+
 UNBOUNDED = 100_000
 """Characters of a line that nobody looks at on a screen: nothing is wrapped or cut there."""
 RULE_MAX = 80
 """Characters of a line that divides what is printed."""
-NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 class PlainConsole(Console):
@@ -66,14 +66,9 @@ class CsvConsole(PlainConsole):
             self._writer.writerow(header)
             self._header = header
         self._writer.writerows(
-            zip(*([_harmless(_plain(cell)) for cell in column.cells] for column in table.columns), strict=True)
+            zip(*([spreadsheet_cell(_plain(cell)) for cell in column.cells] for column in table.columns), strict=True)
         )
 
 
 def _plain(cell: object) -> str:
     return cell.plain if isinstance(cell, Text) else str(cell)
-
-
-def _harmless(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula (OWASP, CSV Injection): people choose their own names."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not NUMBER.fullmatch(text) else text

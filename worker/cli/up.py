@@ -1,7 +1,7 @@
 """`postage up`: everything on one machine, and the jobs of a file sent through it as any producer would send them.
 
-The broker and the receivers belong to this process. Worker, beat and Flower are processes of their own, which end with
-it.
+The broker and the receivers belong to this process. Worker, beat, Flower and console are processes of their own,
+which end with it.
 """
 
 import functools
@@ -30,6 +30,7 @@ from models.messages.wire import SEND_TASKS
 from models.reports.status import ended_answers, list_pools
 from models.reports.views import show_orders, show_overview, show_usage
 from tasks.job_ids import USER_FIELDS, first_id
+from tasks.signing_in import link_for
 from worker.broker.signing import BY_US
 from worker.cli import tables
 from worker.cli.job_file import each_job
@@ -37,6 +38,7 @@ from worker.cli.printing import PlainConsole
 from worker.cli.session import Need, current_session, needs
 from worker.local.broker_url import BrokerUrl
 from worker.local.stack import LOOK_EVERY_S, LocalStack, StackError, start_stack
+from worker.private_files import write_private
 from worker.settings import Settings
 
 ANSWER_WITHIN_S = 120.0
@@ -54,10 +56,11 @@ def up(*, file: Path | None, exit_when_done: bool) -> None:
     """Run everything on this machine, and the jobs in FILE.
 
     Starts the broker and the database (under ./var, unless POSTAGE_BROKER_URL and POSTAGE_DATABASE_URL name others), a
-    worker, beat, Flower, and local receivers that keep what is sent under ./var/outbox (unless POSTAGE_SMTP_URL and
-    POSTAGE_SMS_URL name real carriers). Then enqueues the jobs in FILE like any outside producer, shows progress, and
-    how everything ended. Each line of FILE is {"task": …, "job": …}; sends run side by side, any other task waits for
-    the lines before it. Goes on running until Ctrl-C, or ends when the jobs are done (--exit).
+    worker, beat, Flower, the console (not with --exit), and local receivers that keep what is sent under ./var/outbox
+    (unless POSTAGE_SMTP_URL and POSTAGE_SMS_URL name real carriers). Then enqueues the jobs in FILE like any outside
+    producer, shows progress, and how everything ended. Each line of FILE is {"task": …, "job": …}; sends run side by
+    side, any other task waits for the lines before it. Goes on running until Ctrl-C, or ends when the jobs are
+    done (--exit).
     """
     run_up(current_session().settings, file, exit_when_done=exit_when_done)
 
@@ -89,9 +92,9 @@ def run_up(settings: Settings, file: Path | None, *, exit_when_done: bool) -> No
     with ExitStack() as stack:
         stack.enter_context(_ended_by_signals())
         try:
-            local = stack.enter_context(start_stack(settings, console))
+            local = stack.enter_context(start_stack(settings, console, for_people=not exit_when_done))
             _run(local, lines, console)
-            _print_places(local, console)
+            _print_places(local, _first_person(lines), console)
             if not exit_when_done:
                 console.print("Running. Ctrl-C ends it.")
                 local.run_until_interrupted()
@@ -186,14 +189,35 @@ def _print_pools(connection: Connection, console: PlainConsole) -> None:
         console.print(f"And {len(pools) - SHOWN_MAX} more pools: `postage overview USER` shows any.")
 
 
-def _print_places(local: LocalStack, console: PlainConsole) -> None:
+def _first_person(lines: Sequence[StoryLine]) -> str | None:
+    """Return the first user whom the file has saved."""
+    saved = (line.answer for line in lines if line.task == "users.save" and line.answer)
+    return next((answer["user_id"] for answer in saved if answer["status"] == "done"), None)
+
+
+def _print_places(local: LocalStack, person: str | None, console: PlainConsole) -> None:
     console.heading("Where to look")
+    if local.console_url is not None:
+        _print_console(local, local.console_url, person, console)
     console.print(f"Flower    {local.flower_url}")
     if local.outbox is not None:
         console.print(f"Outbox    {local.outbox}{os.sep}   (each message that was sent, as a file)")
     console.print(f"Logs      {local.logs}{os.sep}")
     if local.broker_url is not None:
         _print_broker(local.broker_url, local.app.settings.embedded_url_file, console)
+
+
+def _print_console(local: LocalStack, url: str, person: str | None, console: PlainConsole) -> None:
+    """Print where the console is. The link that signs in a person of the file is for a person, and in no log."""
+    if person is None:
+        console.print(f"Console   {url}   (`postage create-admin USER` gives somebody a password)")
+        return
+    file = local.app.settings.console_link_file
+    link = f"{url}/link/{link_for(local.context, person)}"
+    write_private(file, f"{link}\n")
+    shown = link if console.is_terminal else f"{url}, the link is in {file}"
+    console.print(f"Console   {shown}", soft_wrap=True, highlight=False)
+    console.print(f"          (signs in as {person}, once, within the hour)")
 
 
 def _print_broker(url: BrokerUrl, file: Path, console: PlainConsole) -> None:

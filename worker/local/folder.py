@@ -16,7 +16,8 @@ from worker.private_files import OTHERS
 
 log = structlog.get_logger(__name__)
 
-OWN_NAMES: Final = ("beat*", "broker-url", ".broker-url.*", "logs", "outbox", "postage.db*", "producer-keys.json",
+OWN_NAMES: Final = ("beat*", "broker-url", ".broker-url.*", "console-link", ".console-link.*",
+                    "logs", "outbox", "postage.db*", "producer-keys.json",
                     ".producer-keys.json.*",
                     "up.lock", "valkey")  # fmt: skip
 """What Postage makes in the folder, as shell patterns. Anything else there is left alone."""

@@ -1,4 +1,4 @@
-"""Everything on one machine: broker and receivers within this process, worker, beat and Flower as its children.
+"""Everything on one machine: broker and receivers within this process; worker, beat, Flower, console as its children.
 
 What is started here ends here, in order, also when this process is killed.
 """
@@ -33,6 +33,8 @@ from worker.settings import Settings
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.2
+OWN_FIELDS = {"smtp_url", "sms_url", "flower_port", "console_port"}
+"""Settings that are chosen here, whether they were set or not."""
 
 
 class StackError(OperatorError):
@@ -46,6 +48,7 @@ class LocalStack:
     app: PostageApp
     children: dict[str, subprocess.Popen[bytes]]
     flower_url: str
+    console_url: str | None
     broker_url: BrokerUrl | None
     outbox: Path | None
     logs: Path
@@ -78,8 +81,8 @@ class LocalStack:
 
 
 @contextmanager
-def start_stack(settings: Settings, console: Console) -> Iterator[LocalStack]:
-    """Start everything, and end it after the block.
+def start_stack(settings: Settings, console: Console, *, for_people: bool = True) -> Iterator[LocalStack]:
+    """Start everything, and end it after the block. The web application is for people who go on looking.
 
     Raises
     ------
@@ -105,10 +108,11 @@ def start_stack(settings: Settings, console: Console) -> Iterator[LocalStack]:
         stack.callback(_stop, children, console)
         for name in ("worker", "beat"):
             children[name] = _start(name, settings, logs)
-        flower_url = _open_flower(children, settings, logs)
-        local = LocalStack(app, children, flower_url, broker.url if broker else None, outbox, logs)
+        flower_url = _open_site("flower", children, settings, logs)
+        console_url = _open_site("console", children, settings, logs) if for_people else None
+        local = LocalStack(app, children, flower_url, console_url, broker.url if broker else None, outbox, logs)
         _await_worker(local)
-        console.print("Running   worker, beat, Flower")
+        console.print(f"Running   worker, beat, Flower{', console' if for_people else ''}")
         yield local
 
 
@@ -141,7 +145,7 @@ def _start(name: str, settings: Settings, logs: Path) -> subprocess.Popen[bytes]
 
 def _environment(settings: Settings) -> dict[str, str]:
     """Return the environment from which a child reads these settings."""
-    said = settings.model_dump(mode="json", include=settings.model_fields_set | {"smtp_url", "sms_url", "flower_port"})
+    said = settings.model_dump(mode="json", include=settings.model_fields_set | OWN_FIELDS)
     return {
         **os.environ,
         **{f"POSTAGE_{name.upper()}": str(value) for name, value in said.items() if value is not None},
@@ -151,7 +155,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _stop(children: dict[str, subprocess.Popen[bytes]], console: Console) -> None:
     """End the children, each with time to finish: those that make work first, the worker last."""
-    for name in ("beat", "flower", "worker"):
+    for name in ("beat", "flower", "console", "worker"):
         child = children.get(name)
         if child is None or child.poll() is not None:
             continue
@@ -172,19 +176,23 @@ def _await_worker(local: LocalStack) -> None:
             raise StackError(f"The worker does not answer; its log is {local.logs / 'worker.log'}.")
 
 
-def _open_flower(children: dict[str, subprocess.Popen[bytes]], settings: Settings, logs: Path) -> str:
-    """Start Flower and return its address. If another program takes the port first, Flower starts on another one."""
-    for wanted in (settings.flower_port, 0, 0):
-        port = free_port(settings.flower_address, wanted)
-        flower = children["flower"] = _start("flower", settings.model_copy(update={"flower_port": port}), logs)
+def _open_site(name: str, children: dict[str, subprocess.Popen[bytes]], settings: Settings, logs: Path) -> str:
+    """Start Flower or the console and return its address.
+
+    If another program takes its port first, it starts on another one.
+    """
+    address = getattr(settings, f"{name}_address")
+    for wanted in (getattr(settings, f"{name}_port"), 0, 0):
+        port = free_port(address, wanted)
+        site = children[name] = _start(name, settings.model_copy(update={f"{name}_port": port}), logs)
         deadline = time.monotonic() + READY_WITHIN_S
-        while flower.poll() is None and time.monotonic() < deadline:
-            if _listens(flower):
-                return f"http://{settings.flower_address}:{port}"
+        while site.poll() is None and time.monotonic() < deadline:
+            if _listens(site):
+                return f"http://{address}:{port}"
             time.sleep(LOOK_EVERY_S)
-        if flower.poll() is None:
+        if site.poll() is None:
             break  # it runs but does not listen; another port would not help
-    raise StackError(f"Flower does not listen; its log is {logs / 'flower.log'}.")
+    raise StackError(f"The {name} does not listen; its log is {logs / name}.log.")
 
 
 def _listens(child: subprocess.Popen[bytes]) -> bool:

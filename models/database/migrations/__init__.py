@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from models.database.engine import Database
 from models.errors import DatabaseAheadError, DatabaseBehindError
 
-NEWEST: Final = "0009"
+NEWEST: Final = "0010"
 """The revision of the newest migration in `versions/`, which this code was written for."""
 KNOWN: Final = frozenset(f"{number:04}" for number in range(1, int(NEWEST) + 1))
 """The revisions of all migrations in `versions/`, which are numbered without a gap."""
