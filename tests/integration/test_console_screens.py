@@ -81,6 +81,13 @@ def test_every_story_is_shown_as_it_is_told(console: ConsoleOfTest, job_id: str)
     assert ("hx-get" in page.text) == (told["status"] in ("sending", "retrying"))
 
 
+def test_a_page_that_looks_again_is_not_replaced_when_the_session_has_ended(console: ConsoleOfTest) -> None:
+    asked_again = console.browser().get("/messages/story?job_id=held", **{"hx-request": "true"})
+
+    assert asked_again.status_code == 401
+    assert 'hx-status:4xx="swap:none"' in console.browser("john").get("/messages/story?job_id=held").text
+
+
 OF_ACME = ["/messages/story{}?job_id=in-part", "/statement/entry{}?entry=email/5"]
 
 
