@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from models.database.engine import Database
+from tasks.client import CONNECTING
 from tests.factories import buy, email_job, save_people, share, sms_job
 from tests.fakes import answer, make_context
 from tests.integration.console_client import Browser, ConsoleOfTest, console_on
@@ -357,7 +358,7 @@ def test_a_change_without_the_form_of_this_session_is_not_sent(changing: Console
 
 
 def test_a_broker_that_is_away_is_told_in_a_sentence(console: ConsoleOfTest, john: Browser) -> None:
-    console.app.conf.broker_transport_options = {"socket_connect_timeout": 0.2}
+    console.app.conf.broker_transport_options = CONNECTING
     console.app.conf.task_publish_retry = False
 
     told = john.submit("/users/mary/credit-owner", change_id="change-y", owner="john")
