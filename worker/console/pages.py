@@ -205,8 +205,7 @@ def _sentence_of(status: int) -> str:
 def not_permitted(viewer: SignedIn, screen: Screen) -> Refused:
     """Return the refusal of a screen that needs rights which a viewer's role lacks."""
     rights = " and ".join(screen.rights)
-    sentence = say("error.lacks_rights", role=viewer.user.role, rights=rights, screen=say(f"{screen.name}.title"))
-    return Refused(Reason.NOT_PERMITTED, sentence)
+    return Refused(Reason.NOT_PERMITTED, say("error.lacks_rights", role=viewer.user.role, rights=rights))
 
 
 def status_of(answer: Json) -> int:
