@@ -21,7 +21,9 @@ from worker.console.screens import SCREENS
 from worker.console.security import POLICY
 from worker.settings import Settings
 
-PATHS = [screen.path.replace("{user_id}", "peter") for screen in SCREENS]
+NAMED = {"/statement/entry": "?entry=email/1", "/messages/story": "?job_id=mail-1"}
+"""What screens of one thing show."""
+PATHS = [screen.path.replace("{user_id}", "peter") + NAMED.get(screen.path, "") for screen in SCREENS]
 EVIL = '"><script>alert(1)</script>{{ 6 * 7 }}'
 
 
@@ -130,6 +132,7 @@ def test_the_json_of_a_screen_is_the_answer_of_its_view(
     )
 
     message = {"viewer": "john"} | ({} if screen.name == "billing" else {"since": "2026-01-01"})
+    message |= {"by": "message"} if screen.name == "messages" else {}
     assert got.json() == json.loads(json.dumps(answer(console.context, screen.task, message)))
 
 
