@@ -14,7 +14,14 @@ _OURS = uuid.UUID("5f0c7ad2-6a64-4a55-8f4b-6a5b7e1c9d30")
 
 def enqueue(app: PostageApp, viewer: str, task: str, key: str, message: Json) -> None:
     """Put a task on its queue, for a viewer and under the key of its message."""
-    app.send_task(task, args=[message], task_id=_task_id(viewer, key), argsrepr=redacted_args([message]), headers=BY_US)
+    app.send_task(
+        task,
+        args=[message],
+        task_id=_task_id(viewer, key),
+        argsrepr=redacted_args([message]),
+        headers=BY_US,
+        ignore_result=True,  # or this process would subscribe to each answer; the worker decides what is kept
+    )
 
 
 def answer_of(app: PostageApp, viewer: str, key: str) -> Json | None:

@@ -162,6 +162,10 @@ class Console:
     def _ask_to_sign_in(self, request: Request) -> Response:
         if _asks_for_json(request):
             return JSONResponse(refused_answer("not_permitted", say("error.signed_out")), 401)
+        if (
+            "hx-request" in request.headers
+        ):  # a page that looks again keeps what it shows; one to sign in would replace it
+            return self.failure(request, 401, say("error.signed_out"))
         to = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{SIGN_IN}?{urlencode({'next': to})}", 303)
 
@@ -201,8 +205,7 @@ def _sentence_of(status: int) -> str:
 def not_permitted(viewer: SignedIn, screen: Screen) -> Refused:
     """Return the refusal of a screen that needs rights which a viewer's role lacks."""
     rights = " and ".join(screen.rights)
-    sentence = say("error.lacks_rights", role=viewer.user.role, rights=rights, screen=say(f"{screen.name}.title"))
-    return Refused(Reason.NOT_PERMITTED, sentence)
+    return Refused(Reason.NOT_PERMITTED, say("error.lacks_rights", role=viewer.user.role, rights=rights))
 
 
 def status_of(answer: Json) -> int:

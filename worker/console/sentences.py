@@ -337,7 +337,7 @@ ENGLISH: dict[str, str] = {
     "error.form_too_old": "This form is of an earlier session: go back, load the page again, and send it once more.",
     "error.other_site": "This form was sent from another site, so nothing was done: open the console itself, and try again.",
     "error.unknown_host": "The console does not answer under this name: open it by its own address (POSTAGE_CONSOLE_URL).",
-    "error.lacks_rights": "Your role {role} does not hold {rights}, which the screen {screen} needs: ask somebody whose role holds edit_user.",
+    "error.lacks_rights": "Your role {role} does not hold {rights}, which this page needs: ask somebody whose role holds edit_user.",
 }
 
 
