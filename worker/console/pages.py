@@ -1,5 +1,6 @@
 """What all pages have in common: who looks, how they ask, how what they see is made, and how a failure is told."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -155,7 +156,8 @@ class Console:
         viewer = self.viewer_of(request)
         if viewer is None:
             raise HTTPException(401, say("error.signed_out"))
-        if form.get("form_token") != viewer.form_token:
+        given = form.get("form_token", "").encode("utf-8", "replace")
+        if not secrets.compare_digest(given, viewer.form_token.encode()):
             raise HTTPException(403, say("error.form_too_old"))
         return viewer
 
