@@ -147,7 +147,7 @@ def test_nothing_listens_afterwards(story: StoryRun) -> None:
 
 
 def _flower_url(output: str) -> str:
-    found = re.search(r"http://127\.0\.0\.1:\d+", output)
+    found = re.search(r"(?<=Flower    )http://127\.0\.0\.1:\d+", output)
     assert found
     return found[0]
 

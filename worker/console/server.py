@@ -55,8 +55,9 @@ def _listening(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.console_address, settings.console_port), family=family)
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # Python adds the address, in brackets
         msg = (
-            f"The console cannot listen on {settings.console_address}:{settings.console_port}: {error.strerror}. "
+            f"The console cannot listen on {settings.console_address}:{settings.console_port}: {why}. "
             "Set POSTAGE_CONSOLE_ADDRESS and POSTAGE_CONSOLE_PORT to others."
         )
         raise OperatorError(msg) from error

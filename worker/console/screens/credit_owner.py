@@ -11,7 +11,6 @@ from worker.console.sentences import say
 
 PAGES_MAX = 20
 """Pages of users to choose from."""
-LOOK_TIMES_MAX = 40
 
 
 def _details(asked: Asked, answer: Json) -> Json:
