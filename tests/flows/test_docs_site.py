@@ -8,6 +8,8 @@ import pytest
 
 from worker.cli.main import COMMANDS
 
+pytestmark = pytest.mark.xdist_group("docs-site")
+
 ROOT = Path(__file__).parents[2]
 
 
