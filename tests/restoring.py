@@ -32,7 +32,7 @@ OTHERS: Final = """
 
 @dataclass(frozen=True)
 class Content:
-    """The schema of a database, the rows of each table as COPY writes them, and the last value of each sequence."""
+    """What a database holds: its schema, the rows of each table as COPY writes them, and what empties it for these."""
 
     schema: list[int]
     rows: dict[str, bytes]

@@ -27,12 +27,10 @@ def csv_lines(screen: Screen, asked: Asked, answer: Json) -> Iterator[str]:
 
 
 def _pages(screen: Screen, asked: Asked, answer: Json) -> Iterator[list[Json]]:
-    yield screen.rows(answer) or []
-    while answer.get("next"):
-        answer = asked.ask(screen.task, screen.message(asked) | {"next": answer["next"], "page": 1})
-        if answer["status"] == "refused":
+    for page in asked.pages(screen.task, screen.message(asked) | {"page": 1}, first=answer):
+        if page is not answer and page["status"] == "refused":
             return
-        yield screen.rows(answer) or []
+        yield screen.rows(page) or []
 
 
 def _flat(row: Json, before: str = "") -> dict[str, str]:

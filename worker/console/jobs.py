@@ -12,6 +12,11 @@ from worker.broker.signing import BY_US
 _OURS = uuid.UUID("5f0c7ad2-6a64-4a55-8f4b-6a5b7e1c9d30")
 
 
+def new_key() -> str:
+    """Return an id for what a form will enqueue."""
+    return f"console-{uuid.uuid4().hex}"
+
+
 def enqueue(app: PostageApp, viewer: str, task: str, key: str, message: Json) -> None:
     """Put a task on its queue, for a viewer and under the key of its message."""
     app.send_task(

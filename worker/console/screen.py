@@ -1,6 +1,6 @@
 """What a screen is, and what it is asked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -41,6 +41,14 @@ class Asked:
             page = self.given["page"]
             message["page"] = int(page) if page.isascii() and page.isdigit() and len(page) < 10 else page  # noqa: PLR2004  fits
         return {name: value for name, value in (message | changed).items() if value is not None}
+
+    def pages(self, task: str, message: Json, first: Json | None = None) -> Iterator[Json]:
+        """Yield the answer of a view, which may be known already, and those of the pages after it."""
+        answer = first or self.ask(task, message)
+        yield answer
+        while answer.get("next"):
+            answer = self.ask(task, message | {"next": answer["next"]})
+            yield answer
 
     def link(self, **changed: str | None) -> str:
         """Return the query of an address like this one, with some parameters changed, or left out if they are None."""

@@ -1,10 +1,11 @@
 """Advanced settings, credit owner: whose credits a user spends, who else could pay, and the change."""
 
-import uuid
 from collections.abc import Iterator
+from itertools import islice
 
 from models.messages.base import Json
 from worker.console.forms import Form
+from worker.console.jobs import new_key
 from worker.console.screen import Asked, Screen
 from worker.console.screens.user import read_user
 from worker.console.sentences import say
@@ -24,19 +25,14 @@ def _details(asked: Asked, answer: Json) -> Json:
         "choices": [{**each, "problem": _problem(user, each)} for each in members],
         "chosen": chosen if problem is None and chosen and chosen["user_id"] != user["owner"] else None,
         "change_id": change_id,
-        "new_change_id": f"console-{uuid.uuid4().hex}",
+        "new_change_id": new_key(),
         "change": asked.answer_of(change_id) if change_id else None,
     }
 
 
 def _members(asked: Asked) -> Iterator[Json]:
-    message = {"viewer": asked.viewer.user.id}
-    for _ in range(PAGES_MAX):
-        answer = asked.ask("views.users", message)
+    for answer in islice(asked.pages("views.users", {"viewer": asked.viewer.user.id}), PAGES_MAX):
         yield from answer.get("rows") or []
-        if not answer.get("next"):
-            return
-        message["next"] = answer["next"]
 
 
 def _problem(user: Json, other: Json) -> str | None:

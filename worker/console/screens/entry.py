@@ -10,9 +10,8 @@ from worker.console.sentences import say
 def _answer(asked: Asked) -> Json:
     if not asked.given.get("entry"):
         return refused_answer(Reason.NOT_FOUND, say("entry.none"))
-    of_address = asked.view(
-        since=None, until=None, page=None, next=None
-    )  # those of the statement that it was chosen on
+    # A period and a page are those of the statement that it was chosen on.
+    of_address = asked.view(since=None, until=None, page=None, next=None)
     return asked.ask("views.statement", of_address | {"entry": asked.given["entry"]})
 
 

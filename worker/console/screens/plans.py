@@ -4,13 +4,13 @@ Nobody pays on this page. Whoever holds `adjust_credits` can give credits anyway
 """
 
 import re
-import uuid
 
 from models.errors import Reason, Refused
 from models.messages.base import Json
 from models.messages.billing import Right
 from models.reports.plans import plans_for_sale
 from worker.console.forms import Form
+from worker.console.jobs import new_key
 from worker.console.screen import Asked, Screen
 from worker.console.sentences import say
 
@@ -41,7 +41,7 @@ def _details(asked: Asked, answer: Json) -> Json:
         "terms_of": _terms_of,
         "order_id": order_id,
         "order": asked.answer_of(order_id) if order_id else None,
-        "new_order_id": f"console-{uuid.uuid4().hex}",
+        "new_order_id": new_key(),
     }
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date, timedelta
+from itertools import islice
 
 from models.messages.base import Json
 from models.messages.fields import KINDS
@@ -42,14 +43,8 @@ def _details(asked: Asked, _answer: Json) -> Json:
 def _all_rows(asked: Asked, message: Json) -> tuple[list[Json], bool]:
     """Return the rows of all pages, and whether these are all there are."""
     message = {name: value for name, value in message.items() if name not in ("page", "next")}
-    rows: list[Json] = []
-    for _ in range(PAGES_MAX):
-        answer = asked.ask("views.usage", message)
-        rows += answer.get("rows") or []
-        if not answer.get("next"):
-            return rows, True
-        message["next"] = answer["next"]
-    return rows, False
+    pages = list(islice(asked.pages("views.usage", message), PAGES_MAX))
+    return [row for page in pages for row in page.get("rows") or []], not pages[-1].get("next")
 
 
 Sums = list[tuple[str, dict[str, int]]]
