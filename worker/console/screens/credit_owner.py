@@ -15,18 +15,20 @@ PAGES_MAX = 20
 
 
 def _details(asked: Asked, answer: Json) -> Json:
-    user = answer["user"]
+    change_id = asked.given.get("change")
+    change = asked.answer_of(change_id) if change_id else None
+    # The answer to a change may have come after the user was read.
+    user = (read_user(asked) if change else answer)["user"]
     members = list(_members(asked))
     chosen = next((each for each in members if each["user_id"] == asked.given.get("owner")), None)
     problem = None if chosen is None else _problem(user, chosen)
-    change_id = asked.given.get("change")
     return {
         "user": user,
         "choices": [{**each, "problem": _problem(user, each)} for each in members],
         "chosen": chosen if problem is None and chosen and chosen["user_id"] != user["owner"] else None,
         "change_id": change_id,
         "new_change_id": new_key(),
-        "change": asked.answer_of(change_id) if change_id else None,
+        "change": change,
     }
 
 
